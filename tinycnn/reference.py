@@ -67,7 +67,10 @@ def conv2d_backward(
     kernel_h, kernel_w = w.shape[:2]
     for i in range(dy.shape[1]):
         for j in range(dy.shape[2]):
-            rows, columns = slice(i * stride[0], i * stride[0] + kernel_h), slice(j * stride[1], j * stride[1] + kernel_w)
+            rows, columns = (
+                slice(i * stride[0], i * stride[0] + kernel_h),
+                slice(j * stride[1], j * stride[1] + kernel_w),
+            )
             dw += np.tensordot(z[:, rows, columns], dy[:, i, j], axes=(0, 0))
             dz[:, rows, columns] += np.tensordot(dy[:, i, j], w, axes=(1, 3))
     (top, left), (height, width) = padding, x.shape[1:3]

@@ -1,0 +1,102 @@
+"""Train a convolutional network on MNIST, from scratch, on the CPU. Without options: 5 epochs, to about 99.5 %."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import numba
+
+from tinycnn.experiment import Settings, run
+from tinycnn.presets import PRESETS
+
+CHANGES = ("epochs", "batch_size", "learning_rate", "optimizer", "momentum", "weight_decay", "schedule")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, train, print; return the exit status."""
+    options = parser().parse_args(arguments)
+    changes = {name: getattr(options, name) for name in CHANGES if getattr(options, name) is not None}
+    if options.no_augment:
+        changes["shift"] = 0
+    out = options.out or f"runs/{options.preset}"
+    settings = Settings(options.preset, changes, options.seed, options.validation, options.limit, options.data_dir, out)
+    try:
+        if options.threads:
+            numba.set_num_threads(options.threads)
+        metrics = run(settings, say=_nothing if options.quiet else print, progress=not options.quiet)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nstopped; {out} holds what the last whole epoch had learned", file=sys.stderr)
+        return 130
+    print(
+        f"test accuracy {metrics['test_accuracy']:.2%}, test loss {metrics['test_loss']:.4f} "
+        f"({metrics['seconds_total']:.1f} s in all, {metrics['images_per_second']:,.0f} images/s in training)\n"
+        f"saved in {out}: model.npz, history.csv, metrics.json, training.png"
+    )
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="examples: train_mnist.py --preset fast;  train_mnist.py --validation 5000 --learning-rate 0.02;  "
+        "train_mnist.py --data-dir my-fashion-mnist/",
+    )
+    add = result.add_argument_group("what to train").add_argument
+    add("--preset", choices=PRESETS, default="standard", help="network and recipe (default: standard)")
+    add("--seed", type=whole(0), default=0, help="of weights, order and shifts; same seed, same result (default: 0)")
+    add(
+        "--validation",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="hold the last N training images out, report on them",
+    )
+    add("--limit", type=whole(1), metavar="N", help="train on the first N training images only")
+    add("--no-augment", action="store_true", help="show the images as they are, without random shifts")
+
+    add = result.add_argument_group("changes to the preset's recipe (default: as in tinycnn/presets.py)").add_argument
+    add("--epochs", type=whole(1), metavar="N", help="times that every image is shown")
+    add("--batch-size", type=whole(1), metavar="N", help="images a step")
+    add("--learning-rate", type=number, metavar="RATE", help="the schedule's highest rate")
+    add("--optimizer", choices=("sgd", "adam"), help="another one wants another --learning-rate as well")
+    add("--momentum", type=number, metavar="M", help="of sgd, 0 … 1")
+    add("--weight-decay", type=number, metavar="D", help="how strongly weights are drawn to 0")
+    add("--schedule", choices=("constant", "step", "cosine", "one-cycle"), help="the learning rate over the steps")
+
+    add = result.add_argument_group("where and how").add_argument
+    add("--data-dir", metavar="DIR", help="with the four IDX files, packed or not (default: found or downloaded)")
+    add("--out", metavar="DIR", help="where the results go (default: runs/PRESET)")
+    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: all)")
+    add("--quiet", action="store_true", help="print the final result only")
+    return result
+
+
+def whole(minimum: int) -> Callable[[str], int]:
+    """An argument type: a whole number of at least `minimum`."""
+
+    def convert(text: str) -> int:
+        if (value := int(text)) < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {value}")
+        return value
+
+    convert.__name__ = "whole number"  # argparse names the type in its error
+    return convert
+
+
+def number(text: str) -> float:
+    """An argument type: a finite number of at least 0."""
+    if not 0 <= (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return value
+
+
+def _nothing(line: str) -> None:
+    """--quiet says nothing."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

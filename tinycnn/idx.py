@@ -1,0 +1,98 @@
+"""The IDX file format, in which MNIST and its relatives come: read it, write it, packed with gzip or not.
+
+An IDX file is    0x00 0x00 | type code | number of dimensions | each dimension, 4 bytes | the numbers
+with every number of more than one byte big-endian, and the last dimension running fastest.
+Source: LeCun, Cortes & Burges, The MNIST database (yann.lecun.com/exdb/mnist), "The IDX file format".
+
+What this file is not: it knows nothing of images or labels; `tinycnn/mnist.py` does.
+"""
+
+import gzip
+import os
+import zlib
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+MAX_DIMENSIONS = 32  # what every NumPy can hold; the format would allow 255
+MAX_GZIP_RATIO = 1032  # deflate packs no better: a header that promises more than this lies
+_CHUNK = 1 << 20
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """The array in an IDX file, in this machine's byte order. Packed or not is told by the content, not by the name.
+
+    Raises FileNotFoundError if there is no such file, and ValueError, naming the file and the fault, if it is not a
+    whole IDX file. What the header promises is compared with the size of the file before memory is taken.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if not path.is_file():
+        raise ValueError(f"{path}: not a file")
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            if packed:
+                with gzip.open(file) as unpacked:
+                    return _read(unpacked, size * MAX_GZIP_RATIO)
+            return _read(file, size)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path}: damaged gzip file ({error})") from error
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def write_idx(path: str | Path, array: np.ndarray) -> None:
+    """Write an array as an IDX file; packed with gzip if the name ends in .gz. Byte order does not matter.
+
+    Raises ValueError for a dtype that the format does not have: it has uint8, int8, int16, int32, float32, float64.
+    """
+    array = np.asarray(array)
+    codes = {np.dtype(t).newbyteorder("="): code for code, t in TYPES.items()}
+    code = codes.get(array.dtype.newbyteorder("="))
+    if code is None:
+        raise ValueError(f"IDX can't hold {array.dtype}, only {', '.join(str(t) for t in codes)}")
+    if array.ndim > MAX_DIMENSIONS or max(array.shape, default=0) >= 1 << 32:
+        raise ValueError(f"IDX can't hold shape {array.shape}: at most {MAX_DIMENSIONS} dimensions, each below 2³²")
+    header = bytes([0, 0, code, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    content = header + array.astype(TYPES[code]).tobytes()
+    # Without a time or a name in it, the same array always gives the same packed file.
+    Path(path).write_bytes(gzip.compress(content, mtime=0) if str(path).endswith(".gz") else content)
+
+
+def _read(file: BinaryIO, at_most: int) -> np.ndarray:
+    """The array in an unpacked IDX stream of at most `at_most` bytes."""
+    magic = _read_exactly(file, 4, "the magic number")
+    if magic[:2] != b"\0\0" or magic[2] not in TYPES:
+        raise ValueError(f"not an IDX file: it begins with {magic.hex(' ')}, not with 00 00 and a type code")
+    dtype, dimensions = np.dtype(TYPES[magic[2]]), magic[3]
+    if dimensions > MAX_DIMENSIONS:
+        raise ValueError(f"{dimensions} dimensions, but at most {MAX_DIMENSIONS} can be held")
+    header = _read_exactly(file, 4 * dimensions, f"the sizes of {dimensions} dimensions")
+    shape = tuple(int(n) for n in np.frombuffer(header, ">u4"))
+    size = prod(shape) * dtype.itemsize
+    if size > at_most:
+        raise ValueError(f"the header promises {size:,} bytes of numbers (shape {shape}), the file can't hold them")
+    content = _read_exactly(file, size, f"the numbers of an array of shape {shape}")
+    if file.read(1):
+        raise ValueError(f"more bytes than the {size:,} that the header promises (shape {shape})")
+    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=True)
+
+
+def _read_exactly(file: BinaryIO, size: int, what: str) -> bytes:
+    """The next `size` bytes, taken in pieces: memory grows with what is really there."""
+    content = bytearray()
+    while len(content) < size:
+        piece = file.read(min(_CHUNK, size - len(content)))
+        if not piece:
+            raise ValueError(f"truncated: {what} should be {size:,} bytes, {len(content):,} are there")
+        content += piece
+    return bytes(content)

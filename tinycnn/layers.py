@@ -1,0 +1,475 @@
+"""The layers: what a network is made of. Each is a thin class around functions of `tinycnn/kernels/`.
+
+Every layer has two methods that do all the work:
+
+    forward(x, training=False) -> y        training=True also remembers what backward needs
+    backward(dy) -> dx                     the gradient by its input; overwrites the gradients of its parameters
+
+A layer learns its input shape, its dtype and its random start from the model (`build`). The formulas and where they
+come from are in `tinycnn/reference.py`.
+
+What this file is not: a layer knows no loss, no optimizer and no other layer, and never changes a weight.
+"""
+
+from dataclasses import dataclass
+from math import prod, sqrt
+
+import numpy as np
+
+from tinycnn.kernels import batch_norm as kernels
+from tinycnn.kernels.convolution import convolve, convolve_weight_gradient
+from tinycnn.kernels.dense import dense, dense_weight_gradient
+from tinycnn.kernels.pooling import max_pool, max_pool_backward
+
+Shape = tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Parameter:
+    """A named array that learns, and the gradient of the loss by it (of the same shape)."""
+
+    name: str
+    value: np.ndarray
+    grad: np.ndarray
+
+
+class Layer:
+    """What all layers share. A layer of your own overrides forward and backward, and of the rest only what differs."""
+
+    name = ""  # given by the model: "conv2d_1"
+    dtype: np.dtype | None = None  # given by the model; until then a layer works in the dtype of its input
+    _memory = None
+
+    def build(self, input_shape: Shape, generator: np.random.Generator, dtype: np.dtype, gain: float) -> Shape:
+        """Prepare for inputs of this shape (without the batch), create the parameters; return the output's shape.
+
+        gain / (number of inputs that one output sums) is the variance of a new weight: 2 where a ReLU follows, else 1.
+        Raises ValueError if the shape can't fit.
+        """
+        self.dtype = np.dtype(dtype)
+        return input_shape
+
+    def forward(self, x: np.ndarray, training: bool = False) -> np.ndarray:
+        raise TypeError(f"{type(self).__name__} has no forward of its own")
+
+    def backward(self, dy: np.ndarray) -> np.ndarray:
+        raise TypeError(f"{type(self).__name__} has no backward of its own")
+
+    def parameter_gradients(self, dy: np.ndarray) -> None:
+        """backward for the first layer that learns: nobody asks for its dx, so it may save the work."""
+        self.backward(dy)
+
+    def parameters(self) -> list[Parameter]:
+        """What an optimizer changes, always in the same order."""
+        return []
+
+    def statistics(self) -> list[tuple[str, np.ndarray]]:
+        """Arrays that belong to the trained layer but are not learned by gradient: they are saved with the model."""
+        return []
+
+    def arguments(self) -> dict:
+        """What to call the class with to make this layer again, in plain numbers and lists (it is saved as JSON)."""
+        return {}
+
+    def multiply_adds(self) -> int:
+        """Multiply-adds of one image's forward pass."""
+        return 0
+
+    def label(self) -> str:
+        """How errors and tables call this layer."""
+        return self.name or type(self).__name__
+
+    def _input(self, x: np.ndarray, fits: bool, needs: str) -> np.ndarray:
+        """x as the kernels take it: contiguous, in the layer's dtype."""
+        if not fits:
+            raise ValueError(f"{self.label()}: got an input of shape {x.shape}, but needs {needs}")
+        return np.require(x, self.dtype, ["C", "W"])
+
+    def _remember(self, y: np.ndarray, *what: np.ndarray) -> None:
+        self._memory = (y.shape, *what)
+
+    def _recall(self, dy: np.ndarray) -> tuple[np.ndarray, ...]:
+        """dy as the kernels take it, and what was remembered."""
+        if self._memory is None:
+            raise ValueError(f"{self.label()}: backward needs a forward(x, training=True) before it")
+        output_shape, *what = self._memory
+        if np.shape(dy) != output_shape:
+            raise ValueError(f"{self.label()}: got a gradient of shape {np.shape(dy)} for an output of {output_shape}")
+        return np.require(dy, self.dtype, ["C", "W"]), *what
+
+
+class Normalize(Layer):
+    """y = (pixel / 255 − mean) / std: raw uint8 images in, numbers around zero out, in the model's dtype.
+
+    mean and std are numbers or one number a channel. Images without a channel axis, (N, H, W), get one.
+    """
+
+    def __init__(self, mean: float | list[float], std: float | list[float]):
+        if not np.all(np.asarray(std) > 0):
+            raise ValueError(f"Normalize: std must be greater than 0, got {std}")
+        self.mean, self.std = mean, std
+        self.dtype = np.dtype(np.float32)
+
+    def build(self, input_shape, generator, dtype, gain):
+        super().build(input_shape, generator, dtype, gain)
+        return input_shape if len(input_shape) == 3 else (*input_shape, 1)
+
+    def forward(self, x, training=False):
+        x = np.asarray(x)
+        y = x.astype(self.dtype).reshape(x.shape if x.ndim == 4 else (*x.shape, 1))
+        y /= 255
+        y -= np.asarray(self.mean, self.dtype)
+        y /= np.asarray(self.std, self.dtype)
+        if training:
+            self._remember(y, x.shape)
+        return y
+
+    def backward(self, dy):
+        dy, input_shape = self._recall(dy)
+        return (dy / np.asarray(self.std, self.dtype) / 255).reshape(input_shape)
+
+    def arguments(self):
+        return {"mean": np.asarray(self.mean).tolist(), "std": np.asarray(self.std).tolist()}
+
+
+class Conv2D(Layer):
+    """y[n, i, j, o] = b[o] + Σ_{a,b,c} x[n, i·stride + a, j·stride + b, c] · w[a, b, c, o]   (`reference.conv2d`).
+
+    x (N, H, W, C) -> y (N, (H + 2·padding − kernel_h) // stride + 1, the same for W, filters); w (kh, kw, C, filters).
+    kernel_size, stride and padding: an int, or a pair (height, width). Padding is with zeros.
+    """
+
+    def __init__(self, filters: int, kernel_size, stride=1, padding=0, use_bias: bool = True):
+        self.filters = _whole(filters, "Conv2D: filters")
+        self.kernel_size = _pair(kernel_size, "Conv2D: kernel_size")
+        self.stride = _pair(stride, "Conv2D: stride")
+        self.padding = _pair(padding, "Conv2D: padding", minimum=0)
+        self.use_bias = use_bias
+        self.weight = self.bias = None
+
+    def build(self, input_shape, generator, dtype, gain):
+        super().build(input_shape, generator, dtype, gain)
+        if len(input_shape) != 3:
+            raise ValueError(f"{self.label()}: needs images (height, width, channels), got {input_shape}")
+        out = self._output_size(input_shape)
+        if min(out) < 1:
+            raise ValueError(
+                f"{self.label()}: got images of {input_shape[0]} × {input_shape[1]}, but a kernel of "
+                f"{self.kernel_size} with padding {self.padding} needs larger ones"
+            )
+        channels = input_shape[2]
+        self.weight = _new_weight((*self.kernel_size, channels, self.filters), generator, dtype, gain, self.name)
+        self.bias = _new_bias(self.filters, dtype, self.name)
+        self._multiply_adds = prod(out) * self.weight.value.size
+        return (*out, self.filters)
+
+    def forward(self, x, training=False):
+        x = self._check(x)
+        y = convolve(x, self.weight.value, self.bias.value, self._output_size(x.shape[1:]), self.stride, self.padding)
+        if training:
+            self._remember(y, x)
+        return y
+
+    def backward(self, dy):
+        self.parameter_gradients(dy)
+        dy, x = self._recall(dy)
+        # The kernel flipped, its in and out channels swapped, over dy set `stride` apart (reference.conv2d_backward).
+        flipped = np.ascontiguousarray(self.weight.value[::-1, ::-1].transpose(0, 1, 3, 2))
+        offset = tuple(k - 1 - p for k, p in zip(self.kernel_size, self.padding, strict=True))
+        no_bias = np.zeros(x.shape[3], x.dtype)
+        return convolve(dy, flipped, no_bias, x.shape[1:3], offset=offset, spread=self.stride)
+
+    def parameter_gradients(self, dy):
+        dy, x = self._recall(dy)
+        self.weight.grad[:], self.bias.grad[:] = convolve_weight_gradient(
+            x, dy, self.kernel_size, self.stride, self.padding
+        )
+
+    def parameters(self):
+        return _in_order(self.weight, self.bias if self.use_bias else None)
+
+    def arguments(self):
+        return {
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "padding": self.padding,
+            "use_bias": self.use_bias,
+        }
+
+    def multiply_adds(self):
+        return self._multiply_adds
+
+    def _check(self, x):
+        _must_be_built(self)
+        x, channels = np.asarray(x), self.weight.value.shape[2]
+        fits = x.ndim == 4 and x.shape[3] == channels and min(self._output_size(x.shape[1:])) >= 1
+        return self._input(x, fits, f"(N, H, W, {channels}) with H, W no smaller than the kernel {self.kernel_size}")
+
+    def _output_size(self, shape: Shape) -> tuple[int, int]:
+        return _windows(shape[0] + 2 * self.padding[0], shape[1] + 2 * self.padding[1], self.kernel_size, self.stride)
+
+
+class MaxPool2D(Layer):
+    """y[n, i, j, c] = max of the window at (i·stride, j·stride); the first maximum wins   (`reference.max_pool2d`).
+
+    x (N, H, W, C) -> y (N, (H − pool_h) // stride + 1, the same for W, C): whole windows only. They may overlap.
+    pool_size and stride: an int, or a pair (height, width); without a stride the windows stand side by side.
+    """
+
+    def __init__(self, pool_size, stride=None):
+        self.pool_size = _pair(pool_size, "MaxPool2D: pool_size")
+        self.stride = self.pool_size if stride is None else _pair(stride, "MaxPool2D: stride")
+
+    def build(self, input_shape, generator, dtype, gain):
+        super().build(input_shape, generator, dtype, gain)
+        if len(input_shape) != 3 or min(_windows(*input_shape[:2], self.pool_size, self.stride)) < 1:
+            raise ValueError(
+                f"{self.label()}: got {input_shape}, but needs (height, width, channels) of at least {self.pool_size}"
+            )
+        return (*_windows(*input_shape[:2], self.pool_size, self.stride), input_shape[2])
+
+    def forward(self, x, training=False):
+        x = np.asarray(x)
+        fits = x.ndim == 4 and min(_windows(*x.shape[1:3], self.pool_size, self.stride)) >= 1
+        x = self._input(x, fits, f"(N, H, W, C) with H, W no smaller than the window {self.pool_size}")
+        y, winners = max_pool(x, self.pool_size, self.stride)
+        if training:
+            self._remember(y, winners, x.shape)
+        return y
+
+    def backward(self, dy):
+        dy, winners, input_shape = self._recall(dy)
+        return max_pool_backward(dy, winners, input_shape, self.pool_size, self.stride)
+
+    def arguments(self):
+        return {"pool_size": self.pool_size, "stride": self.stride}
+
+
+class ReLU(Layer):
+    """y = max(x, 0)   (`reference.relu`). Any shape."""
+
+    def forward(self, x, training=False):
+        x = self._input(np.asarray(x), True, "")
+        y = np.maximum(x, 0)
+        if training:
+            self._remember(y, x > 0)
+        return y
+
+    def backward(self, dy):
+        dy, active = self._recall(dy)
+        return dy * active
+
+
+class Flatten(Layer):
+    """(N, H, W, C) -> (N, H·W·C): every number of an image in one row."""
+
+    def build(self, input_shape, generator, dtype, gain):
+        super().build(input_shape, generator, dtype, gain)
+        return (prod(input_shape),)
+
+    def forward(self, x, training=False):
+        x = np.asarray(x)
+        y = self._input(x, x.ndim >= 1, "a batch").reshape(len(x), prod(x.shape[1:]))
+        if training:
+            self._remember(y, x.shape)
+        return y
+
+    def backward(self, dy):
+        dy, input_shape = self._recall(dy)
+        return dy.reshape(input_shape)
+
+
+class Dense(Layer):
+    """y[n, o] = b[o] + Σ_k x[n, k] · w[k, o]   (`reference.dense`).  x (N, K) -> y (N, units); w (K, units)."""
+
+    def __init__(self, units: int, use_bias: bool = True):
+        self.units = _whole(units, "Dense: units")
+        self.use_bias = use_bias
+        self.weight = self.bias = None
+
+    def build(self, input_shape, generator, dtype, gain):
+        super().build(input_shape, generator, dtype, gain)
+        if len(input_shape) != 1:
+            raise ValueError(f"{self.label()}: got {input_shape}, but needs one row an image: put Flatten() before it")
+        self.weight = _new_weight((input_shape[0], self.units), generator, dtype, gain, self.name)
+        self.bias = _new_bias(self.units, dtype, self.name)
+        return (self.units,)
+
+    def forward(self, x, training=False):
+        _must_be_built(self)
+        x, inputs = np.asarray(x), len(self.weight.value)
+        x = self._input(x, x.ndim == 2 and x.shape[1] == inputs, f"(N, {inputs})")
+        y = dense(x, self.weight.value, self.bias.value)
+        if training:
+            self._remember(y, x)
+        return y
+
+    def backward(self, dy):
+        self.parameter_gradients(dy)
+        dy, x = self._recall(dy)
+        return dense(dy, np.ascontiguousarray(self.weight.value.T), np.zeros(x.shape[1], x.dtype))
+
+    def parameter_gradients(self, dy):
+        dy, x = self._recall(dy)
+        self.weight.grad[:] = dense_weight_gradient(x, dy)
+        self.bias.grad[:] = dy.sum(axis=0)
+
+    def parameters(self):
+        return _in_order(self.weight, self.bias if self.use_bias else None)
+
+    def arguments(self):
+        return {"units": self.units, "use_bias": self.use_bias}
+
+    def multiply_adds(self):
+        return self.weight.value.size
+
+
+class BatchNorm(Layer):
+    """y = gamma · (x − mean) / √(variance + epsilon) + beta, channel by channel   (`reference.batch_norm`).
+
+    x (..., C) -> y (..., C). In training, mean and variance are those of the batch, over all axes but the last, and
+    running = momentum · running + (1 − momentum) · batch keeps their average, which inference then uses. (That is the
+    sense of momentum in Keras; PyTorch's is 1 − ours. The variance is the biased one, also in the running average.)
+    """
+
+    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5):
+        if not 0 <= momentum <= 1 or not epsilon > 0:
+            raise ValueError(f"BatchNorm: needs 0 ≤ momentum ≤ 1 and epsilon > 0, got {momentum} and {epsilon}")
+        self.momentum, self.epsilon = momentum, epsilon
+        self.gamma = self.beta = self.running_mean = self.running_variance = None
+
+    def build(self, input_shape, generator, dtype, gain):
+        super().build(input_shape, generator, dtype, gain)
+        channels = input_shape[-1]
+        self.gamma = Parameter(f"{self.name}.gamma", np.ones(channels, dtype), np.zeros(channels, dtype))
+        self.beta = Parameter(f"{self.name}.beta", np.zeros(channels, dtype), np.zeros(channels, dtype))
+        self.running_mean, self.running_variance = np.zeros(channels, dtype), np.ones(channels, dtype)
+        return input_shape
+
+    def forward(self, x, training=False):
+        _must_be_built(self)
+        x, channels = np.asarray(x), len(self.gamma.value)
+        x = self._input(x, x.ndim >= 2 and x.shape[-1] == channels, f"(..., {channels})")
+        rows = x.reshape(-1, channels)
+        if not training:
+            return self._normalise(rows, self.running_mean, self._sigma(self.running_variance)).reshape(x.shape)
+        if not len(rows):
+            raise ValueError(f"{self.label()}: an empty batch has no mean")
+        mean, variance = kernels.moments(rows)
+        self.running_mean += (1 - self.momentum) * (mean - self.running_mean)
+        self.running_variance += (1 - self.momentum) * (variance - self.running_variance)
+        sigma = self._sigma(variance)
+        y = self._normalise(rows, mean, sigma).reshape(x.shape)
+        self._remember(y, rows, mean, sigma)
+        return y
+
+    def backward(self, dy):
+        dy, x, mean, sigma = self._recall(dy)
+        rows, M = dy.reshape(x.shape), x.dtype.type(len(x))
+        dbeta, dy_times_centred = kernels.gradient_sums(rows, x, mean)
+        dgamma = dy_times_centred / sigma
+        self.gamma.grad[:], self.beta.grad[:] = dgamma, dbeta
+        # dx = gamma / σ · (dy − dbeta / M − x̂ · dgamma / M)  with  x̂ = (x − mean) / σ
+        scale, constant, slope = self.gamma.value / sigma, dbeta / M, dgamma / (M * sigma)
+        return kernels.input_gradient(rows, x, mean, scale, constant, slope).reshape(dy.shape)
+
+    def parameters(self):
+        return _in_order(self.gamma, self.beta)
+
+    def statistics(self):
+        return [
+            (f"{self.name}.running_mean", self.running_mean),
+            (f"{self.name}.running_variance", self.running_variance),
+        ]
+
+    def arguments(self):
+        return {"momentum": self.momentum, "epsilon": self.epsilon}
+
+    def _sigma(self, variance):
+        return np.sqrt(variance + variance.dtype.type(self.epsilon))
+
+    def _normalise(self, x, mean, sigma):
+        return kernels.scale_and_shift(x, mean, self.gamma.value / sigma, self.beta.value)
+
+
+class Dropout(Layer):
+    """In training, y = x / (1 − rate) with probability 1 − rate, else 0; in inference y = x   (`reference.dropout`).
+
+    The mask comes from `generator`, which the model seeds.
+    """
+
+    def __init__(self, rate: float):
+        if not 0 <= rate < 1:
+            raise ValueError(f"Dropout: needs 0 ≤ rate < 1, got {rate}")
+        self.rate = rate
+        self.generator = np.random.default_rng(0)
+
+    def build(self, input_shape, generator, dtype, gain):
+        super().build(input_shape, generator, dtype, gain)
+        self.generator = generator.spawn(1)[0]
+        return input_shape
+
+    def forward(self, x, training=False):
+        x = self._input(np.asarray(x), True, "")
+        if not training:
+            return x.copy()
+        factor = (self.generator.random(x.shape, np.float32) >= self.rate).astype(x.dtype)
+        factor /= 1 - self.rate
+        y = x * factor
+        self._remember(y, factor)
+        return y
+
+    def backward(self, dy):
+        dy, factor = self._recall(dy)
+        return dy * factor
+
+    def arguments(self):
+        return {"rate": self.rate}
+
+
+# ------------------------------------------------------------------------------------------------------- small helpers
+
+
+def _windows(height: int, width: int, size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
+    """How many whole windows fit, down and across (none if the image is smaller than a window)."""
+    return max(0, (height - size[0]) // stride[0] + 1), max(0, (width - size[1]) // stride[1] + 1)
+
+
+def _new_weight(shape: Shape, generator: np.random.Generator, dtype: np.dtype, gain: float, name: str) -> Parameter:
+    """Normal numbers of variance gain / fan_in, so that a sum of fan_in of them keeps the size of its inputs.
+
+    Source: He et al., Delving Deep into Rectifiers (2015), equation 10 (gain 2, where a ReLU takes away half).
+    """
+    fan_in = prod(shape[:-1])
+    value = (generator.standard_normal(shape) * sqrt(gain / fan_in)).astype(dtype)
+    return Parameter(f"{name}.weight", value, np.zeros_like(value))
+
+
+def _new_bias(size: int, dtype: np.dtype, name: str) -> Parameter:
+    return Parameter(f"{name}.bias", np.zeros(size, dtype), np.zeros(size, dtype))
+
+
+def _in_order(*parameters: Parameter | None) -> list[Parameter]:
+    return [p for p in parameters if p is not None]
+
+
+def _must_be_built(layer: Layer) -> None:
+    if not layer.parameters():
+        raise ValueError(
+            f"{layer.label()} has no parameters yet: put it into a Sequential, which knows its input shape"
+        )
+
+
+def _whole(value, name: str, minimum: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+    return int(value)
+
+
+def _pair(value, name: str, minimum: int = 1) -> tuple[int, int]:
+    """(height, width) from an int or a pair."""
+    pair = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be a number or a pair (height, width), got {value!r}")
+    return _whole(pair[0], name, minimum), _whole(pair[1], name, minimum)

@@ -1,0 +1,67 @@
+"""The loss: softmax and cross-entropy in one, from logits and labels to a number and its gradient.
+
+The two belong together: their joint gradient is simply p − target, while the softmax alone has a full Jacobian and the
+logarithm alone explodes near 0. Formula and derivation: `reference.softmax_cross_entropy`.
+
+What this file is not: the model knows nothing of it. The loop in `tinycnn/training.py` brings them together.
+"""
+
+import numpy as np
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """p[n, k] = exp(logits[n, k]) / Σ_m exp(logits[n, m]).  logits (N, K) -> p (N, K), rows that sum to 1."""
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))  # the largest exponent is 0: nothing overflows
+    return e / e.sum(axis=1, keepdims=True)
+
+
+class SoftmaxCrossEntropy:
+    """loss = −1/N Σ_{n,k} target[n, k] · log softmax(logits)[n, k]: the mean over the batch.
+
+    Labels are integers (N,) in 0 … K − 1, or rows of probabilities (N, K), one-hot or smoothed.
+    """
+
+    def __init__(self):
+        self._dlogits = None
+
+    def forward(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        """The loss. Raises ValueError if the labels don't fit the logits (N, K)."""
+        logits = np.asarray(logits)
+        if logits.ndim != 2 or not logits.size:
+            raise ValueError(f"SoftmaxCrossEntropy: got logits of shape {logits.shape}, needs (N, classes), not empty")
+        targets = _targets(np.asarray(labels), logits)
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        e = np.exp(shifted)
+        sums = e.sum(axis=1, keepdims=True)
+        # log p = shifted − log Σ e^shifted, never the log of a p that has rounded to 0. A target of 0 counts as 0 even
+        # where log p is −∞.
+        log_p = shifted - np.log(sums)
+        terms = np.multiply(targets, log_p, out=np.zeros_like(log_p), where=targets != 0)
+        self._dlogits = (e / sums - targets) / logits.dtype.type(len(logits))
+        return -float(terms.sum(dtype=np.float64)) / len(logits)
+
+    def backward(self) -> np.ndarray:
+        """dlogits = (softmax(logits) − target) / N, of the last forward.  (N, K), in the dtype of the logits."""
+        if self._dlogits is None:
+            raise ValueError("SoftmaxCrossEntropy: backward needs a forward before it")
+        return self._dlogits.copy()
+
+
+def _targets(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Rows of probabilities, in the logits' dtype."""
+    n, classes = logits.shape
+    if labels.shape == (n, classes):
+        if not np.all((labels >= 0) & (labels <= 1)) or not np.allclose(labels.sum(axis=1), 1, atol=1e-3):
+            raise ValueError("SoftmaxCrossEntropy: rows of label probabilities must be in 0 … 1 and sum to 1")
+        return labels.astype(logits.dtype)
+    if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"SoftmaxCrossEntropy: got labels of shape {labels.shape} and type {labels.dtype} for logits of shape "
+            f"{logits.shape}; needs {n} integers, or probabilities of shape {logits.shape}"
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        wrong = labels[(labels < 0) | (labels >= classes)][0]
+        raise ValueError(f"SoftmaxCrossEntropy: label {wrong} is outside 0 … {classes - 1}")
+    targets = np.zeros_like(logits)
+    targets[np.arange(n), labels] = 1
+    return targets

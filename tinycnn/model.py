@@ -1,0 +1,184 @@
+"""`Sequential`: a network as a list of layers. Forward goes down the list, backward goes up, and that is all there is.
+
+It also builds the layers (shapes, weights), predicts, prints a summary, and saves and loads itself.
+
+What this file is not: no graph of layers, no loss and no optimizer; training is in `tinycnn/training.py`.
+"""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from tinycnn.layers import BatchNorm, Conv2D, Dense, Dropout, Flatten, Layer, MaxPool2D, Normalize, Parameter, ReLU
+from tinycnn.loss import softmax
+
+LAYERS = (Normalize, Conv2D, MaxPool2D, BatchNorm, ReLU, Dropout, Flatten, Dense)
+
+
+class Sequential:
+    """Layers one after the other.
+
+    layers: a list of layers, each used once.   input_shape: of one image, as (28, 28, 1).
+    seed: of the weights and of Dropout; the same seed gives the same numbers, bit for bit.
+    dtype: float32 to train, float64 to check gradients.
+    Raises ValueError, naming the layer, if a shape doesn't fit.
+
+    >>> model = Sequential([Conv2D(4, kernel_size=3), ReLU(), MaxPool2D(2), Flatten(), Dense(10)], input_shape=(8, 8, 1))
+    >>> model.forward(np.zeros((5, 8, 8, 1), np.float32)).shape
+    (5, 10)
+    """
+
+    def __init__(self, layers: list[Layer], input_shape: tuple[int, ...], seed: int = 0, dtype=np.float32):
+        self.layers, self.input_shape, self.dtype = list(layers), tuple(int(n) for n in input_shape), np.dtype(dtype)
+        if not self.layers or not self.input_shape or min(self.input_shape) < 1:
+            raise ValueError(f"Sequential: needs at least one layer and sizes of at least 1, got {self.input_shape}")
+        if self.dtype not in (np.float32, np.float64):
+            raise ValueError(f"Sequential: dtype must be float32 or float64, got {self.dtype}")
+        generator = np.random.default_rng(seed)
+        self.output_shapes: list[tuple[int, ...]] = []
+        shape = self.input_shape
+        for number, layer in enumerate(self.layers, start=1):
+            if layer.name:
+                raise ValueError(f"Sequential: layer {number} is already {layer.name} of a model; make a new one")
+            layer.name = f"{type(layer).__name__.lower()}_{number}"
+            shape = layer.build(shape, generator, self.dtype, _gain(self.layers[number:]))
+            self.output_shapes.append(shape)
+        self._first_to_learn = next((i for i, layer in enumerate(self.layers) if layer.parameters()), 0)
+
+    # ---- what training needs
+
+    def forward(self, x: np.ndarray, training: bool = False) -> np.ndarray:
+        """The output of the last layer.  x (N, *input_shape) -> (N, ...). training=True prepares for backward."""
+        x = self._check(x)
+        for layer in self.layers:
+            x = layer.forward(x, training)
+        return x
+
+    def backward(self, dy: np.ndarray) -> np.ndarray:
+        """Fill every parameter's grad; return the gradient by the input. dy: the gradient by forward's output."""
+        for layer in reversed(self.layers):
+            dy = layer.backward(dy)
+        return dy
+
+    def parameter_gradients(self, dy: np.ndarray) -> None:
+        """As backward, but stop at the first layer that learns: training has no use for the gradient by the images."""
+        for layer in reversed(self.layers[self._first_to_learn + 1 :]):
+            dy = layer.backward(dy)
+        self.layers[self._first_to_learn].parameter_gradients(dy)
+
+    def parameters(self) -> list[Parameter]:
+        """All parameters, from the first layer to the last."""
+        return [parameter for layer in self.layers for parameter in layer.parameters()]
+
+    def state(self) -> list[tuple[str, np.ndarray]]:
+        """Every array that makes this model what it is: parameters and running statistics, by name."""
+        learned = [(p.name, p.value) for p in self.parameters()]
+        return learned + [pair for layer in self.layers for pair in layer.statistics()]
+
+    # ---- what users of a trained model need
+
+    def predict(self, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """The most probable class of each image.  x (N, *input_shape), any N -> integers (N,)."""
+        return self._logits(x, batch_size).argmax(axis=1)
+
+    def predict_proba(self, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """The probability of each class.  x (N, *input_shape), any N -> (N, classes)."""
+        return softmax(self._logits(x, batch_size))
+
+    def summary(self) -> str:
+        """A table: layer, output shape, parameters, multiply-adds of one image."""
+        rows = [("layer", "output shape", "parameters", "multiply-adds")]
+        for layer, shape in zip(self.layers, self.output_shapes, strict=True):
+            rows.append((layer.label(), " × ".join(map(str, shape)), f"{_size(layer):,}", f"{layer.multiply_adds():,}"))
+        totals = sum(map(_size, self.layers)), sum(layer.multiply_adds() for layer in self.layers)
+        rows.append(("total", "", f"{totals[0]:,}", f"{totals[1]:,}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
+        rule = "─" * len(lines[0])
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+    # ---- files
+
+    def save(self, path: str | Path) -> None:
+        """Write architecture and weights to one .npz file. A file of that name is replaced when the new one is whole."""
+        architecture = {
+            "format": "tinycnn model 1",
+            "input_shape": self.input_shape,
+            "dtype": self.dtype.name,
+            "layers": [[type(layer).__name__, layer.arguments()] for layer in self.layers],
+        }
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(file, architecture=np.array(json.dumps(architecture)), **dict(self.state()))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path, own_layers: tuple[type[Layer], ...] = ()) -> "Sequential":
+        """The model that `save` wrote. own_layers: layer classes of your own that it uses.
+
+        Raises FileNotFoundError, or ValueError if the file is no tinycnn model or a damaged one.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no model file {path}")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            architecture = json.loads(str(arrays.pop("architecture")))
+            classes = {c.__name__: c for c in (*LAYERS, *own_layers)}
+            layers = [classes[name](**arguments) for name, arguments in architecture["layers"]]
+            model = cls(layers, architecture["input_shape"], dtype=architecture["dtype"])
+            model._set_state(arrays)
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is not a tinycnn model file, or a damaged one: {error}") from error
+        return model
+
+    def _set_state(self, arrays: dict[str, np.ndarray]) -> None:
+        """Copy the arrays into this model's own. Raises ValueError unless names, shapes and dtypes are just the same."""
+        own = dict(self.state())
+        if own.keys() != arrays.keys():
+            raise ValueError(f"arrays missing or too many: {', '.join(sorted(own.keys() ^ arrays.keys()))}")
+        for name, array in arrays.items():
+            if (array.shape, array.dtype) != (own[name].shape, own[name].dtype):
+                raise ValueError(f"{name} is {array.dtype} {array.shape}, not {own[name].dtype} {own[name].shape}")
+            own[name][...] = array
+
+    # ---- small helpers
+
+    def _check(self, x: np.ndarray) -> np.ndarray:
+        """x in the model's dtype (Normalize wants the raw images), after checking its shape."""
+        x, raw = np.asarray(x), isinstance(self.layers[0], Normalize)
+        shapes = [self.input_shape]
+        if raw and self.input_shape[2:] == (1,):
+            shapes.append(self.input_shape[:2])
+        if x.shape[1:] not in shapes:
+            raise ValueError(f"the model needs images of shape (N, {str(self.input_shape)[1:-1]}), got {x.shape}")
+        return x if raw else x.astype(self.dtype, copy=False)
+
+    def _logits(self, x: np.ndarray, batch_size: int) -> np.ndarray:
+        x = np.asarray(x)
+        if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+            raise ValueError("the images hold NaN or infinite pixels")
+        batches = [self.forward(x[i : i + batch_size]) for i in range(0, max(1, len(x)), batch_size)]
+        return np.concatenate(batches)
+
+
+def _gain(following: list[Layer]) -> float:
+    """2 if a ReLU comes before the next layer with weights (it takes away half of the variance), else 1."""
+    for layer in following:
+        if isinstance(layer, ReLU):
+            return 2.0
+        if isinstance(layer, (Conv2D, Dense)):
+            return 1.0
+    return 1.0
+
+
+def _size(layer: Layer) -> int:
+    return sum(p.value.size for p in layer.parameters())
