@@ -162,7 +162,7 @@ def make_schedule(recipe: Recipe, steps_an_epoch: int) -> Schedule:
     if recipe.schedule == "cosine":
         return cosine(recipe.learning_rate, total)
     if recipe.schedule == "one-cycle":
-        return one_cycle(recipe.learning_rate, total)
+        return one_cycle(recipe.learning_rate, total, recipe.warm_up)
     raise ValueError(f"unknown schedule {recipe.schedule!r}; there are constant, step, cosine and one-cycle")
 
 

@@ -126,14 +126,14 @@ def cosine(learning_rate: float, total_steps: int) -> Schedule:
     return lambda step: _half_cosine(learning_rate, 0.0, step / total_steps)
 
 
-def one_cycle(peak: float, total_steps: int, warm_up: float = 0.3, start: float = 1 / 25) -> Schedule:
+def one_cycle(peak: float, total_steps: int, warm_up: float = 0.3, start: float = 0.1) -> Schedule:
     """From start · peak up to the peak in the first warm_up of the steps, then down to 0, both along half a cosine.
 
     Source: Smith & Topin, Super-Convergence (2018).
 
     >>> schedule = one_cycle(1.0, total_steps=100)
     >>> [round(schedule(step), 3) for step in (0, 15, 30, 65, 100)]
-    [0.04, 0.52, 1.0, 0.5, 0.0]
+    [0.1, 0.55, 1.0, 0.5, 0.0]
     """
     _positive("learning_rate", peak)
     up = max(1.0, warm_up * total_steps)

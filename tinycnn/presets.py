@@ -27,6 +27,7 @@ class Recipe:
     learning_rate: float
     optimizer: str = "adam"
     schedule: str = "one-cycle"
+    warm_up: float = 0.3  # one-cycle only: the part of the steps in which the rate rises
     momentum: float = 0.9  # SGD only
     beta1: float = 0.9  # Adam only, as beta2
     beta2: float = 0.999
@@ -82,6 +83,7 @@ def fast(classes: int) -> Recipe:
         epochs=1,
         batch_size=256,
         learning_rate=1e-2,
+        warm_up=0.1,
         beta1=0.7,
         beta2=0.9,
     )

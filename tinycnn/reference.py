@@ -34,7 +34,7 @@ def conv2d(x: np.ndarray, w: np.ndarray, b: np.ndarray, stride: Pair = (1, 1), p
     z = _pad(x, padding)
     kernel_h, kernel_w, _, out_channels = w.shape
     out_h, out_w = (z.shape[1] - kernel_h) // stride[0] + 1, (z.shape[2] - kernel_w) // stride[1] + 1
-    y = np.empty((len(x), out_h, out_w, out_channels), np.result_type(x, w))
+    y = np.empty((len(x), out_h, out_w, out_channels), np.result_type(x, w, b))
     for i in range(out_h):
         for j in range(out_w):
             patch = z[:, i * stride[0] : i * stride[0] + kernel_h, j * stride[1] : j * stride[1] + kernel_w]

@@ -1,0 +1,39 @@
+"""A model computed a second time, with the reference formulas instead of the layers: slow, and open to complex numbers."""
+
+import numpy as np
+
+from tinycnn import reference
+from tinycnn.layers import BatchNorm, Conv2D, Dense, Dropout, Flatten, MaxPool2D, Normalize, ReLU
+from tinycnn.model import Sequential
+
+
+def reference_forward(model: Sequential, x: np.ndarray, changed: dict[str, np.ndarray] | None = None) -> np.ndarray:
+    """model.forward(x, training=True) by formula, with some parameters replaced. Dropout uses its latest mask."""
+    values = {p.name: p.value for p in model.parameters()} | (changed or {})
+    for layer in model.layers:
+        x = _apply(layer, x, values)
+    return x
+
+
+def _apply(layer, x, values):
+    match layer:
+        case Normalize():
+            return (x.reshape(*x.shape[:3], -1) / 255 - layer.mean) / layer.std
+        case Conv2D():
+            w = values[f"{layer.name}.weight"]
+            b = values[f"{layer.name}.bias"] if layer.use_bias else np.zeros(w.shape[3])
+            return reference.conv2d(x, w, b, layer.stride, layer.padding)
+        case Dense():
+            w = values[f"{layer.name}.weight"]
+            return reference.dense(x, w, values[f"{layer.name}.bias"] if layer.use_bias else np.zeros(w.shape[1]))
+        case MaxPool2D():
+            return reference.max_pool2d(x, layer.pool_size, layer.stride)
+        case ReLU():
+            return reference.relu(x)
+        case BatchNorm():
+            return reference.batch_norm(x, values[f"{layer.name}.gamma"], values[f"{layer.name}.beta"], layer.epsilon)
+        case Dropout():
+            return reference.dropout(x, layer._memory[1] != 0, layer.rate)
+        case Flatten():
+            return x.reshape(len(x), -1)
+    raise TypeError(f"no reference for {layer}")

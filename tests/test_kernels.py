@@ -1,0 +1,248 @@
+"""The middle rung: every kernel equals its reference over random shapes; its adjoint identity and rounding hold.
+
+The sizes are drawn freely: a kernel is compiled for a tile shape, of which there are few, not for a layer's sizes.
+"""
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tinycnn import reference
+from tinycnn.kernels import batch_norm, vector
+from tinycnn.kernels.convolution import convolve, convolve_weight_gradient
+from tinycnn.kernels.dense import dense, dense_weight_gradient
+from tinycnn.kernels.pooling import max_pool, max_pool_backward
+
+DTYPES = [np.float64, np.float32]
+CHANNELS = st.sampled_from([1, 3, 8, 17, 33, 65])  # one, odd, half a vector, a bit over 1, 2 and 4 vectors
+BATCHES = st.sampled_from([1, 2, 3, 9])  # below and above the number of parts
+
+
+@st.composite
+def convolutions(draw):
+    """(x's shape, kernel_size, filters, stride, padding) of a convolution that fits."""
+    kernel = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    padding = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    out = draw(st.sampled_from([1, 2, 5, 13])), draw(st.sampled_from([1, 2, 5, 13]))  # few widths: few tiles to compile
+    stride = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    size = [
+        max(1, (o - 1) * s + k - 2 * p + draw(st.integers(0, s - 1)))  # up to s − 1 rows left over
+        for o, s, k, p in zip(out, stride, kernel, padding, strict=True)
+    ]
+    return (draw(BATCHES), *size, draw(CHANNELS)), kernel, draw(CHANNELS), stride, padding
+
+
+WHOLE_IMAGE = ((3, 4, 7, 3), (4, 7), 17, (1, 1), (0, 0))
+LEFT_OVER_ROWS = ((2, 8, 9, 2), (3, 3), 8, (3, 2), (0, 0))
+FIRST_LAYER = ((9, 28, 28, 1), (5, 5), 16, (1, 1), (0, 0))
+WIDE_PADDING = ((2, 2, 3, 2), (1, 2), 3, (1, 2), (3, 2))
+
+
+def rounding_bound(terms: int, magnitude: np.ndarray, dtype) -> np.ndarray:
+    """γ_k · Σ|x||w|: what a sum of k products may be off by, in any order of summation (Higham, 2002, section 3.1)."""
+    unit = np.finfo(dtype).eps / 2
+    return (terms + 2) * unit / (1 - (terms + 2) * unit) * magnitude + np.finfo(dtype).tiny
+
+
+def assert_within(actual, exact, terms, magnitude):
+    assert actual.shape == exact.shape
+    error = np.abs(actual.astype(np.float64) - exact)
+    assert (error <= rounding_bound(terms, magnitude, actual.dtype)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(case=convolutions(), seed=st.integers(0, 99))
+@example(WHOLE_IMAGE, 0)
+@example(LEFT_OVER_ROWS, 0)
+@example(FIRST_LAYER, 0)
+@example(WIDE_PADDING, 0)
+def test_convolution_equals_reference(dtype, case, seed):
+    """Forward and both backwards, to 1e-12 in float64 and to the rounding bound in both."""
+    shape, kernel, filters, stride, padding = case
+    random = np.random.default_rng(seed)
+    x, w, b = (random.normal(size=s).astype(dtype) for s in (shape, (*kernel, shape[3], filters), (filters,)))
+    wide = [a.astype(np.float64) for a in (x, w, b)]
+    exact = reference.conv2d(*wide, stride, padding)
+    dy = random.normal(size=exact.shape).astype(dtype)
+    exact_gradients = reference.conv2d_backward(dy.astype(np.float64), *wide[:2], stride, padding)
+    magnitudes = reference.conv2d_backward(np.abs(dy).astype(np.float64), *map(np.abs, wide[:2]), stride, padding)
+
+    y = convolve(x, w, b, exact.shape[1:3], stride, padding)
+    flipped = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))
+    offset = kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1]
+    dx = convolve(dy, flipped, np.zeros(shape[3], dtype), shape[1:3], offset=offset, spread=stride)
+    dw, db = convolve_weight_gradient(x, dy, kernel, stride, padding)
+
+    pixels = dy[..., 0].size
+    assert_within(y, exact, w[..., 0].size + 1, reference.conv2d(*map(np.abs, wide), stride, padding))
+    for actual, exact_one, terms, magnitude in zip(
+        (dx, dw, db), exact_gradients, (w.size, pixels, pixels), magnitudes, strict=True
+    ):
+        assert actual.dtype == dtype
+        assert_within(actual, exact_one, terms, magnitude)
+        if dtype == np.float64:
+            np.testing.assert_allclose(actual, exact_one, rtol=1e-12, atol=1e-12 * max(1, np.abs(exact_one).max()))
+
+
+@given(case=convolutions(), seed=st.integers(0, 99))
+def test_convolution_adjoint_identity(case, seed):
+    """⟨conv(x, w), g⟩ = ⟨x, dx⟩ = ⟨w, dw⟩, kernels only."""
+    shape, kernel, filters, stride, padding = case
+    random = np.random.default_rng(seed)
+    x, w = random.normal(size=shape), random.normal(size=(*kernel, shape[3], filters))
+    out = [(s + 2 * p - k) // t + 1 for s, p, k, t in zip(shape[1:3], padding, kernel, stride, strict=True)]
+    y = convolve(x, w, np.zeros(filters), tuple(out), stride, padding)
+    g = random.normal(size=y.shape)
+    flipped = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))
+    offset = kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1]
+    dx = convolve(g, flipped, np.zeros(shape[3]), shape[1:3], offset=offset, spread=stride)
+    dw, _ = convolve_weight_gradient(x, g, kernel, stride, padding)
+    tolerance = 1e-12 * np.abs(y * g).sum() + 1e-300
+    assert abs((y * g).sum() - (x * dx).sum()) < tolerance * max(1, x.size)
+    assert abs((y * g).sum() - (w * dw).sum()) < tolerance * max(1, w.size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(n=st.sampled_from([1, 2, 5, 13, 40]), k=st.sampled_from([1, 2, 5, 13, 70]), units=CHANNELS, seed=st.integers(0, 99))
+@example(1, 1, 1, 0)
+@example(13, 25, 10, 0)
+def test_dense_equals_reference(dtype, n, k, units, seed):
+    random = np.random.default_rng(seed)
+    x, w, b, dy = (random.normal(size=s).astype(dtype) for s in ((n, k), (k, units), (units,), (n, units)))
+    wide = [a.astype(np.float64) for a in (x, w, b, dy)]
+    assert_within(dense(x, w, b), reference.dense(*wide[:3]), k + 1, reference.dense(*map(np.abs, wide[:3])))
+    exact_dx, exact_dw, _ = reference.dense_backward(wide[3], *wide[:2])
+    bound_dx, bound_dw, _ = reference.dense_backward(np.abs(wide[3]), *map(np.abs, wide[:2]))
+    dx = dense(dy, np.ascontiguousarray(w.T), np.zeros(k, dtype))
+    assert_within(dx, exact_dx, units, bound_dx)
+    assert_within(dense_weight_gradient(x, dy), exact_dw, n, bound_dw)
+
+
+@st.composite
+def pools(draw):
+    """(x's shape, pool_size, stride) of a pooling that fits: overlapping, side by side, with gaps, with cells left over."""
+    pool = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    size = [draw(st.integers(p, p + 7)) for p in pool]
+    return (draw(BATCHES), *size, draw(CHANNELS)), pool, (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("values", [2, 5, 10**6])  # few values: many ties
+@given(case=pools(), seed=st.integers(0, 99))
+@example(((2, 5, 7, 3), (2, 3), (1, 2)), 0)
+@example(((1, 20, 20, 2), (17, 17), (1, 1)), 0)  # a window of more cells than a byte can number
+def test_max_pool_equals_reference(dtype, values, case, seed):
+    shape, pool, stride = case
+    random = np.random.default_rng(seed)
+    x = random.integers(-values, values, size=shape).astype(dtype)
+    y, winners = max_pool(x, pool, stride)
+    np.testing.assert_array_equal(y, reference.max_pool2d(x, pool, stride))
+    dy = random.integers(-9, 9, size=y.shape).astype(dtype)  # whole numbers: sums are exact in any order
+    dx = max_pool_backward(dy, winners, shape, pool, stride)
+    np.testing.assert_array_equal(dx, reference.max_pool2d_backward(dy, x, pool, stride))
+    assert y.dtype == dx.dtype == dtype
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_max_pool_shows_not_a_number(order):
+    """Wherever it stands in the window, NaN comes out, as it does from np.max."""
+    x = np.array([np.nan, 1.0, 3.0])[list(order)].reshape(1, 1, 3, 1)
+    assert np.isnan(max_pool(x, (1, 3), (1, 1))[0]).all()
+    infinite = np.full((1, 2, 2, 1), -np.inf)
+    assert max_pool(infinite, (2, 2), (2, 2))[0] == -np.inf
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(rows=st.integers(1, 50), channels=CHANNELS, seed=st.integers(0, 99))
+def test_batch_norm_equals_reference(dtype, rows, channels, seed):
+    random = np.random.default_rng(seed)
+    x, dy = (random.normal(3, 2, size=(rows, channels)).astype(dtype) for _ in range(2))
+    gamma, beta = (random.normal(size=channels).astype(dtype) for _ in range(2))
+    tolerance = 1e-12 if dtype == np.float64 else 1e-3
+    mean, variance = batch_norm.moments(x)
+    np.testing.assert_allclose(mean, x.astype(np.float64).mean(axis=0), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(variance, x.astype(np.float64).var(axis=0), rtol=tolerance, atol=tolerance)
+    sigma = np.sqrt(variance + dtype(0.1))
+    wide = [a.astype(np.float64) for a in (dy, x, gamma)]
+    y = batch_norm.scale_and_shift(x, mean, gamma / sigma, beta)
+    np.testing.assert_allclose(y, reference.batch_norm(wide[1], wide[2], beta, 0.1), rtol=tolerance, atol=tolerance)
+    dx, dgamma, dbeta = reference.batch_norm_backward(*wide, 0.1)
+    sums = batch_norm.gradient_sums(dy, x, mean)
+    np.testing.assert_allclose(sums[0], dbeta, rtol=tolerance, atol=50 * tolerance)
+    np.testing.assert_allclose(sums[1] / sigma, dgamma, rtol=tolerance, atol=50 * tolerance)
+    M = dtype(rows)
+    actual = batch_norm.input_gradient(dy, x, mean, gamma / sigma, sums[0] / M, sums[1] / (M * sigma * sigma))
+    np.testing.assert_allclose(actual, dx, rtol=tolerance, atol=50 * tolerance)
+
+
+def test_moments_keep_their_digits_where_the_mean_is_large():
+    x = 1e6 + np.array([[0.0], [1.0], [2.0], [3.0]])
+    assert batch_norm.moments(x)[1] == pytest.approx(1.25, rel=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bit_for_bit_at_any_number_of_threads(random, threads):
+    """The order of every sum is fixed by the data's shape, not by who computes it."""
+    if threads > numba.config.NUMBA_NUM_THREADS:
+        pytest.skip("this machine has one CPU")
+    x, w, b = (random.normal(size=s).astype(np.float32) for s in ((19, 12, 11, 8), (3, 3, 8, 24), (24,)))
+    dy = random.normal(size=(19, 10, 9, 24)).astype(np.float32)
+
+    def everything():
+        rows = x.reshape(-1, 8)
+        y, winners = max_pool(x, (2, 2), (1, 1))
+        mean, variance = batch_norm.moments(rows)
+        return [
+            convolve(x, w, b, (10, 9)),
+            *convolve_weight_gradient(x, dy, (3, 3)),
+            dense(dy.reshape(19, -1), w.reshape(-1, 24)[:1].repeat(2160, 0), b),
+            dense_weight_gradient(dy.reshape(19, -1), x[:, 0, 0]),
+            max_pool_backward(y, winners, x.shape, (2, 2), (1, 1)),
+            mean,
+            variance,
+            *batch_norm.gradient_sums(rows, rows, mean),
+        ]
+
+    all_threads = numba.get_num_threads()
+    expected = everything()
+    try:
+        numba.set_num_threads(threads)
+        results = everything()
+    finally:
+        numba.set_num_threads(all_threads)
+    for a, b_ in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(a, b_)
+
+
+def test_empty_batches():
+    assert convolve(np.zeros((0, 5, 5, 2)), np.zeros((3, 3, 2, 4)), np.zeros(4), (3, 3)).shape == (0, 3, 3, 4)
+    dw, db = convolve_weight_gradient(np.zeros((0, 5, 5, 2)), np.zeros((0, 3, 3, 4)), (3, 3))
+    assert dw.shape == (3, 3, 2, 4)
+    assert not dw.any()
+    assert not db.any()
+    assert dense(np.zeros((0, 3)), np.zeros((3, 2)), np.zeros(2)).shape == (0, 2)
+    np.testing.assert_array_equal(dense_weight_gradient(np.zeros((0, 3)), np.zeros((0, 2))), np.zeros((3, 2)))
+    assert max_pool(np.zeros((0, 4, 4, 1)), (2, 2), (2, 2))[0].shape == (0, 2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("registers", "rows", "columns", "expected"),
+    [
+        ((64, 32), 24, 16, (12, 16)),  # AVX-512, one vector a row
+        ((64, 32), 12, 32, (12, 32)),
+        ((64, 32), 11, 64, (6, 64)),  # four vectors a row leave room for six rows
+        ((64, 32), 13, 64, (5, 64)),  # 13 rows are 5 + 5 + 3, not 6 + 6 + 1
+        ((64, 32), 12, 10, (12, 16)),  # fewer channels than lanes
+        ((64, 32), 12, 128, (6, 64)),  # more channels than a tile: several tiles
+        ((32, 16), 24, 16, (6, 16)),  # AVX2: 12 accumulators
+        ((32, 16), 24, 8, (12, 8)),
+        ((16, 32), 24, 16, (6, 16)),  # NEON: four vectors of four
+        ((16, 16), 24, 32, (6, 8)),  # SSE
+        ((64, 32), 1, 1, (1, 16)),
+    ],
+)
+def test_tile_shape_fits_the_registers(monkeypatch, registers, rows, columns, expected):
+    monkeypatch.setattr(vector, "vector_registers", lambda: registers)
+    assert vector.tile_shape.__wrapped__(rows, columns, np.dtype(np.float32)) == expected
