@@ -1,4 +1,9 @@
-"""What all tests share: hypothesis without a time limit, since the first use of a kernel compiles it."""
+"""What all tests share: hypothesis without a time limit (a kernel's first use compiles it), and the rule for skips.
+
+In CI (the environment variable CI is set) a skipped test is a failure, unless its reason is one of these.
+"""
+
+import os
 
 import numpy as np
 import pytest
@@ -12,3 +17,15 @@ settings.load_profile("tinycnn")
 def random() -> np.random.Generator:
     """The same random numbers at every run."""
     return np.random.default_rng(20)
+
+
+ALLOWED_SKIPS = ("this machine has one CPU",)  # bit equality at two threads can't be tried there
+
+
+def pytest_sessionfinish(session):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    reasons = [str(report.longrepr) for report in reporter.stats.get("skipped", [])]
+    unexpected = [reason for reason in reasons if not any(allowed in reason for allowed in ALLOWED_SKIPS)]
+    if os.environ.get("CI") and unexpected:
+        reporter.write_line("skipped, which is a failure in CI: " + "; ".join(unexpected), red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -105,7 +105,9 @@ def test_convolution_adjoint_identity(case, seed):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(n=st.sampled_from([1, 2, 5, 13, 40]), k=st.sampled_from([1, 2, 5, 13, 70]), units=CHANNELS, seed=st.integers(0, 99))
+@given(
+    n=st.sampled_from([1, 2, 5, 13, 40]), k=st.sampled_from([1, 2, 5, 13, 70]), units=CHANNELS, seed=st.integers(0, 99)
+)
 @example(1, 1, 1, 0)
 @example(13, 25, 10, 0)
 def test_dense_equals_reference(dtype, n, k, units, seed):
@@ -122,7 +124,7 @@ def test_dense_equals_reference(dtype, n, k, units, seed):
 
 @st.composite
 def pools(draw):
-    """(x's shape, pool_size, stride) of a pooling that fits: overlapping, side by side, with gaps, with cells left over."""
+    """(x's shape, pool_size, stride) of a pooling that fits: overlapping, with gaps, with cells left over."""
     pool = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     size = [draw(st.integers(p, p + 7)) for p in pool]
     return (draw(BATCHES), *size, draw(CHANNELS)), pool, (draw(st.integers(1, 4)), draw(st.integers(1, 4)))

@@ -109,7 +109,11 @@ def test_network_gradients_are_the_derivatives_of_the_loss(name, smoothed, rando
     for p in model.parameters():
         p.value += 0.1 * random.normal(size=p.value.shape)
     classes = model.output_shapes[-1][0]
-    x = random.uniform(0, 255, size=(6, *shape)) if isinstance(model.layers[0], Normalize) else random.normal(size=(6, *shape))
+    x = (
+        random.uniform(0, 255, size=(6, *shape))
+        if isinstance(model.layers[0], Normalize)
+        else random.normal(size=(6, *shape))
+    )
     labels = random.dirichlet(np.ones(classes), size=6) if smoothed else random.integers(0, classes, size=6)
     targets = labels if smoothed else np.eye(classes)[labels]
 
@@ -142,7 +146,9 @@ def test_network_gradients_by_central_differences(name, random):
         numeric = central_difference(
             lambda: SoftmaxCrossEntropy().forward(model.forward(x / 100, training=True), labels), p.value, h=1e-5
         )
-        np.testing.assert_allclose(analytic, numeric, rtol=1e-7, atol=1e-8 * np.abs(analytic).max() + 1e-10, err_msg=p.name)
+        np.testing.assert_allclose(
+            analytic, numeric, rtol=1e-7, atol=1e-8 * np.abs(analytic).max() + 1e-10, err_msg=p.name
+        )
 
 
 def test_parameter_gradients_alone_are_the_same(random):

@@ -118,7 +118,9 @@ def test_relu_backward_is_the_derivative(random):
 def test_relu_by_hand():
     """0 passes nothing, forward or back; not a number stays visible."""
     np.testing.assert_array_equal(reference.relu(np.array([-2.0, 0.0, 3.0, np.nan])), [0, 0, 3, np.nan])
-    np.testing.assert_array_equal(reference.relu_backward(np.array([5.0, 6.0, 7.0]), np.array([-2.0, 0.0, 3.0])), [0, 0, 7])
+    np.testing.assert_array_equal(
+        reference.relu_backward(np.array([5.0, 6.0, 7.0]), np.array([-2.0, 0.0, 3.0])), [0, 0, 7]
+    )
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (2, 3, 4, 2)])
@@ -146,7 +148,9 @@ def test_batch_norm_by_hand():
 def test_dropout_backward_is_the_derivative(random):
     x, dy, keep = random.normal(size=(3, 4)), random.normal(size=(3, 4)), random.random((3, 4)) > 0.3
     assert 0 < keep.sum() < keep.size
-    assert_derivative(reference.dropout_backward(dy, keep, 0.3), lambda x: (reference.dropout(x, keep, 0.3) * dy).sum(), x)
+    assert_derivative(
+        reference.dropout_backward(dy, keep, 0.3), lambda x: (reference.dropout(x, keep, 0.3) * dy).sum(), x
+    )
 
 
 def test_dropout_by_hand():

@@ -79,7 +79,7 @@ def _read(file: BinaryIO, at_most: int) -> np.ndarray:
     header = _read_exactly(file, 4 * dimensions, f"the sizes of {dimensions} dimensions")
     shape = tuple(int(n) for n in np.frombuffer(header, ">u4"))
     size = prod(shape) * dtype.itemsize
-    if size > at_most:
+    if 4 + len(header) + size > at_most:
         raise ValueError(f"the header promises {size:,} bytes of numbers (shape {shape}), the file can't hold them")
     content = _read_exactly(file, size, f"the numbers of an array of shape {shape}")
     if file.read(1):

@@ -129,8 +129,8 @@ class Sequential:
         if not path.is_file():
             raise FileNotFoundError(f"there is no model file {path}")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
             architecture = json.loads(str(arrays.pop("architecture")))
             classes = {c.__name__: c for c in (*LAYERS, *own_layers)}
             layers = [classes[name](**arguments) for name, arguments in architecture["layers"]]

@@ -37,7 +37,8 @@ def _curve(axes, history: list[dict], quantity: str, label: str) -> None:
         if None not in values:
             axes.plot(epochs, values, color=colour, marker=marker, label=name)
     axes.set(title=f"{quantity.capitalize()} by epoch", xlabel="epoch", ylabel=label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlim(0.5, len(epochs) + 0.5)
     axes.grid(alpha=0.3)
     axes.legend()
 

@@ -106,7 +106,10 @@ def classic(classes: int) -> Recipe:
         ],
         epochs=5,
         batch_size=1313,
-        learning_rate=5e-3,
+        learning_rate=1e-2,
+        warm_up=0.1,
+        beta1=0.7,
+        beta2=0.9,
     )
 
 
@@ -129,7 +132,7 @@ def lenet(classes: int) -> Recipe:
         ],
         epochs=10,
         batch_size=64,
-        learning_rate=0.05,
+        learning_rate=0.02,
         optimizer="sgd",
         schedule="cosine",
     )

@@ -1,0 +1,331 @@
+"""The main job and its command line, on small data: what it writes, what its options do, and how it fails."""
+
+import csv
+import json
+import math
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+from test_mnist import small_data, write_files
+
+from tinycnn import Sequential, load_mnist
+from tinycnn.experiment import Settings, make_optimizer, make_schedule, pixel_statistics, run, split
+from tinycnn.presets import PRESETS, Recipe
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "train_mnist.py"
+main = runpy.run_path(str(SCRIPT))["main"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A set in MNIST's form: 200 and 50 noisy images, 12 × 13, of four classes told apart by a bright quarter."""
+    random = np.random.default_rng(0)
+    arrays = []
+    for n in (200, 50):
+        labels = random.integers(0, 4, size=n)
+        images = random.integers(0, 60, size=(n, 12, 13))
+        for image, label in zip(images, labels, strict=True):
+            image[(label // 2) * 6 :][:6, (label % 2) * 6 :][:, :6] += 150
+        arrays += [images.astype(np.uint8), labels.astype(np.uint8)]
+    directory = tmp_path_factory.mktemp("data")
+    write_files(directory, arrays)
+    return directory
+
+
+@pytest.fixture
+def options(data_dir, tmp_path):
+    """Options for a job of a second. classic is the only preset whose network fits 12 × 13 pixels."""
+    return ["--preset", "classic", "--data-dir", str(data_dir), "--out", str(tmp_path / "out"), "--batch-size", "20"]
+
+
+def metrics_of(out) -> dict:
+    return json.loads((Path(out) / "metrics.json").read_text())
+
+
+def history_of(out) -> list[dict]:
+    with open(Path(out) / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_it_prints_and_writes(options, data_dir, tmp_path, capsys):
+    assert main([*options, "--epochs", "4"]) == 0
+    printed = capsys.readouterr()
+    out = tmp_path / "out"
+    for part in ("conv2d_2", "total", "epoch 1/4", "epoch 4/4", "test accuracy", "test loss", "images/s", str(out)):
+        assert part in printed.out
+    assert "epoch 4/4" in printed.err  # the progress bar
+    assert sorted(p.name for p in out.iterdir()) == ["history.csv", "metrics.json", "model.npz", "training.png"]
+
+    metrics = metrics_of(out)
+    _, (test_images, test_labels) = load_mnist(data_dir)
+    model = Sequential.load(out / "model.npz")
+    assert metrics["test_accuracy"] == (model.predict(test_images) == test_labels).mean() > 0.9
+    p = model.predict_proba(test_images)[np.arange(50), test_labels]
+    assert metrics["test_loss"] == pytest.approx(-np.log(p).mean(), rel=1e-4)
+    assert metrics["preset"] == "classic"
+    assert (metrics["seed"], metrics["epochs"]) == (0, 4)
+    assert metrics["parameters"] == sum(q.value.size for q in model.parameters())
+    assert 0 < metrics["seconds_training"] <= metrics["seconds_total"]
+    assert metrics["images_per_second"] == pytest.approx(800 / metrics["seconds_training"], rel=0.5)
+    rows = history_of(out)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert float(rows[-1]["train_accuracy"]) == metrics["train_accuracy"]
+    assert rows[-1]["validation_accuracy"] == ""
+
+
+def test_quiet_prints_the_result_only(options, capsys):
+    assert main([*options, "--epochs", "1", "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert len(printed.out.splitlines()) == 2
+    assert printed.out.startswith("test accuracy")
+
+
+def test_validation_holds_the_last_images_out(options, tmp_path, capsys):
+    assert main([*options, "--epochs", "2", "--validation", "60"]) == 0
+    assert "validation loss" in capsys.readouterr().out
+    rows, metrics = history_of(tmp_path / "out"), metrics_of(tmp_path / "out")
+    assert 0 < float(rows[-1]["validation_accuracy"]) == metrics["validation_accuracy"] <= 1
+    assert math.isfinite(float(rows[-1]["validation_loss"]))
+
+
+def test_split():
+    arrays = [np.arange(10), np.arange(10) + 100]
+    data = (tuple(arrays), ("test images", "test labels"))
+    train_set, held_out, test = split(data, validation=3, limit=4)
+    assert train_set[0].tolist() == [0, 1, 2, 3]
+    assert held_out[0].tolist() == [7, 8, 9]
+    assert held_out[1].tolist() == [107, 108, 109]
+    assert test == ("test images", "test labels")
+    assert split(data, 0, None)[1] is None
+    assert len(split(data, 0, 99)[0][0]) == 10
+
+
+def test_options_reach_the_recipe(options, tmp_path, monkeypatch):
+    """Each one changes what is trained."""
+    seen = []
+    monkeypatch.setitem(
+        main.__globals__,
+        "run",
+        lambda settings, say, progress: (
+            seen.append(settings)
+            or dict.fromkeys(("test_accuracy", "test_loss", "seconds_total", "images_per_second"), 0)
+        ),
+    )
+    main([*options, "--epochs", "7", "--learning-rate", "0.25", "--optimizer", "sgd", "--momentum", "0.5"])
+    main(
+        [
+            "--weight-decay",
+            "0.125",
+            "--schedule",
+            "step",
+            "--seed",
+            "9",
+            "--limit",
+            "50",
+            "--validation",
+            "5",
+            "--no-augment",
+        ]
+    )
+    assert seen[0].preset == "classic"
+    assert seen[0].changes == {
+        "epochs": 7,
+        "batch_size": 20,
+        "learning_rate": 0.25,
+        "optimizer": "sgd",
+        "momentum": 0.5,
+    }
+    assert seen[1].changes == {"weight_decay": 0.125, "schedule": "step", "shift": 0}
+    assert (seen[1].preset, seen[1].seed, seen[1].limit, seen[1].validation) == ("standard", 9, 50, 5)
+    assert seen[1].out == "runs/standard"
+
+
+def test_optimizer_and_schedule_follow_the_recipe(random):
+    model = Sequential(PRESETS["classic"](3).layers, (12, 12, 1))
+    recipe = Recipe(
+        [], epochs=3, batch_size=1, learning_rate=0.2, momentum=0.7, weight_decay=0.01, beta1=0.6, beta2=0.8
+    )
+    adam = make_optimizer(recipe, model)
+    assert (adam.learning_rate, adam.beta1, adam.beta2, adam.weight_decay) == (0.2, 0.6, 0.8, 0.01)
+    sgd = make_optimizer(Recipe([], 3, 1, 0.2, optimizer="sgd", momentum=0.7, weight_decay=0.01), model)
+    assert (sgd.learning_rate, sgd.momentum, sgd.weight_decay) == (0.2, 0.7, 0.01)
+    rates = {}
+    for name in ("constant", "step", "cosine", "one-cycle"):
+        schedule = make_schedule(Recipe([], 3, 1, 0.2, schedule=name), steps_an_epoch=100)
+        rates[name] = [round(schedule(s), 4) for s in (0, 90, 150, 299)]
+    assert rates == {
+        "constant": [0.2, 0.2, 0.2, 0.2],
+        "step": [0.2, 0.2, 0.02, 0.002],
+        "cosine": [0.2, 0.1588, 0.1, 0.0],
+        "one-cycle": [0.02, 0.2, 0.1623, 0.0],
+    }
+    with pytest.raises(ValueError, match="unknown schedule 'linear'"):
+        make_schedule(Recipe([], 1, 1, 0.1, schedule="linear"), 1)
+    with pytest.raises(ValueError, match="unknown optimizer 'lion'"):
+        make_optimizer(Recipe([], 1, 1, 0.1, optimizer="lion"), model)
+
+
+def test_same_seed_same_result_another_seed_another(options, tmp_path):
+    files = []
+    for seed in ("3", "3", "4"):
+        assert main([*options, "--epochs", "1", "--seed", seed, "--quiet"]) == 0
+        files.append((tmp_path / "out" / "model.npz").read_bytes())
+    with np.load(tmp_path / "out" / "model.npz") as archive:
+        assert archive.files
+    assert files[0] == files[1]
+    assert files[0] != files[2]
+
+
+def test_threads(options):
+    all_threads = numba.get_num_threads()
+    try:
+        assert main([*options, "--epochs", "1", "--threads", "1", "--quiet"]) == 0
+        assert numba.get_num_threads() == 1
+    finally:
+        numba.set_num_threads(all_threads)
+
+
+def test_all_images_equal(tmp_path):
+    """Nothing to learn from, but no division by a deviation of 0 either."""
+    arrays = [np.full((20, 12, 12), 7, np.uint8), np.arange(20, dtype=np.uint8) % 2] * 2
+    write_files(tmp_path / "data", arrays)
+    metrics = run(Settings("classic", {"epochs": 1}, data_dir=tmp_path / "data", out=tmp_path), print, progress=False)
+    assert math.isfinite(metrics["test_loss"])
+
+
+def test_pixel_statistics(random):
+    images = random.integers(0, 256, size=(2500, 3, 4), dtype=np.uint8)
+    mean, std = pixel_statistics(images)
+    assert mean == pytest.approx(images.mean() / 255, rel=1e-6)
+    assert std == pytest.approx(images.std() / 255, rel=1e-6)
+    assert pixel_statistics(np.zeros((2, 3, 3), np.uint8)) == (0, 1)
+
+
+# ---------------------------------------------------------------------------------------------------- how it fails
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--limit", "0"], "--limit: must be at least 1, got 0"),
+        (["--learning-rate", "-1"], "--learning-rate: must be at least 0, got -1"),
+        (["--learning-rate", "nan"], "--learning-rate: must be at least 0, got nan"),
+        (["--momentum", "-0.5"], "--momentum: must be at least 0"),
+        (["--epochs", "0"], "--epochs: must be at least 1"),
+        (["--batch-size", "x"], "invalid whole number value: 'x'"),
+        (["--preset", "resnet"], "invalid choice: 'resnet'"),
+        (["--optimizer", "lion"], "invalid choice: 'lion'"),
+        (["--validation", "-1"], "--validation: must be at least 0"),
+        (["--threads", "0"], "--threads: must be at least 1"),
+    ],
+)
+def test_options_that_can_not_be(options, change, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*options, *change])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--validation", "200"], "leave images to train on; got 200 of 200"),
+        (["--data-dir", "nowhere"], "there is no directory nowhere"),
+        (["--preset", "standard"], "conv2d_13: got images of 2 × 2"),
+        (["--momentum", "1.5", "--optimizer", "sgd"], "momentum must be at least 0 and below 1"),
+        (["--threads", "999"], "threads"),
+        (["--learning-rate", "1e30", "--optimizer", "sgd", "--schedule", "constant"], "learning rate 1e+30"),
+    ],
+)
+def test_jobs_that_can_not_be(options, change, message, capsys):
+    assert main([*options, "--epochs", "2", *change]) == 1
+    printed = capsys.readouterr().err
+    assert "error: " in printed
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_unknown_preset_from_python(data_dir):
+    with pytest.raises(ValueError, match="unknown preset 'resnet'; there are standard, fast, classic, lenet"):
+        run(Settings("resnet", data_dir=data_dir))
+
+
+def test_an_out_that_can_not_be_written_is_said_before_training(options, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert main([*options, "--out", str(tmp_path / "file")]) == 1
+    printed = capsys.readouterr()
+    assert "can't write to" in printed.err
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_bad_files_are_said_before_training(options, tmp_path, capsys, index):
+    arrays = small_data(20, 10, size=(12, 12))
+    write_files(tmp_path / "data", arrays)
+    names = sorted(p for p in (tmp_path / "data").iterdir())
+    names[index].write_bytes(b"<html>")
+    assert main([*options, "--data-dir", str(tmp_path / "data")]) == 1
+    assert f"{names[index]}: not an IDX file" in capsys.readouterr().err
+
+
+def test_labels_and_images_that_can_not_be(options, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 9, size=(20, 12, 12)).astype(np.uint8), (np.arange(20) % 3).astype(np.uint8)
+    bad_pixels = images.astype(np.float32)
+    bad_pixels[3, 2, 1] = np.nan
+    for name, arrays, message in (
+        ("a", [images, labels, images, labels + 1], "label 3 is outside 0 … 2"),
+        ("b", [images, labels.astype(np.int8) - 1, images, labels], "label -1 is outside"),
+        ("c", [images[:0], labels[:0], images, labels], "there are no images"),
+        ("d", [bad_pixels, labels, images, labels], "NaN or infinite pixels"),
+        ("e", [images, labels, images[:, :10], labels], "needs images of shape"),
+    ):
+        write_files(tmp_path / name, arrays)
+        assert main([*options, "--data-dir", str(tmp_path / name), "--epochs", "1"]) == 1, name
+        assert message in capsys.readouterr().err
+
+
+def test_a_diverged_training_keeps_what_was_saved_before(options, tmp_path, monkeypatch, capsys):
+    from tinycnn import experiment
+
+    monkeypatch.setattr(
+        experiment, "make_schedule", lambda recipe, steps_an_epoch: lambda step: 0.01 if step < 10 else 1e30
+    )
+    assert main([*options, "--epochs", "3", "--optimizer", "sgd"]) == 1
+    assert "of epoch 2" in capsys.readouterr().err
+    assert len(history_of(tmp_path / "out")) == 1
+    assert all(np.isfinite(array).all() for _, array in Sequential.load(tmp_path / "out" / "model.npz").state())
+
+
+def test_ctrl_c(options, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(main.__globals__, "run", interrupted)
+    assert main(options) == 130
+    assert "what the last whole epoch had learned" in capsys.readouterr().err
+
+
+def test_as_a_command(options):
+    """As a user starts it: a process of its own, from another directory."""
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    result = subprocess.run(
+        [sys.executable, SCRIPT, *options, "--epochs", "1"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "test accuracy" in result.stdout
+    result = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True)
+    options = "preset epochs batch-size learning-rate optimizer momentum weight-decay schedule seed validation limit"
+    for option in f"{options} data-dir out threads no-augment quiet".split():
+        assert f"--{option} " in result.stdout

@@ -1,0 +1,105 @@
+"""The loss: equal to its formula, exact for huge logits, and clear about labels that don't fit."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinycnn import SoftmaxCrossEntropy, reference, softmax
+
+
+@given(n=st.integers(1, 9), classes=st.integers(1, 12), seed=st.integers(0, 99))
+def test_equals_the_reference(n, classes, seed):
+    random = np.random.default_rng(seed)
+    logits, labels = random.normal(0, 3, size=(n, classes)), random.integers(0, classes, size=n)
+    for given_labels, targets in (
+        (labels, np.eye(classes)[labels]),
+        (np.eye(classes)[labels], np.eye(classes)[labels]),
+        (smooth := random.dirichlet(np.ones(classes), size=n), smooth),
+    ):
+        loss = SoftmaxCrossEntropy()
+        expected = reference.softmax_cross_entropy(logits, targets)
+        assert loss.forward(logits, given_labels) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+        expected = reference.softmax_cross_entropy_backward(logits, targets)
+        np.testing.assert_allclose(loss.backward(), expected, rtol=1e-12, atol=1e-16)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_huge_logits_are_exact(dtype, size):
+    """Right by a mile: loss 0. Wrong by a mile: the loss is the distance itself. Never inf, never NaN, no warning."""
+    logits = np.array([[size, 0, -size], [0, size, size]], dtype)
+    loss = SoftmaxCrossEntropy()
+    best = int(logits[0].argmax())
+    right = loss.forward(logits[:1], np.array([best]))
+    assert right == 0
+    np.testing.assert_array_equal(loss.backward(), 0)
+    assert loss.forward(logits[:1], np.array([2 - best])) == 2e4
+    np.testing.assert_array_equal(loss.backward(), [[1 if i == best else -1 if i == 2 - best else 0 for i in range(3)]])
+    equals = loss.forward(logits[1:], np.array([1]))
+    assert equals == pytest.approx(np.log(2) if size > 0 else 1e4 + np.log(1), rel=1e-6)
+
+
+def test_a_target_of_zero_costs_nothing_even_where_the_logit_is_minus_infinity():
+    loss = SoftmaxCrossEntropy()
+    assert loss.forward(np.array([[0.0, 0.0, -np.inf]]), np.array([1])) == pytest.approx(np.log(2))
+    np.testing.assert_allclose(loss.backward(), [[0.5, -0.5, 0]])
+
+
+def test_mean_over_the_batch(random):
+    """Twice the batch, twice: the same loss and half the gradient a row."""
+    logits, labels = random.normal(size=(3, 4)), np.array([0, 1, 3])
+    loss = SoftmaxCrossEntropy()
+    once, gradient = loss.forward(logits, labels), loss.backward()
+    assert loss.forward(np.tile(logits, (2, 1)), np.tile(labels, 2)) == pytest.approx(once, rel=1e-14)
+    np.testing.assert_allclose(loss.backward()[:3], gradient / 2, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_contracts(dtype, random):
+    logits, labels = random.normal(size=(5, 3)).astype(dtype), np.array([0, 1, 2, 1, 0], np.uint8)
+    before = logits.copy()
+    loss = SoftmaxCrossEntropy()
+    assert isinstance(loss.forward(logits, labels), float)
+    first = loss.backward()
+    assert first.dtype == dtype
+    kept = first.copy()
+    first[:] = 7  # the caller's to change
+    np.testing.assert_array_equal(loss.backward(), kept)
+    loss.forward(-logits, labels)
+    np.testing.assert_array_equal(first, 7)
+    np.testing.assert_array_equal(logits, before)
+    np.testing.assert_allclose(kept.sum(axis=1), 0, atol=1e-6)
+
+
+def test_softmax_rows_are_probabilities(random):
+    p = softmax(random.normal(0, 500, size=(6, 10)))
+    assert (p >= 0).all()
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-14)
+    np.testing.assert_allclose(softmax(np.log([[1.0, 3.0]])), [[0.25, 0.75]], rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 1, 3]), "label 3 is outside 0 … 2"),
+        (np.array([0, -1, 2]), "label -1 is outside"),
+        (np.array([0, 1]), "needs 3 integers"),
+        (np.array([0.0, 1.0, 2.0]), "float64"),
+        (np.full((3, 3), 0.5), "sum to 1"),
+        (np.array([[2.0, -1.0, 0.0]] * 3), "in 0 … 1"),
+        (np.full((3, 3), np.nan), "in 0 … 1"),
+        (np.zeros((3, 4)), "needs 3 integers"),
+    ],
+)
+def test_labels_that_do_not_fit(labels, message):
+    with pytest.raises(ValueError, match=message):
+        SoftmaxCrossEntropy().forward(np.zeros((3, 3)), labels)
+
+
+def test_misuse():
+    with pytest.raises(ValueError, match="needs a forward"):
+        SoftmaxCrossEntropy().backward()
+    for shape in ((0, 3), (3,), (3, 0)):
+        with pytest.raises(ValueError, match="needs \\(N, classes\\), not empty"):
+            SoftmaxCrossEntropy().forward(np.zeros(shape), np.zeros(shape[:1], int))

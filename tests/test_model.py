@@ -1,0 +1,326 @@
+"""Sequential: shapes, seeds, prediction, the summary, and files that come back the same or not at all."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from tinycnn import (
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    Layer,
+    MaxPool2D,
+    Normalize,
+    ReLU,
+    Sequential,
+    SoftmaxCrossEntropy,
+)
+
+
+def every_layer() -> list[Layer]:
+    return [
+        Normalize(0.1, 0.5),
+        Conv2D(4, (3, 2), stride=(2, 1), padding=(1, 0), use_bias=False),
+        BatchNorm(momentum=0.8, epsilon=1e-3),
+        ReLU(),
+        MaxPool2D((2, 2), stride=(1, 2)),
+        Conv2D(5, 1),
+        Flatten(),
+        Dropout(0.25),
+        Dense(6, use_bias=False),
+        Dense(3),
+    ]
+
+
+@pytest.fixture
+def images(random):
+    return random.integers(0, 256, size=(7, 9, 8), dtype=np.uint8)
+
+
+@pytest.fixture
+def model(images):
+    """With running statistics and weights that are not those it started with."""
+    model = Sequential(every_layer(), (9, 8, 1), seed=4)
+    loss = SoftmaxCrossEntropy()
+    loss.forward(model.forward(images, training=True), np.arange(7) % 3)
+    model.backward(loss.backward())
+    for p in model.parameters():
+        p.value -= 0.1 * p.grad
+    return model
+
+
+def test_shapes_are_computed_for_the_user():
+    model = Sequential(every_layer(), (9, 8, 1))
+    assert model.output_shapes == [
+        (9, 8, 1),
+        (5, 7, 4),
+        (5, 7, 4),
+        (5, 7, 4),
+        (4, 3, 4),
+        (4, 3, 5),
+        (60,),
+        (60,),
+        (6,),
+        (3,),
+    ]
+    assert model.layers[1].weight.value.shape == (3, 2, 1, 4)
+    assert model.layers[8].weight.value.shape == (60, 6)
+    for layer, shape in zip(model.layers, model.output_shapes, strict=True):
+        assert layer.name == f"{type(layer).__name__.lower()}_{model.layers.index(layer) + 1}", shape
+
+
+def test_parameters_are_in_order_and_named():
+    names = [p.name for p in Sequential(every_layer(), (9, 8, 1)).parameters()]
+    assert names == [
+        "conv2d_2.weight",
+        "batchnorm_3.gamma",
+        "batchnorm_3.beta",
+        "conv2d_6.weight",
+        "conv2d_6.bias",
+        "dense_9.weight",
+        "dense_10.weight",
+        "dense_10.bias",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layers", "input_shape", "name", "came", "needs"),
+    [
+        ([Conv2D(4, 9)], (8, 10, 1), "conv2d_1", "8 × 10", r"\(9, 9\)"),
+        ([Flatten(), Conv2D(4, 3)], (8, 8, 1), "conv2d_2", r"\(64,\)", "height, width, channels"),
+        ([Dense(4)], (8, 8, 1), "dense_1", r"\(8, 8, 1\)", "Flatten"),
+        ([Conv2D(4, 3), MaxPool2D(7)], (8, 8, 1), "maxpool2d_2", r"\(6, 6, 4\)", r"\(7, 7\)"),
+        ([Flatten(), MaxPool2D(2)], (8, 8, 1), "maxpool2d_2", r"\(64,\)", "height, width, channels"),
+    ],
+)
+def test_a_layer_that_does_not_fit_is_named_with_what_came_and_what_it_needs(layers, input_shape, name, came, needs):
+    for part in (name, came, needs):
+        with pytest.raises(ValueError, match=part):
+            Sequential([type(layer)(**layer.arguments()) for layer in layers], input_shape)
+
+
+def test_other_misuse(model):
+    with pytest.raises(ValueError, match="at least one layer"):
+        Sequential([], (8, 8, 1))
+    with pytest.raises(ValueError, match="sizes of at least 1"):
+        Sequential([Flatten()], (8, 0, 1))
+    with pytest.raises(ValueError, match="float32 or float64, got int32"):
+        Sequential([Flatten()], (8, 8, 1), dtype=np.int32)
+    with pytest.raises(ValueError, match="layer 1 is already flatten_7 of a model"):
+        Sequential([model.layers[6]], (8, 8, 1))
+    with pytest.raises(ValueError, match=r"needs images of shape \(N, 9, 8, 1\), got \(2, 8, 9\)"):
+        model.forward(np.zeros((2, 8, 9)))
+    with pytest.raises(ValueError, match="needs images of shape"):
+        Sequential([Flatten(), Dense(2)], (9, 8, 1)).forward(np.zeros((2, 9, 8)))  # without Normalize no axis is added
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        model.predict(np.full((1, 9, 8), np.inf))
+    with pytest.raises(TypeError, match="Layer has no forward"):
+        Layer().forward(np.zeros(1))
+    with pytest.raises(TypeError, match="Layer has no backward"):
+        Layer().backward(np.zeros(1))
+
+
+def test_input_is_taken_to_the_model_dtype(random):
+    model = Sequential([Flatten(), Dense(2)], (3, 3, 1))
+    assert model.forward(random.normal(size=(2, 3, 3, 1))).dtype == np.float32
+    assert model.forward(np.ones((2, 3, 3, 1), np.uint8)).dtype == np.float32
+    assert (
+        Sequential([Normalize(0, 1)], (3, 3, 1), dtype=np.float64).forward(np.ones((2, 3, 3), np.uint8)).dtype
+        == np.float64
+    )
+
+
+def test_same_seed_same_weights():
+    a, b, c = (Sequential(every_layer(), (9, 8, 1), seed=seed) for seed in (7, 7, 8))
+    for p, q, r in zip(a.parameters(), b.parameters(), c.parameters(), strict=True):
+        np.testing.assert_array_equal(p.value, q.value)
+        assert p.value.std() == 0 or (p.value != r.value).any()
+
+
+def test_weights_start_as_he_where_a_relu_follows():
+    """Variance 2 / fan_in before a ReLU (also behind a pool or a BatchNorm), 1 / fan_in elsewhere; biases zero."""
+    layers = [
+        Conv2D(200, 5),
+        MaxPool2D(2),
+        BatchNorm(),
+        ReLU(),
+        Conv2D(100, 3),
+        Flatten(),
+        Dense(300),
+        ReLU(),
+        Dense(200),
+    ]
+    model = Sequential(layers, (12, 12, 3))
+    for layer, gain, fan_in in ((layers[0], 2, 75), (layers[4], 1, None), (layers[6], 2, None), (layers[8], 1, 300)):
+        w = layer.weight.value
+        fan_in = fan_in or w.size // w.shape[-1]
+        assert w.var() * fan_in == pytest.approx(gain, rel=0.1)
+        assert abs(w.mean()) < 0.1 * w.std()
+        assert not layer.bias.value.any()
+    assert len(model.parameters()) == 10
+
+
+def test_predict_any_number_of_images(model, images):
+    p = model.predict_proba(images)
+    assert p.shape == (7, 3)
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(model.predict(images), p.argmax(axis=1))
+    for batch_size in (1, 3, 7, 100):  # bounded memory: in batches, which change nothing
+        np.testing.assert_allclose(model.predict_proba(images, batch_size), p, rtol=1e-5)
+    assert model.predict(images[:0]).shape == (0,)
+    assert model.predict_proba(images[:0]).shape == (0, 3)
+    np.testing.assert_array_equal(model.predict(images), model.predict(images[..., None]))
+
+
+def test_prediction_changes_nothing(model, images):
+    before = [(name, array.copy()) for name, array in model.state()]
+    model.predict(images)
+    for (name, old), (_, new) in zip(before, model.state(), strict=True):
+        np.testing.assert_array_equal(old, new, err_msg=name)
+
+
+def test_summary_counts():
+    lines = Sequential(every_layer(), (9, 8, 1)).summary().splitlines()
+    rows = [line.split("  ") for line in lines]
+    table = {row[0]: [cell.strip() for cell in row[1:] if cell.strip()] for row in rows}
+    assert table["layer"] == ["output shape", "parameters", "multiply-adds"]
+    assert table["conv2d_2"] == ["5 × 7 × 4", "24", f"{5 * 7 * 4 * 6}"]
+    assert table["batchnorm_3"] == ["5 × 7 × 4", "8", "0"]
+    assert table["conv2d_6"] == ["4 × 3 × 5", "25", f"{4 * 3 * 5 * 4}"]
+    assert table["dense_9"] == ["6", "360", "360"]
+    assert table["dense_10"] == ["3", "21", "18"]
+    assert table["total"] == ["438", f"{840 + 240 + 360 + 18:,}"]
+    assert len(set(map(len, lines))) == 1  # a rectangle
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def test_saved_and_loaded_is_the_same(model, images, tmp_path):
+    path = tmp_path / "a model"  # any name, with .npz or without
+    model.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a model"]
+    loaded = Sequential.load(str(path))
+    np.testing.assert_array_equal(loaded.predict_proba(images), model.predict_proba(images))
+    assert [type(layer) for layer in loaded.layers] == [type(layer) for layer in model.layers]
+    assert [layer.arguments() for layer in loaded.layers] == [layer.arguments() for layer in model.layers]
+    for (name, a), (_, b) in zip(model.state(), loaded.state(), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b, err_msg=name)
+    assert loaded.dtype == np.float32
+    loaded.forward(images, training=True)  # it can be trained on
+
+
+def test_double_precision_is_saved_too(tmp_path):
+    model = Sequential([Flatten(), Dense(2)], (2, 2, 1), dtype=np.float64)
+    model.save(tmp_path / "m.npz")
+    assert Sequential.load(tmp_path / "m.npz").parameters()[0].value.dtype == np.float64
+
+
+def test_saving_replaces_the_old_file_whole_or_not_at_all(model, tmp_path, monkeypatch):
+    path = tmp_path / "m.npz"
+    model.save(path)
+    before = path.read_bytes()
+
+    def break_off(file, **arrays):
+        file.write(b"half a mod")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "savez", break_off)
+    with pytest.raises(OSError, match="disk full"):
+        model.save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["m.npz"]
+
+
+class Twice(Layer):
+    """A layer that tinycnn does not know."""
+
+    def forward(self, x, training=False):
+        return 2 * x
+
+    def backward(self, dy):
+        return 2 * dy
+
+
+def test_own_layers(tmp_path, random):
+    x = random.normal(size=(2, 3)).astype(np.float32)
+    model = Sequential([Twice(), Dense(2)], (3,))
+    model.save(tmp_path / "m.npz")
+    with pytest.raises(ValueError, match="Twice"):
+        Sequential.load(tmp_path / "m.npz")
+    loaded = Sequential.load(tmp_path / "m.npz", own_layers=(Twice,))
+    np.testing.assert_array_equal(loaded.forward(x), model.forward(x))
+
+
+def saved_array(array) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def rewrite(path, **changes):
+    """The model file with some arrays changed, or left out where the change is None."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files} | changes
+    with open(path, "wb") as file:
+        np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
+
+
+def damaged_architecture(path, **changes):
+    with np.load(path) as file:
+        architecture = json.loads(str(file["architecture"])) | changes
+    rewrite(path, architecture=np.array(json.dumps(architecture)))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"not a zip file at all"),
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        lambda path: path.write_bytes(path.read_bytes()[:200]),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"NUMPY", b"NUMPI")),
+        lambda path: path.write_bytes(saved_array(np.zeros(3))),
+        lambda path: zipfile.ZipFile(path, "w").close(),
+        lambda path: rewrite(path, architecture=None),
+        lambda path: rewrite(path, architecture=np.array("{")),
+        lambda path: rewrite(path, architecture=np.array(3)),
+        lambda path: rewrite(path, **{"dense_10.bias": None}),
+        lambda path: rewrite(path, extra=np.zeros(3)),
+        lambda path: rewrite(path, **{"dense_10.bias": np.zeros(4, np.float32)}),
+        lambda path: rewrite(path, **{"dense_10.bias": np.zeros(3, np.float64)}),
+        lambda path: damaged_architecture(path, layers=[["Dense", {"units": 0}]]),
+        lambda path: damaged_architecture(path, layers=[["Dense", {"unit": 3}]]),
+        lambda path: damaged_architecture(path, layers=[["os.system", {}]]),
+        lambda path: damaged_architecture(path, layers=7),
+        lambda path: damaged_architecture(path, dtype="object"),
+        lambda path: damaged_architecture(path, input_shape=[0]),
+        lambda path: damaged_architecture(path, input_shape=["a"]),
+    ],
+)
+def test_a_file_that_is_no_model_is_an_error_that_names_it(model, tmp_path, damage):
+    path = tmp_path / "m.npz"
+    model.save(path)
+    damage(path)
+    with pytest.raises(ValueError, match=r"m\.npz is not a tinycnn model file, or a damaged one"):
+        Sequential.load(path)
+
+
+def test_a_pickle_is_never_opened(tmp_path):
+    """An array of objects would be unpickled, and a pickle can run anything."""
+    path = tmp_path / "m.npz"
+    with open(path, "wb") as file:
+        np.savez(file, architecture=np.array([{"layers": []}], dtype=object))
+    with pytest.raises(ValueError, match="not a tinycnn model"):
+        Sequential.load(path)
+
+
+def test_a_missing_model_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no model file .*nothing"):
+        Sequential.load(tmp_path / "nothing.npz")

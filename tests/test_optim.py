@@ -1,0 +1,164 @@
+"""The optimizers against trajectories worked out by hand, and the schedules at their corners."""
+
+import numpy as np
+import pytest
+
+from tinycnn import SGD, Adam, Parameter, constant, cosine, one_cycle, step_decay
+
+
+def parameter(value: float = 1.0) -> Parameter:
+    return Parameter("w", np.array([value]), np.zeros(1))
+
+
+def trajectory(optimizer, p: Parameter, gradients: list[float]) -> list[float]:
+    values = []
+    for gradient in gradients:
+        p.grad[:] = gradient
+        optimizer.step()
+        values.append(float(p.value[0]))
+    return values
+
+
+def test_sgd_by_hand():
+    p = parameter()
+    assert trajectory(SGD([p], 0.5), p, [1, -2, 4]) == [0.5, 1.5, -0.5]
+
+
+def test_sgd_momentum_by_hand():
+    """v = 1, then 0.5·1 + 2 = 2.5, then 0.5·2.5 − 1 = 0.25; each times 0.1 off the weight."""
+    p = parameter()
+    np.testing.assert_allclose(trajectory(SGD([p], 0.1, momentum=0.5), p, [1, 2, -1]), [0.9, 0.65, 0.625], rtol=1e-15)
+
+
+def test_sgd_nesterov_by_hand():
+    """As above, but g + 0.5·v: 1.5, then 2 + 1.25 = 3.25, then −1 + 0.125 = −0.875."""
+    p = parameter()
+    values = trajectory(SGD([p], 0.1, momentum=0.5, nesterov=True), p, [1, 2, -1])
+    np.testing.assert_allclose(values, [0.85, 0.525, 0.6125], rtol=1e-15)
+
+
+def test_sgd_weight_decay_by_hand():
+    """g = 1 + 0.5·1, w = 1 − 0.1·1.5 = 0.85; then v = 0.5·1.5 + (0 + 0.5·0.85) = 1.175, w = 0.7325."""
+    p = parameter()
+    values = trajectory(SGD([p], 0.1, momentum=0.5, weight_decay=0.5), p, [1, 0])
+    np.testing.assert_allclose(values, [0.85, 0.7325], rtol=1e-15)
+
+
+def test_adam_by_hand():
+    """Powers of two: beta1 = 1/2, beta2 = 3/4, epsilon = 0.
+
+    t = 1, g = 2:  m = 1, v = 1;  m̂ = 2, v̂ = 4;              w = 1 − 0.1 · 2/2 = 0.9
+    t = 2, g = −1: m = 0, v = 1;                              w stays
+    t = 3, g = 3:  m = 3/2, v = 3; m̂ = 12/7, v̂ = 3/(37/64);   w = 0.9 − 0.1 · (12/7) / √(192/37)
+    """
+    p = parameter()
+    values = trajectory(Adam([p], 0.1, beta1=0.5, beta2=0.75, epsilon=0), p, [2, -1, 3])
+    np.testing.assert_allclose(values, [0.9, 0.9, 0.9 - 0.1 * (12 / 7) / np.sqrt(192 / 37)], rtol=1e-14)
+
+
+def test_adam_epsilon_stands_outside_the_root():
+    p = parameter()
+    assert trajectory(Adam([p], 0.1, epsilon=1.0), p, [3]) == [pytest.approx(1 - 0.1 * 3 / (3 + 1), rel=1e-14)]
+
+
+def test_adam_weight_decay_is_decoupled():
+    """It shrinks the weight by rate · decay and does not enter m and v: with g = 0 nothing else happens."""
+    p = parameter(2.0)
+    values = trajectory(Adam([p], 0.5, weight_decay=0.1), p, [0, 0])
+    np.testing.assert_allclose(values, [2 * 0.95, 2 * 0.95**2], rtol=1e-15)
+
+
+def test_adam_first_step_is_the_rate_whatever_the_gradient():
+    """Without the correction of its bias the first step would be √0.001/0.1 times as long."""
+    for gradient in (1e-3, 1.0, 1e3):
+        p = parameter(0.0)
+        assert trajectory(Adam([p], 0.01), p, [gradient]) == [pytest.approx(-0.01, rel=1e-4)]
+
+
+@pytest.mark.parametrize("make", [lambda ps: SGD(ps, 0.1, momentum=0.9, nesterov=True), lambda ps: Adam(ps, 0.1)])
+def test_parameters_do_not_mix_and_gradients_stay(make, random):
+    """Each parameter has its own state; step() changes values in place and nothing else; dtype is kept."""
+    together = [
+        Parameter(n, random.normal(size=s).astype(np.float32), np.zeros(s, np.float32))
+        for n, s in (("a", 3), ("b", (2, 4)))
+    ]
+    alone = [Parameter(p.name, p.value.copy(), p.grad.copy()) for p in together]
+    joint, single = make(together), [make([p]) for p in alone]
+    arrays = [p.value for p in together]
+    for _ in range(3):
+        for p, q in zip(together, alone, strict=True):
+            p.grad[...] = q.grad[...] = random.normal(size=p.grad.shape)
+        gradients = [p.grad.copy() for p in together]
+        joint.step()
+        for optimizer in single:
+            optimizer.step()
+        for p, gradient in zip(together, gradients, strict=True):
+            np.testing.assert_array_equal(p.grad, gradient)
+    for p, q, array in zip(together, alone, arrays, strict=True):
+        np.testing.assert_array_equal(p.value, q.value)
+        assert p.value is array
+        assert p.value.dtype == np.float32
+
+
+def test_learning_rate_can_be_set_between_steps():
+    p = parameter()
+    optimizer = SGD([p], 1.0)
+    optimizer.learning_rate = 0.25
+    assert trajectory(optimizer, p, [1]) == [0.75]
+    adam = Adam([p], 1.0)
+    adam.learning_rate = 0.0
+    assert trajectory(adam, p, [5]) == [0.75]
+
+
+def test_optimizers_find_a_minimum():
+    """f(w) = (w − 3)²: momentum of the wrong sign or a step uphill would not get there."""
+    for make in (
+        lambda p: SGD([p], 0.1),
+        lambda p: SGD([p], 0.02, momentum=0.9),
+        lambda p: SGD([p], 0.02, momentum=0.9, nesterov=True),
+        lambda p: Adam([p], 0.1),
+    ):
+        p = parameter(-5.0)
+        optimizer = make(p)
+        for _ in range(500):
+            p.grad[:] = 2 * (p.value - 3)
+            optimizer.step()
+        assert p.value[0] == pytest.approx(3, abs=1e-3)
+
+
+def test_schedules():
+    assert [constant(0.3)(step) for step in (0, 10**6)] == [0.3, 0.3]
+    assert [step_decay(8.0, every=2, factor=0.5)(step) for step in range(5)] == [8, 8, 4, 4, 2]
+    np.testing.assert_allclose([cosine(2.0, 4)(s) for s in (0, 1, 2, 4, 9)], [2, 1 + np.sqrt(0.5), 1, 0, 0], atol=1e-15)
+    cycle = one_cycle(1.0, total_steps=20, warm_up=0.5, start=0.2)
+    np.testing.assert_allclose([cycle(s) for s in (0, 5, 10, 15, 20)], [0.2, 0.6, 1, 0.5, 0], atol=1e-15)
+    rates = [one_cycle(1.0, 37)(s) for s in range(37)]
+    peak = int(np.argmax(rates))
+    assert (np.diff(rates[: peak + 1]) > 0).all()
+    assert (np.diff(rates[peak:]) < 0).all()
+    assert min(rates) > 0
+    assert [0 <= one_cycle(1.0, n)(s) <= 1 for n in (1, 2) for s in range(n)] == [True] * 3  # also a tiny training
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SGD([], -0.1), "learning_rate must be a number of at least 0, got -0.1"),
+        (lambda: SGD([], float("nan")), "learning_rate"),
+        (lambda: SGD([], float("inf")), "learning_rate"),
+        (lambda: SGD([], 0.1, momentum=1.0), "momentum must be at least 0 and below 1"),
+        (lambda: SGD([], 0.1, weight_decay=-1), "weight_decay"),
+        (lambda: Adam([], -1e-3), "learning_rate"),
+        (lambda: Adam([], beta1=1), "beta1"),
+        (lambda: Adam([], beta2=-0.5), "beta2"),
+        (lambda: Adam([], epsilon=-1), "epsilon"),
+        (lambda: Adam([], weight_decay=-1), "weight_decay"),
+        (lambda: constant(-1), "learning_rate"),
+        (lambda: step_decay(1, every=0), "every must be at least 1 step"),
+        (lambda: cosine(-1, 5), "learning_rate"),
+        (lambda: one_cycle(-1, 5), "learning_rate"),
+    ],
+)
+def test_bad_numbers_name_the_thing(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,42 @@
+"""The presets: the networks they are said to be, and that each learns real digits."""
+
+import pytest
+
+from tinycnn import load_mnist
+from tinycnn.experiment import Settings, make_model, run
+from tinycnn.presets import PRESETS
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "multiply_adds"),
+    [
+        ("standard", 43_194, 2_526_208),
+        ("fast", 215_194, 1_244_160),
+        # 320 + 18,496 + 1600 · 128 + 128 + 1,290
+        ("classic", 225_034, 26 * 26 * 32 * 9 + 11 * 11 * 64 * 288 + 1600 * 128 + 1280),
+        # LeNet-5: 156 + 2,416 + 48,120 + 10,164 + 850
+        ("lenet", 61_706, 28 * 28 * 6 * 25 + 10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 840),
+    ],
+)
+def test_size(name, parameters, multiply_adds):
+    images = load_mnist()[0][0][:10]
+    model = make_model(PRESETS[name](10), images, seed=0)
+    assert sum(p.value.size for p in model.parameters()) == parameters
+    assert sum(layer.multiply_adds() for layer in model.layers) == multiply_adds
+    assert model.predict(images).shape == (10,)  # raw images: every preset begins with Normalize
+    assert model.output_shapes[-1] == (10,)
+
+
+def test_classes_and_recipes_are_new_each_time():
+    for make in PRESETS.values():
+        assert make(7).layers[-1].units == 7
+        assert make(7).layers[0] is not make(7).layers[0]
+
+
+@pytest.mark.parametrize(("name", "accuracy"), [("standard", 0.93), ("fast", 0.88), ("classic", 0.8), ("lenet", 0.9)])
+def test_every_preset_learns_real_digits(tmp_path, name, accuracy):
+    """6,000 of the images, one epoch or two: far from what it can do, far above what it could without learning."""
+    changes = {"epochs": 2 if name in ("classic", "lenet") else 1}
+    changes |= {"batch_size": 100} if name == "classic" else {}
+    metrics = run(Settings(name, changes, limit=6000, out=tmp_path), say=lambda line: None, progress=False)
+    assert metrics["test_accuracy"] > accuracy
