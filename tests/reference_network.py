@@ -1,4 +1,4 @@
-"""A model computed a second time, by the reference formulas instead of the layers: slow, and open to complex numbers."""
+"""A model computed a second time, by the reference formulas instead of the layers: slow, open to complex numbers."""
 
 import numpy as np
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from test_mnist import small_data, write_files
 
-from tinycnn import Sequential, load_mnist
+from tinycnn import Sequential, experiment, load_mnist
 from tinycnn.experiment import Settings, make_optimizer, make_schedule, pixel_statistics, run, split
 from tinycnn.presets import PRESETS, Recipe
 
@@ -293,7 +293,6 @@ def test_labels_and_images_that_can_not_be(options, tmp_path, capsys):
 
 
 def test_a_diverged_training_keeps_what_was_saved_before(options, tmp_path, monkeypatch, capsys):
-    from tinycnn import experiment
 
     monkeypatch.setattr(
         experiment, "make_schedule", lambda recipe, steps_an_epoch: lambda step: 0.01 if step < 10 else 1e30

@@ -291,7 +291,7 @@ def test_a_gradient_of_the_wrong_shape_is_an_error(case, random):
 
 
 def test_one_image_is_a_batch(case, random):
-    model, layer, shape = build(case)
+    _, layer, shape = build(case)
     y = layer.forward(random.normal(size=(1, *shape)), training=True)
     assert len(y) == 1
     assert np.isfinite(layer.backward(np.ones_like(y))).all()

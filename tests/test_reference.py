@@ -1,4 +1,4 @@
-"""The bottom rung: the reference functions against complex-step derivatives, the adjoint identity, and hand examples."""
+"""The bottom rung: the reference against complex-step derivatives, the adjoint identity and examples by hand."""
 
 import numpy as np
 import pytest

@@ -107,7 +107,7 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
 def split(
     data: Data, validation: int, limit: int | None
 ) -> tuple[ImagesAndLabels, ImagesAndLabels | None, ImagesAndLabels]:
-    """(training, validation or None, test): the last `validation` training images held out, `limit` of the rest kept."""
+    """(training, validation or None, test): the last `validation` training images held out, `limit` others kept."""
     (images, labels), test_set = data
     if validation < 0 or validation >= max(1, len(images)):
         raise ValueError(

@@ -2,9 +2,10 @@
 
 Two ways to differentiate a function f at x in direction v, knowing only how to call it:
 
-    central difference   (f(x + h·v) − f(x − h·v)) / 2h      any f; the difference of near equals loses half the digits
-    complex step         Im f(x + i·h·v) / h                 nothing is subtracted: exact to the last digits at h = 1e-30,
-                                                             but f must take complex numbers (tinycnn/reference.py does)
+    central difference   (f(x + h·v) − f(x − h·v)) / 2h    any f; the difference of near equals loses many digits
+    complex step         Im f(x + i·h·v) / h               nothing is subtracted, so exact to the last digits with
+                                                           h = 1e-30; but f must take complex numbers, as the
+                                                           functions of tinycnn/reference.py do
 
 A function with many outputs is first weighted to one number Σ dy · f(x) with random dy. Random, since with dy of ones
 a softmax backward of zeros would pass, and so would a convolution that mixes up height and width.

@@ -26,7 +26,8 @@ class Sequential:
     dtype: float32 to train, float64 to check gradients.
     Raises ValueError, naming the layer, if a shape doesn't fit.
 
-    >>> model = Sequential([Conv2D(4, kernel_size=3), ReLU(), MaxPool2D(2), Flatten(), Dense(10)], input_shape=(8, 8, 1))
+    >>> layers = [Conv2D(4, kernel_size=3), ReLU(), MaxPool2D(2), Flatten(), Dense(10)]
+    >>> model = Sequential(layers, input_shape=(8, 8, 1))
     >>> model.forward(np.zeros((5, 8, 8, 1), np.float32)).shape
     (5, 10)
     """
@@ -103,7 +104,7 @@ class Sequential:
     # ---- files
 
     def save(self, path: str | Path) -> None:
-        """Write architecture and weights to one .npz file. A file of that name is replaced when the new one is whole."""
+        """Write architecture and weights to one .npz file; an old one of that name is replaced by a whole one only."""
         architecture = {
             "format": "tinycnn model 1",
             "input_shape": self.input_shape,
@@ -141,7 +142,7 @@ class Sequential:
         return model
 
     def _set_state(self, arrays: dict[str, np.ndarray]) -> None:
-        """Copy the arrays into this model's own. Raises ValueError unless names, shapes and dtypes are just the same."""
+        """Copy the arrays into this model's own. Raises ValueError unless names, shapes and dtypes are the same."""
         own = dict(self.state())
         if own.keys() != arrays.keys():
             raise ValueError(f"arrays missing or too many: {', '.join(sorted(own.keys() ^ arrays.keys()))}")

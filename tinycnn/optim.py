@@ -1,6 +1,6 @@
 """The optimizers, which turn gradients into better weights, and schedules for their learning rate.
 
-An optimizer knows a list of parameters and nothing else. `step()` changes each `value` in place by what its `grad` says.
+An optimizer knows a list of parameters and nothing else. `step()` changes each `value` in place, led by its `grad`.
 
     for batch in batches:
         ...  # forward, loss, backward: every parameter.grad is now filled

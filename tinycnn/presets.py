@@ -135,6 +135,7 @@ def lenet(classes: int) -> Recipe:
         learning_rate=0.02,
         optimizer="sgd",
         schedule="cosine",
+        weight_decay=5e-4,
     )
 
 

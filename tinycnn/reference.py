@@ -252,8 +252,8 @@ def softmax_cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray
 def softmax_cross_entropy_backward(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """dlogits[n, k] = (p[n, k] − targets[n, k]) / N.
 
-    log p[k] = logits[k] − log Σ_m exp(logits[m]); its derivative by logits[m] is (1 if k = m) − p[m]. Summed over k with
-    the weights −targets[k], which sum to −1, that is p[m] − targets[m].
+    log p[k] = logits[k] − log Σ_m exp(logits[m]), whose derivative by logits[m] is (1 if k = m) − p[m]. Summed over k
+    with the weights −targets[k], which sum to −1, that is p[m] − targets[m].
 
     logits, targets (N, K) -> dlogits (N, K).
     """

@@ -57,7 +57,7 @@ def convolve_weight_gradient(
     stride: tuple[int, int] = (1, 1),
     offset: tuple[int, int] = (0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """dw[a, b, c, o] = Σ_{n,i,j} z[n, i·stride_h + a, j·stride_w + b, c] · dy[n, i, j, o];  db[o] = Σ_{n,i,j} dy[n, i, j, o].
+    """dw[a, b, c, o] = Σ_{n,i,j} z[n, i·stride_h + a, j·stride_w + b, c] · dy[n, i, j, o];  db[o] = Σ dy[n, i, j, o].
 
     z is x set inside zeros at `offset`, as in `convolve`.
 

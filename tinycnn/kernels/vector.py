@@ -43,10 +43,9 @@ def vector_registers() -> tuple[int, int]:
     """(bytes in a vector register, number of them) of the CPU that Numba compiles for."""
     if platform.machine().lower() in ("arm64", "aarch64"):
         return 16, 32  # NEON
-    if config.CPU_NAME:  # NUMBA_CPU_NAME=haswell and the like: believe only the features that were named
+    features = llvmlite.binding.get_host_cpu_features().flatten()
+    if config.CPU_NAME:  # compiling for another CPU (NUMBA_CPU_NAME=haswell): believe only the features that were named
         features = config.CPU_FEATURES or "+avx2"
-    else:
-        features = llvmlite.binding.get_host_cpu_features().flatten()
     if "+avx512f" in features:
         return 64, 32
     return (32, 16) if "+avx" in features else (16, 16)
@@ -173,7 +172,7 @@ def store_row(typing_context, acc, p, array, i, width):
     return types.void(acc, types.intp, array, types.intp, types.intp), code
 
 
-# ------------------------------------------------------------------------------------- small pieces of LLVM for the above
+# -------------------------------------------------------------------------------- small pieces of LLVM for the above
 
 _I32 = ir.IntType(32)
 
