@@ -172,13 +172,17 @@ class Sequential:
 
 
 def _gain(following: list[Layer]) -> float:
-    """2 if a ReLU comes before the next layer with weights (it takes away half of the variance), else 1."""
+    """2 if a ReLU comes before the next layer with weights (it takes away half of the variance), else 1.
+
+    The last layer with weights gets 0.01: its outputs begin near 0, so all classes begin equally probable and the loss
+    at its value for knowing nothing, ln(classes).
+    """
     for layer in following:
         if isinstance(layer, ReLU):
             return 2.0
         if isinstance(layer, (Conv2D, Dense)):
             return 1.0
-    return 1.0
+    return 0.01
 
 
 def _size(layer: Layer) -> int:

@@ -57,10 +57,10 @@ def standard(classes: int) -> Recipe:
             Dense(classes),
         ],
         epochs=5,
-        batch_size=128,
-        learning_rate=1e-2,
+        batch_size=64,
+        learning_rate=5e-3,
         beta2=0.99,
-        weight_decay=1e-4,
+        weight_decay=0.05,
         shift=2,
     )
 
@@ -81,11 +81,13 @@ def fast(classes: int) -> Recipe:
             Dense(classes),
         ],
         epochs=1,
-        batch_size=256,
+        batch_size=128,
         learning_rate=1e-2,
         warm_up=0.1,
         beta1=0.7,
         beta2=0.9,
+        weight_decay=0.5,
+        shift=1,
     )
 
 
