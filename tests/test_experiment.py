@@ -173,12 +173,15 @@ def test_optimizer_and_schedule_follow_the_recipe(random):
 
 
 def test_same_seed_same_result_another_seed_another(options, tmp_path):
+    """Bit for bit, at one thread or all."""
     files = []
-    for seed in ("3", "3", "4"):
-        assert main([*options, "--epochs", "1", "--seed", seed, "--quiet"]) == 0
-        files.append((tmp_path / "out" / "model.npz").read_bytes())
-    with np.load(tmp_path / "out" / "model.npz") as archive:
-        assert archive.files
+    all_threads = numba.get_num_threads()
+    try:
+        for seed, threads in (("3", all_threads), ("3", 1), ("4", all_threads)):
+            assert main([*options, "--epochs", "1", "--seed", seed, "--threads", str(threads), "--quiet"]) == 0
+            files.append((tmp_path / "out" / "model.npz").read_bytes())
+    finally:
+        numba.set_num_threads(all_threads)
     assert files[0] == files[1]
     assert files[0] != files[2]
 
