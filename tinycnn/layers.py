@@ -43,7 +43,7 @@ class Layer:
     def build(self, input_shape: Shape, generator: np.random.Generator, dtype: np.dtype, gain: float) -> Shape:
         """Prepare for inputs of this shape (without the batch), create the parameters; return the output's shape.
 
-        gain / (number of inputs that one output sums) is the variance of a new weight: chosen by the model, 2 where a ReLU follows.
+        gain / (number of inputs that one output sums) is the variance of a new weight; 2 where a ReLU follows.
         Raises ValueError if the shape can't fit.
         """
         self.dtype = np.dtype(dtype)

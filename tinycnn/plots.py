@@ -46,7 +46,7 @@ def _curve(axes, history: list[dict], quantity: str, label: str) -> None:
 def _filters(figure, weights: np.ndarray) -> None:
     """Each filter of the first convolution, its channels averaged; one scale for all, blue below 0 and red above."""
     pictures = weights.mean(axis=2)
-    columns = int(np.ceil(np.sqrt(pictures.shape[2] * 1.6)))
+    columns = int(np.ceil(np.sqrt(pictures.shape[2])))
     rows = int(np.ceil(pictures.shape[2] / columns))
     limit = np.abs(pictures).max()
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
