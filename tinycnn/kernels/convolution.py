@@ -75,40 +75,49 @@ def convolve_weight_gradient(
 
 
 @njit(cache=True, nogil=True)
-def _set_inside(z, x, n, offset, spread):
-    """z[offset + i·spread] = x[n, i] wherever that lies inside z; the other cells of z stay as they are."""
-    height, width, channels = z.shape
-    for i in range(x.shape[1]):
+def _scratch_image(x, z_h, z_w, offset, spread):
+    """Zeros to set an image inside, or an empty array where x can be read as it is."""
+    as_it_is = offset == (0, 0) and spread == (1, 1) and z_h <= x.shape[1] and z_w <= x.shape[2]
+    return np.zeros((0, 0, 0) if as_it_is else (z_h, z_w, x.shape[3]), x.dtype)
+
+
+@njit(cache=True, nogil=True)
+def _image_inside_zeros(x, n, scratch, offset, spread):
+    """Where z[n] is: (flat memory, index of its first number, numbers in one of its rows).
+
+    That is image n of x itself, or the scratch image z, with z[offset + i·spread] = x[n, i] wherever that lies inside.
+    """
+    _, H, W, C = x.shape
+    z_h, z_w, _ = scratch.shape
+    if scratch.size == 0:
+        return x.reshape(-1), n * H * W * C, W * C
+    for i in range(H):
         row = offset[0] + i * spread[0]
-        if 0 <= row < height:
-            for j in range(x.shape[2]):
+        if 0 <= row < z_h:
+            for j in range(W):
                 column = offset[1] + j * spread[1]
-                if 0 <= column < width:
-                    for c in range(channels):
-                        z[row, column, c] = x[n, i, j, c]
+                if 0 <= column < z_w:
+                    for c in range(C):
+                        scratch[row, column, c] = x[n, i, j, c]
+    return scratch.reshape(-1), 0, z_w * C
 
 
 @cache
 def _convolve_kernel(P: int, L: int):
     @kernel
     def convolve_tiles(x, w, b, y, stride, offset, spread):
-        N, H, W, C = x.shape
+        N, _, _, C = x.shape
         kernel_h, kernel_w, _, O = w.shape
         _, out_h, out_w, _ = y.shape
         z_h, z_w = (out_h - 1) * stride[0] + kernel_h, (out_w - 1) * stride[1] + kernel_w
-        x_serves_as_z = offset == (0, 0) and spread == (1, 1) and z_h <= H and z_w <= W
         K, step = kernel_w * C, stride[1] * C
         parts = min(PARTS, N)
 
         for part in prange(parts):
             acc = tile(P, L, x)
-            scratch = np.zeros((0, 0, C) if x_serves_as_z else (z_h, z_w, C), x.dtype)
+            scratch = _scratch_image(x, z_h, z_w, offset, spread)
             for n in range(part * N // parts, (part + 1) * N // parts):
-                if x_serves_as_z:
-                    z, start, row = x.reshape(-1), n * H * W * C, W * C
-                else:
-                    _set_inside(scratch, x, n, offset, spread)
-                    z, start, row = scratch.reshape(-1), 0, z_w * C
+                z, start, row = _image_inside_zeros(x, n, scratch, offset, spread)
                 for o in range(0, O, L):
                     width = min(L, O - o)
                     for i in range(out_h):
@@ -133,22 +142,17 @@ def _weight_gradient_kernel(R: int, L: int):
 
     @kernel
     def weight_gradient_tiles(x, dy, dw, db, stride, offset):
-        N, H, W, C = x.shape
+        N, _, _, C = x.shape
         parts, kernel_h, K, O = dw.shape
         _, out_h, out_w, _ = dy.shape
         z_h, z_w = (out_h - 1) * stride[0] + kernel_h, (out_w - 1) * stride[1] + K // C
-        x_serves_as_z = offset == (0, 0) and z_h <= H and z_w <= W
         step, pixels = stride[1] * C, out_h * out_w
 
         for part in prange(parts):
             acc = tile(R, L, x)
-            scratch = np.zeros((0, 0, C) if x_serves_as_z else (z_h, z_w, C), x.dtype)
+            scratch = _scratch_image(x, z_h, z_w, offset, (1, 1))
             for n in range(part * N // parts, (part + 1) * N // parts):
-                if x_serves_as_z:
-                    z, start, row = x.reshape(-1), n * H * W * C, W * C
-                else:
-                    _set_inside(scratch, x, n, offset, (1, 1))
-                    z, start, row = scratch.reshape(-1), 0, z_w * C
+                z, start, row = _image_inside_zeros(x, n, scratch, offset, (1, 1))
                 for o in range(0, O, L):
                     width = min(L, O - o)
                     for a in range(kernel_h):
