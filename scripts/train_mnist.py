@@ -24,11 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.threads:
             numba.set_num_threads(options.threads)
         metrics = run(settings, say=_nothing if options.quiet else print, progress=not options.quiet)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nstopped; {out} holds what the last whole epoch had learned", file=sys.stderr)
+        print(f"\nstopped; what the last whole epoch had learned, if there was one, is in {out}", file=sys.stderr)
         return 130
     print(
         f"test accuracy {metrics['test_accuracy']:.2%}, test loss {metrics['test_loss']:.4f} "
@@ -62,8 +62,12 @@ def parser() -> argparse.ArgumentParser:
     add("--epochs", type=whole(1), metavar="N", help="times that every image is shown")
     add("--batch-size", type=whole(1), metavar="N", help="images a step")
     add("--learning-rate", type=number, metavar="RATE", help="the schedule's highest rate")
-    add("--optimizer", choices=("sgd", "adam"), help="another one wants another --learning-rate as well")
-    add("--momentum", type=number, metavar="M", help="of sgd, 0 … 1")
+    add(
+        "--optimizer",
+        choices=("sgd", "adam"),
+        help="another one wants another --learning-rate as well, and has no --weight-decay unless given",
+    )
+    add("--momentum", type=fraction, metavar="M", help="of sgd, at least 0 and below 1 (adam has its betas instead)")
     add("--weight-decay", type=number, metavar="D", help="how strongly weights are drawn to 0")
     add("--schedule", choices=("constant", "step", "cosine", "one-cycle"), help="the learning rate over the steps")
 
@@ -92,6 +96,13 @@ def number(text: str) -> float:
     if not 0 <= (value := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
     return value
+
+
+def fraction(text: str) -> float:
+    """An argument type: a number of at least 0 and below 1."""
+    if number(text) >= 1:
+        raise argparse.ArgumentTypeError(f"must be below 1, got {text}")
+    return float(text)
 
 
 def _nothing(line: str) -> None:

@@ -67,7 +67,7 @@ def test_what_it_prints_and_writes(options, data_dir, tmp_path, capsys):
     model = Sequential.load(out / "model.npz")
     assert metrics["test_accuracy"] == (model.predict(test_images) == test_labels).mean() > 0.9
     p = model.predict_proba(test_images)[np.arange(50), test_labels]
-    assert metrics["test_loss"] == pytest.approx(-np.log(p).mean(), rel=1e-4)
+    assert metrics["test_loss"] == pytest.approx(-np.log(p).mean(), rel=1e-4, abs=1e-6)
     assert metrics["preset"] == "classic"
     assert (metrics["seed"], metrics["epochs"]) == (0, 4)
     assert metrics["parameters"] == sum(q.value.size for q in model.parameters())
@@ -221,6 +221,7 @@ def test_pixel_statistics(random):
         (["--learning-rate", "-1"], "--learning-rate: must be at least 0, got -1"),
         (["--learning-rate", "nan"], "--learning-rate: must be at least 0, got nan"),
         (["--momentum", "-0.5"], "--momentum: must be at least 0"),
+        (["--momentum", "1"], "--momentum: must be below 1, got 1"),
         (["--epochs", "0"], "--epochs: must be at least 1"),
         (["--batch-size", "x"], "invalid whole number value: 'x'"),
         (["--preset", "resnet"], "invalid choice: 'resnet'"),
@@ -242,7 +243,6 @@ def test_options_that_can_not_be(options, change, message, capsys):
         (["--validation", "200"], "leave images to train on; got 200 of 200"),
         (["--data-dir", "nowhere"], "there is no directory nowhere"),
         (["--preset", "standard"], "conv2d_13: got images of 2 × 2"),
-        (["--momentum", "1.5", "--optimizer", "sgd"], "momentum must be at least 0 and below 1"),
         (["--threads", "999"], "threads"),
         (["--learning-rate", "1e30", "--optimizer", "sgd", "--schedule", "constant"], "learning rate 1e+30"),
     ],
@@ -288,11 +288,41 @@ def test_labels_and_images_that_can_not_be(options, tmp_path, capsys):
         ("b", [images, labels.astype(np.int8) - 1, images, labels], "label -1 is outside"),
         ("c", [images[:0], labels[:0], images, labels], "there are no images"),
         ("d", [bad_pixels, labels, images, labels], "NaN or infinite pixels"),
-        ("e", [images, labels, images[:, :10], labels], "needs images of shape"),
+        ("e", [images, labels, images[:, :10], labels], "training images are (12, 12), but test images (10, 12)"),
+        ("f", [images, labels.astype(np.int32) * 10**9, images, labels], "label 1000000000 is outside"),
+        ("g", [images, labels.astype(np.float32), images, labels], "labels must be whole numbers"),
     ):
         write_files(tmp_path / name, arrays)
         assert main([*options, "--data-dir", str(tmp_path / name), "--epochs", "1"]) == 1, name
-        assert message in capsys.readouterr().err
+        printed = capsys.readouterr()
+        assert message in printed.err
+        assert "epoch" not in printed.out
+
+
+@pytest.mark.parametrize("name", ["model.npz", "history.csv", "metrics.json", "training.png"])
+def test_a_result_that_can_not_be_replaced_is_said_before_training(options, tmp_path, capsys, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    assert main(options) == 1
+    printed = capsys.readouterr()
+    assert f"can't write to {tmp_path / 'out' / name}" in printed.err
+    assert printed.out == ""
+
+
+def test_results_in_a_directory_are_of_one_run(options, tmp_path, monkeypatch):
+    """A run that stops in its second epoch leaves no figures of the run before beside its own model."""
+    assert main([*options, "--epochs", "1", "--quiet"]) == 0
+    monkeypatch.setattr(
+        experiment, "make_schedule", lambda recipe, steps_an_epoch: lambda step: 0.01 if step < 10 else 1e30
+    )
+    assert main([*options, "--epochs", "3", "--optimizer", "sgd", "--quiet"]) == 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["history.csv", "model.npz"]
+
+
+def test_another_optimizer_does_not_inherit_the_weight_decay():
+    recipe = PRESETS["standard"](10)
+    assert experiment.change(recipe, {"optimizer": "sgd"}).weight_decay == 0
+    assert experiment.change(recipe, {"optimizer": "sgd", "weight_decay": 0.1}).weight_decay == 0.1
+    assert experiment.change(recipe, {"optimizer": "adam"}).weight_decay == recipe.weight_decay > 0
 
 
 def test_a_diverged_training_keeps_what_was_saved_before(options, tmp_path, monkeypatch, capsys):
@@ -317,7 +347,7 @@ def test_ctrl_c(options, tmp_path, monkeypatch, capsys):
 
 def test_as_a_command(options):
     """As a user starts it: a process of its own, from another directory."""
-    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    environment = {**os.environ, "PYTHONWARNINGS": "error,ignore::DeprecationWarning"}
     result = subprocess.run(
         [sys.executable, SCRIPT, *options, "--epochs", "1"],
         capture_output=True,

@@ -209,6 +209,16 @@ def test_results_belong_to_the_caller(case, random):
         np.testing.assert_array_equal(result, copy)
 
 
+def test_results_share_no_memory_with_inputs(case, random):
+    """So that filling an input buffer anew, or changing a result, changes nothing else."""
+    _, layer, shape = build(case)
+    x = random.normal(size=(3, *shape))
+    for training in (False, True):
+        y = layer.forward(x, training)
+        assert not np.shares_memory(x, y)
+    assert not np.shares_memory(y, layer.backward(y))
+
+
 def test_backward_of_zeros_is_zero(case, random):
     model, layer, shape = build(case)
     y = layer.forward(random.normal(size=(3, *shape)), training=True)
@@ -385,7 +395,8 @@ def test_relu_on_its_own_follows_the_input(random):
         (lambda: Dropout(-0.1), "rate"),
         (lambda: BatchNorm(momentum=1.5), "momentum"),
         (lambda: BatchNorm(epsilon=0), "epsilon"),
-        (lambda: Normalize(0.5, 0), "std must be greater than 0"),
+        (lambda: Normalize(0.5, 0), "std greater than 0"),
+        (lambda: Normalize(float("nan"), 1), "finite mean"),
         (lambda: Conv2D(4, 3).forward(np.zeros((1, 5, 5, 1))), "Conv2D has no parameters yet"),
         (lambda: Dense(4).forward(np.zeros((1, 5))), "Dense has no parameters yet"),
         (lambda: BatchNorm().forward(np.zeros((1, 5))), "BatchNorm has no parameters yet"),

@@ -32,12 +32,19 @@ def test_huge_logits_are_exact(dtype, size):
     loss = SoftmaxCrossEntropy()
     best = int(logits[0].argmax())
     right = loss.forward(logits[:1], np.array([best]))
-    assert right == 0
+    assert str(right) == "0.0"
     np.testing.assert_array_equal(loss.backward(), 0)
     assert loss.forward(logits[:1], np.array([2 - best])) == 2e4
     np.testing.assert_array_equal(loss.backward(), [[1 if i == best else -1 if i == 2 - best else 0 for i in range(3)]])
     equals = loss.forward(logits[1:], np.array([1]))
     assert equals == pytest.approx(np.log(2) if size > 0 else 1e4 + np.log(1), rel=1e-6)
+
+
+def test_a_nearly_certain_answer_is_exact_too():
+    """p = 1 / (1 + e^−40): its logarithm would be lost if p were rounded to 1 first."""
+    assert SoftmaxCrossEntropy().forward(np.array([[40.0, 0.0]]), np.array([0])) == pytest.approx(
+        np.exp(-40), rel=1e-15
+    )
 
 
 def test_a_target_of_zero_costs_nothing_even_where_the_logit_is_minus_infinity():

@@ -141,6 +141,13 @@ def test_own_directory_in_every_spelling(tmp_path, cache, spelling):
         assert_same(load_mnist(str(tmp_path / "other")), small_data(3))  # the argument goes first
 
 
+def test_folders_of_the_files_names_do_not_count(tmp_path, cache):
+    """Some archives unpack each file into a folder of its own name, beside the files with a dot."""
+    write_files(tmp_path, small_data(), lambda name: name.replace("-idx", ".idx"))
+    (tmp_path / FILES[0].name).mkdir()
+    assert_same(load_mnist(tmp_path), small_data())
+
+
 def test_own_directory_with_colours(tmp_path, cache):
     arrays = small_data(size=(5, 4, 3))
     write_files(tmp_path, arrays)

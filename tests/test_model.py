@@ -119,10 +119,40 @@ def test_other_misuse(model):
         Sequential([Flatten(), Dense(2)], (9, 8, 1)).forward(np.zeros((2, 9, 8)))  # without Normalize no axis is added
     with pytest.raises(ValueError, match="NaN or infinite"):
         model.predict(np.full((1, 9, 8), np.inf))
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        model.predict(np.zeros((1, 9, 8)), batch_size=0)
     with pytest.raises(TypeError, match="Layer has no forward"):
         Layer().forward(np.zeros(1))
     with pytest.raises(TypeError, match="Layer has no backward"):
         Layer().backward(np.zeros(1))
+
+
+def test_layers_that_did_not_fit_may_be_tried_in_another_model():
+    layers = [Conv2D(2, 5), Flatten(), Dense(2)]
+    with pytest.raises(ValueError, match="conv2d_1"):
+        Sequential(layers, (3, 3, 1))
+    assert Sequential(layers, (5, 5, 1)).output_shapes == [(1, 1, 2), (2,), (2,)]
+
+
+@pytest.mark.parametrize("arrange", [np.asfortranarray, lambda a: a.astype(np.float64), lambda a: a.astype(">f4")])
+def test_weights_from_elsewhere(model, images, arrange):
+    """Put there by assignment, in another memory order or precision: the same numbers, so the same results."""
+    model.layers[7].generator = np.random.default_rng(1)  # Dropout's
+    expected = model.forward(images, training=True)
+    dx = model.backward(expected)
+    model.layers[7].generator = np.random.default_rng(1)
+    for p in model.parameters():
+        p.value = arrange(p.value)
+    np.testing.assert_array_equal(model.forward(images, training=True), expected)
+    np.testing.assert_array_equal(model.backward(expected), dx)
+    model.parameters()[0].value = np.zeros((3, 3))
+    with pytest.raises(ValueError, match=r"conv2d_2\.weight has shape \(3, 3\), but needs \(3, 2, 1, 4\)"):
+        model.forward(images)
+
+
+def test_normalize_needs_one_mean_or_one_a_channel():
+    with pytest.raises(ValueError, match=r"normalize_1: got images of shape \(8, 8, 1\), but has 3 means"):
+        Sequential([Normalize([0.1, 0.2, 0.3], 1)], (8, 8, 1))
 
 
 def test_input_is_taken_to_the_model_dtype(random):
@@ -216,6 +246,12 @@ def test_saved_and_loaded_is_the_same(model, images, tmp_path):
     loaded.forward(images, training=True)  # it can be trained on
 
 
+def test_numpy_numbers_as_arguments_are_saved(tmp_path):
+    layers = [Flatten(), Dense(np.int64(2), use_bias=np.True_), BatchNorm(np.float32(0.5)), Dropout(np.float32(0.5))]
+    Sequential(layers, (2, 2, 1)).save(tmp_path / "m.npz")
+    assert Sequential.load(tmp_path / "m.npz").layers[2].momentum == 0.5
+
+
 def test_double_precision_is_saved_too(tmp_path):
     model = Sequential([Flatten(), Dense(2)], (2, 2, 1), dtype=np.float64)
     model.save(tmp_path / "m.npz")
@@ -299,6 +335,9 @@ def damaged_architecture(path, **changes):
         lambda path: damaged_architecture(path, layers=[["Dense", {"unit": 3}]]),
         lambda path: damaged_architecture(path, layers=[["os.system", {}]]),
         lambda path: damaged_architecture(path, layers=7),
+        lambda path: damaged_architecture(path, format="tinycnn model 99"),
+        lambda path: damaged_architecture(path, layers=[["Flatten", {}], ["Dense", {"units": 10**14}]]),
+        lambda path: rewrite(path, architecture=np.array("[" * 100_000)),
         lambda path: damaged_architecture(path, dtype="object"),
         lambda path: damaged_architecture(path, input_shape=[0]),
         lambda path: damaged_architecture(path, input_shape=["a"]),

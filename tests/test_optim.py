@@ -155,7 +155,12 @@ def test_schedules():
         (lambda: Adam([], weight_decay=-1), "weight_decay"),
         (lambda: constant(-1), "learning_rate"),
         (lambda: step_decay(1, every=0), "every must be at least 1 step"),
+        (lambda: step_decay(1, every=5, factor=-1), "factor"),
         (lambda: cosine(-1, 5), "learning_rate"),
+        (lambda: cosine(1, 0), "total_steps must be at least 1 step"),
+        (lambda: one_cycle(1, 0), "total_steps"),
+        (lambda: one_cycle(1, 5, warm_up=1.5), "warm_up"),
+        (lambda: one_cycle(1, 5, start=-1), "start"),
         (lambda: one_cycle(-1, 5), "learning_rate"),
     ],
 )

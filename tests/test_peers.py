@@ -83,8 +83,9 @@ def as_ours(parameter) -> np.ndarray:
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_same_logits_gradients_and_steps(name, random):
+def test_same_logits_gradients_and_ten_steps(name, kind, random):
     make, shape = NETWORKS[name]
     model = Sequential(make(), shape, seed=2, dtype=np.float64)
     peer = in_torch(model)
@@ -92,7 +93,7 @@ def test_same_logits_gradients_and_steps(name, random):
     peer_x = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
     loss, optimizer = SoftmaxCrossEntropy(), Adam(model.parameters(), 1e-3, weight_decay=0.01)
     peer_optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-3, weight_decay=0.01)
-    if name == "lenet":
+    if kind == "sgd":
         optimizer = SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=0.01)
         peer_optimizer = torch.optim.SGD(peer.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.01)
 

@@ -153,6 +153,17 @@ def test_a_loss_that_is_not_finite_stops_and_restores(stripes, poison):
     assert math.isfinite(evaluate(model, *stripes)[0])
 
 
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_last_step_that_destroys_is_not_kept(stripes, epochs):
+    """One step an epoch: the step that breaks the weights is followed by no other loss in its epoch."""
+    model = Sequential([Flatten(), Dense(20), ReLU(), Dense(3)], (8, 8, 1))
+    before = [array.copy() for _, array in model.state()]
+    with pytest.raises(TrainingDiverged, match="after epoch 1"):
+        run(stripes, model, rate=1e30, optimizer=SGD, epochs=epochs, batch_size=90)
+    for (name, now), then in zip(model.state(), before, strict=True):
+        np.testing.assert_array_equal(now, then, err_msg=name)
+
+
 def test_a_rate_far_too_high_is_reported_as_such(stripes):
     model = Sequential([Flatten(), Dense(50), ReLU(), Dense(3)], (8, 8, 1))
     with pytest.raises(TrainingDiverged, match="a lower learning rate may help"):

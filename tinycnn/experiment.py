@@ -6,6 +6,7 @@
 
 import csv
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -50,12 +51,10 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
     recipe_of = _preset(settings.preset)
     out = _writable_directory(Path(settings.out or f"runs/{settings.preset}"))
     data = load_mnist(settings.data_dir)
-    classes = int(data[0][1].max(initial=0)) + 1
+    classes = count_classes(data)
     train_set, validation_set, test_set = split(data, settings.validation, settings.limit)
-    for images, labels in (train_set, test_set):
-        check_data(images, labels, classes)
 
-    recipe = replace(recipe_of(classes), **settings.changes)
+    recipe = change(recipe_of(classes), settings.changes)
     model = make_model(recipe, train_set[0], settings.seed)
     optimizer = make_optimizer(recipe, model)
     schedule = make_schedule(recipe, steps_an_epoch=ceil(len(train_set[0]) / recipe.batch_size))
@@ -66,6 +65,8 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
     def after_epoch(row: dict) -> None:
         history.append(row)
         model.save(out / "model.npz")
+        for of_an_earlier_run in (out / "metrics.json", out / "training.png"):
+            of_an_earlier_run.unlink(missing_ok=True)
         write_history(out / "history.csv", history)
         say(_line(row, recipe.epochs))
 
@@ -104,6 +105,25 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
     return metrics
 
 
+def count_classes(data: Data) -> int:
+    """The largest training label + 1. Raises ValueError unless all images and labels fit that and each other."""
+    (images, labels), (test_images, test_labels) = data
+    most = max(1000, len(labels))  # a larger label is no class, and a network for it might not fit into memory
+    check_data(images, labels, classes=most)
+    classes = int(labels.max()) + 1
+    check_data(test_images, test_labels, classes)
+    if images.shape[1:] != test_images.shape[1:]:
+        raise ValueError(f"training images are {images.shape[1:]}, but test images {test_images.shape[1:]}")
+    return classes
+
+
+def change(recipe: Recipe, changes: dict) -> Recipe:
+    """The recipe with some numbers replaced. Another optimizer does not inherit the weight decay: its sense differs."""
+    if changes.get("optimizer", recipe.optimizer) != recipe.optimizer:
+        changes = {"weight_decay": 0.0} | changes
+    return replace(recipe, **changes)
+
+
 def split(
     data: Data, validation: int, limit: int | None
 ) -> tuple[ImagesAndLabels, ImagesAndLabels | None, ImagesAndLabels]:
@@ -137,7 +157,7 @@ def pixel_statistics(images: np.ndarray) -> tuple[float, float]:
     for i in range(0, len(images), 1000):
         pixels = images[i : i + 1000].astype(np.float32) / 255
         sums += pixels.sum(dtype=np.float64), np.square(pixels).sum(dtype=np.float64)
-    mean, mean_square = sums / images.size
+    mean, mean_square = sums / max(1, images.size)
     return float(mean), float(np.sqrt(max(0.0, mean_square - mean**2))) or 1.0
 
 
@@ -185,9 +205,13 @@ def _writable_directory(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
-            return path
+            pass
     except OSError as error:
         raise ValueError(f"can't write to {path}: {error}") from error
+    for file in (path / name for name in ("model.npz", "history.csv", "metrics.json", "training.png")):
+        if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
+            raise ValueError(f"can't write to {file}: it is there, and not a file that may be replaced")
+    return path
 
 
 def _line(row: dict, epochs: int) -> str:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-MAX_DIMENSIONS = 32  # what every NumPy can hold; the format would allow 255
+MAX_DIMENSIONS = 32 if np.__version__ < "2" else 64  # what NumPy can hold; the format would allow 255
 MAX_GZIP_RATIO = 1032  # deflate packs no better: a header that promises more than this lies
 _CHUNK = 1 << 20
 

@@ -2,7 +2,7 @@
 
 Every layer has two methods that do all the work:
 
-    forward(x, training=False) -> y        training=True also remembers what backward needs
+    forward(x, training=False) -> y        training=True also remembers what backward needs (x itself, not a copy)
     backward(dy) -> dx                     the gradient by its input; overwrites the gradients of its parameters
 
 A layer learns its input shape, its dtype and its random start from the model (`build`). The formulas and where they
@@ -85,6 +85,12 @@ class Layer:
             raise ValueError(f"{self.label()}: got an input of shape {x.shape}, but needs {needs}")
         return np.require(x, self.dtype, ["C", "W"])
 
+    def _value(self, parameter: Parameter) -> np.ndarray:
+        """A parameter's value as the kernels take it; somebody may have put another array there."""
+        if parameter.value.shape != parameter.grad.shape:
+            raise ValueError(f"{parameter.name} has shape {parameter.value.shape}, but needs {parameter.grad.shape}")
+        return np.require(parameter.value, self.dtype, ["C", "W"])
+
     def _remember(self, y: np.ndarray, *what: np.ndarray) -> None:
         self._memory = (y.shape, *what)
 
@@ -105,14 +111,20 @@ class Normalize(Layer):
     """
 
     def __init__(self, mean: float | list[float], std: float | list[float]):
-        if not np.all(np.asarray(std) > 0):
-            raise ValueError(f"Normalize: std must be greater than 0, got {std}")
+        if not np.all(np.isfinite(mean)) or not np.all(np.isfinite(std) & (np.asarray(std) > 0)):
+            raise ValueError(f"Normalize: needs a finite mean and a std greater than 0, got {mean} and {std}")
         self.mean, self.std = mean, std
         self.dtype = np.dtype(np.float32)
 
     def build(self, input_shape, generator, dtype, gain):
         super().build(input_shape, generator, dtype, gain)
-        return input_shape if len(input_shape) == 3 else (*input_shape, 1)
+        shape = input_shape if len(input_shape) == 3 else (*input_shape, 1)
+        if not {np.size(self.mean), np.size(self.std)} <= {1, shape[-1]}:
+            raise ValueError(
+                f"{self.label()}: got images of shape {shape}, but has {np.size(self.mean)} means and "
+                f"{np.size(self.std)} standard deviations: it needs one, or one a channel"
+            )
+        return shape
 
     def forward(self, x, training=False):
         x = np.asarray(x)
@@ -144,7 +156,7 @@ class Conv2D(Layer):
         self.kernel_size = _pair(kernel_size, "Conv2D: kernel_size")
         self.stride = _pair(stride, "Conv2D: stride")
         self.padding = _pair(padding, "Conv2D: padding", minimum=0)
-        self.use_bias = use_bias
+        self.use_bias = bool(use_bias)
         self.weight = self.bias = None
 
     def build(self, input_shape, generator, dtype, gain):
@@ -165,7 +177,14 @@ class Conv2D(Layer):
 
     def forward(self, x, training=False):
         x = self._check(x)
-        y = convolve(x, self.weight.value, self.bias.value, self._output_size(x.shape[1:]), self.stride, self.padding)
+        y = convolve(
+            x,
+            self._value(self.weight),
+            self._value(self.bias),
+            self._output_size(x.shape[1:]),
+            self.stride,
+            self.padding,
+        )
         if training:
             self._remember(y, x)
         return y
@@ -174,7 +193,7 @@ class Conv2D(Layer):
         self.parameter_gradients(dy)
         dy, x = self._recall(dy)
         # The kernel flipped, its in and out channels swapped, over dy set `stride` apart (reference.conv2d_backward).
-        flipped = np.ascontiguousarray(self.weight.value[::-1, ::-1].transpose(0, 1, 3, 2))
+        flipped = np.ascontiguousarray(self._value(self.weight)[::-1, ::-1].transpose(0, 1, 3, 2))
         offset = tuple(k - 1 - p for k, p in zip(self.kernel_size, self.padding, strict=True))
         no_bias = np.zeros(x.shape[3], x.dtype)
         return convolve(dy, flipped, no_bias, x.shape[1:3], offset=offset, spread=self.stride)
@@ -202,7 +221,7 @@ class Conv2D(Layer):
 
     def _check(self, x):
         _must_be_built(self)
-        x, channels = np.asarray(x), self.weight.value.shape[2]
+        x, channels = np.asarray(x), self.weight.grad.shape[2]
         fits = x.ndim == 4 and x.shape[3] == channels and min(self._output_size(x.shape[1:])) >= 1
         return self._input(x, fits, f"(N, H, W, {channels}) with H, W no smaller than the kernel {self.kernel_size}")
 
@@ -270,14 +289,14 @@ class Flatten(Layer):
 
     def forward(self, x, training=False):
         x = np.asarray(x)
-        y = self._input(x, x.ndim >= 1, "a batch").reshape(len(x), prod(x.shape[1:]))
+        y = self._input(x, x.ndim >= 1, "a batch").reshape(len(x), prod(x.shape[1:])).copy()
         if training:
             self._remember(y, x.shape)
         return y
 
     def backward(self, dy):
         dy, input_shape = self._recall(dy)
-        return dy.reshape(input_shape)
+        return dy.reshape(input_shape).copy()
 
 
 class Dense(Layer):
@@ -285,7 +304,7 @@ class Dense(Layer):
 
     def __init__(self, units: int, use_bias: bool = True):
         self.units = _whole(units, "Dense: units")
-        self.use_bias = use_bias
+        self.use_bias = bool(use_bias)
         self.weight = self.bias = None
 
     def build(self, input_shape, generator, dtype, gain):
@@ -298,9 +317,9 @@ class Dense(Layer):
 
     def forward(self, x, training=False):
         _must_be_built(self)
-        x, inputs = np.asarray(x), len(self.weight.value)
+        x, inputs = np.asarray(x), len(self.weight.grad)
         x = self._input(x, x.ndim == 2 and x.shape[1] == inputs, f"(N, {inputs})")
-        y = dense(x, self.weight.value, self.bias.value)
+        y = dense(x, self._value(self.weight), self._value(self.bias))
         if training:
             self._remember(y, x)
         return y
@@ -308,7 +327,7 @@ class Dense(Layer):
     def backward(self, dy):
         self.parameter_gradients(dy)
         dy, x = self._recall(dy)
-        return dense(dy, np.ascontiguousarray(self.weight.value.T), np.zeros(x.shape[1], x.dtype))
+        return dense(dy, np.ascontiguousarray(self._value(self.weight).T), np.zeros(x.shape[1], x.dtype))
 
     def parameter_gradients(self, dy):
         dy, x = self._recall(dy)
@@ -336,7 +355,7 @@ class BatchNorm(Layer):
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5):
         if not 0 <= momentum <= 1 or not epsilon > 0:
             raise ValueError(f"BatchNorm: needs 0 ≤ momentum ≤ 1 and epsilon > 0, got {momentum} and {epsilon}")
-        self.momentum, self.epsilon = momentum, epsilon
+        self.momentum, self.epsilon = float(momentum), float(epsilon)
         self.gamma = self.beta = self.running_mean = self.running_variance = None
 
     def build(self, input_shape, generator, dtype, gain):
@@ -349,7 +368,7 @@ class BatchNorm(Layer):
 
     def forward(self, x, training=False):
         _must_be_built(self)
-        x, channels = np.asarray(x), len(self.gamma.value)
+        x, channels = np.asarray(x), len(self.gamma.grad)
         x = self._input(x, x.ndim >= 2 and x.shape[-1] == channels, f"(..., {channels})")
         rows = x.reshape(-1, channels)
         if not training:
@@ -371,7 +390,7 @@ class BatchNorm(Layer):
         dgamma = dy_times_centred / sigma
         self.gamma.grad[:], self.beta.grad[:] = dgamma, dbeta
         # dx = gamma / σ · (dy − dbeta / M − x̂ · dgamma / M)  with  x̂ = (x − mean) / σ
-        scale, constant, slope = self.gamma.value / sigma, dbeta / M, dgamma / (M * sigma)
+        scale, constant, slope = self._value(self.gamma) / sigma, dbeta / M, dgamma / (M * sigma)
         return kernels.input_gradient(rows, x, mean, scale, constant, slope).reshape(dy.shape)
 
     def parameters(self):
@@ -390,7 +409,7 @@ class BatchNorm(Layer):
         return np.sqrt(variance + variance.dtype.type(self.epsilon))
 
     def _normalise(self, x, mean, sigma):
-        return kernels.scale_and_shift(x, mean, self.gamma.value / sigma, self.beta.value)
+        return kernels.scale_and_shift(x, mean, self._value(self.gamma) / sigma, self._value(self.beta))
 
 
 class Dropout(Layer):
@@ -402,7 +421,7 @@ class Dropout(Layer):
     def __init__(self, rate: float):
         if not 0 <= rate < 1:
             raise ValueError(f"Dropout: needs 0 ≤ rate < 1, got {rate}")
-        self.rate = rate
+        self.rate = float(rate)
         self.generator = np.random.default_rng(0)
 
     def build(self, input_shape, generator, dtype, gain):

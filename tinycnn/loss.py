@@ -30,15 +30,18 @@ class SoftmaxCrossEntropy:
         if logits.ndim != 2 or not logits.size:
             raise ValueError(f"SoftmaxCrossEntropy: got logits of shape {logits.shape}, needs (N, classes), not empty")
         targets = _targets(np.asarray(labels), logits)
-        shifted = logits - logits.max(axis=1, keepdims=True)
+        best = logits.argmax(axis=1)[:, None]
+        shifted = logits - np.take_along_axis(logits, best, axis=1)
         e = np.exp(shifted)
-        sums = e.sum(axis=1, keepdims=True)
-        # log p = shifted − log Σ e^shifted, never the log of a p that has rounded to 0. A target of 0 counts as 0 even
-        # where log p is −∞.
-        log_p = shifted - np.log(sums)
+        np.put_along_axis(e, best, 0, axis=1)
+        others = e.sum(axis=1, keepdims=True)  # Σ e^shifted without its largest term, which is 1
+        np.put_along_axis(e, best, 1, axis=1)
+        # log p = shifted − log Σ e^shifted, never the log of a p that has rounded to 0 or to 1. A target of 0 counts as
+        # 0 even where log p is −∞.
+        log_p = shifted - np.log1p(others)
         terms = np.multiply(targets, log_p, out=np.zeros_like(log_p), where=targets != 0)
-        self._dlogits = (e / sums - targets) / logits.dtype.type(len(logits))
-        return -float(terms.sum(dtype=np.float64)) / len(logits)
+        self._dlogits = (e / (1 + others) - targets) / logits.dtype.type(len(logits))
+        return 0.0 - float(terms.sum(dtype=np.float64)) / len(logits)
 
     def backward(self) -> np.ndarray:
         """dlogits = (softmax(logits) − target) / N, of the last forward.  (N, K), in the dtype of the logits."""

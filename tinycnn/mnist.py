@@ -133,7 +133,7 @@ def _in_wheel(file: Original) -> Path | None:
 def _candidates(directory: Path, name: str):
     """The existing files that `name` may stand for: dash or dot before "idx", unpacked or packed."""
     names = (spelling + ending for spelling in (name, name.replace("-idx", ".idx")) for ending in ("", ".gz"))
-    return (directory / n for n in names if (directory / n).exists())
+    return (directory / n for n in names if (directory / n).is_file())
 
 
 def _is_original(file: Original) -> Callable[[Path], bool]:

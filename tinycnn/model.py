@@ -7,7 +7,6 @@ What this file is not: no graph of layers, no loss and no optimizer; training is
 
 import json
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from tinycnn.layers import BatchNorm, Conv2D, Dense, Dropout, Flatten, Layer, MaxPool2D, Normalize, Parameter, ReLU
 from tinycnn.loss import softmax
 
+FORMAT = "tinycnn model 1"
 LAYERS = (Normalize, Conv2D, MaxPool2D, BatchNorm, ReLU, Dropout, Flatten, Dense)
 
 
@@ -39,15 +39,23 @@ class Sequential:
         if self.dtype not in (np.float32, np.float64):
             raise ValueError(f"Sequential: dtype must be float32 or float64, got {self.dtype}")
         generator = np.random.default_rng(seed)
-        self.output_shapes: list[tuple[int, ...]] = []
-        shape = self.input_shape
+        self.output_shapes = self._build(generator)
+        self._first_to_learn = next((i for i, layer in enumerate(self.layers) if layer.parameters()), 0)
+
+    def _build(self, generator: np.random.Generator) -> list[tuple[int, ...]]:
+        """Name the layers and tell each its input shape; returns their output shapes."""
+        shapes = [self.input_shape]
         for number, layer in enumerate(self.layers, start=1):
             if layer.name:
                 raise ValueError(f"Sequential: layer {number} is already {layer.name} of a model; make a new one")
             layer.name = f"{type(layer).__name__.lower()}_{number}"
-            shape = layer.build(shape, generator, self.dtype, _gain(self.layers[number:]))
-            self.output_shapes.append(shape)
-        self._first_to_learn = next((i for i, layer in enumerate(self.layers) if layer.parameters()), 0)
+            try:
+                shapes.append(layer.build(shapes[-1], generator, self.dtype, _gain(self.layers[number:])))
+            except ValueError:
+                for built in self.layers[:number]:  # they belong to no model, and may be tried in another
+                    built.name = ""
+                raise
+        return shapes[1:]
 
     # ---- what training needs
 
@@ -106,7 +114,7 @@ class Sequential:
     def save(self, path: str | Path) -> None:
         """Write architecture and weights to one .npz file; an old one of that name is replaced by a whole one only."""
         architecture = {
-            "format": "tinycnn model 1",
+            "format": FORMAT,
             "input_shape": self.input_shape,
             "dtype": self.dtype.name,
             "layers": [[type(layer).__name__, layer.arguments()] for layer in self.layers],
@@ -133,11 +141,13 @@ class Sequential:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             architecture = json.loads(str(arrays.pop("architecture")))
+            if architecture["format"] != FORMAT:
+                raise ValueError(f"its format is {architecture['format']!r}, not {FORMAT!r}")
             classes = {c.__name__: c for c in (*LAYERS, *own_layers)}
             layers = [classes[name](**arguments) for name, arguments in architecture["layers"]]
             model = cls(layers, architecture["input_shape"], dtype=architecture["dtype"])
             model._set_state(arrays)
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged zip file can make its reader raise nearly anything
             raise ValueError(f"{path} is not a tinycnn model file, or a damaged one: {error}") from error
         return model
 
@@ -164,11 +174,15 @@ class Sequential:
         return x if raw else x.astype(self.dtype, copy=False)
 
     def _logits(self, x: np.ndarray, batch_size: int) -> np.ndarray:
-        x = np.asarray(x)
-        if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
-            raise ValueError("the images hold NaN or infinite pixels")
-        batches = [self.forward(x[i : i + batch_size]) for i in range(0, max(1, len(x)), batch_size)]
-        return np.concatenate(batches)
+        x, logits = np.asarray(x), []
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        for i in range(0, max(1, len(x)), batch_size):
+            batch = x[i : i + batch_size]
+            if np.issubdtype(x.dtype, np.floating) and not np.isfinite(batch).all():
+                raise ValueError("the images hold NaN or infinite pixels")
+            logits.append(self.forward(batch))
+        return np.concatenate(logits)
 
 
 def _gain(following: list[Layer]) -> float:

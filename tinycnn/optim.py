@@ -110,8 +110,8 @@ def step_decay(learning_rate: float, every: int, factor: float = 0.1) -> Schedul
     [1.0, 1.0, 0.5, 0.25]
     """
     _positive("learning_rate", learning_rate)
-    if every < 1:
-        raise ValueError(f"every must be at least 1 step, got {every}")
+    _positive("factor", factor)
+    _steps("every", every)
     return lambda step: learning_rate * factor ** (step // every)
 
 
@@ -123,6 +123,7 @@ def cosine(learning_rate: float, total_steps: int) -> Schedule:
     [1.0, 0.5, 0.0]
     """
     _positive("learning_rate", learning_rate)
+    _steps("total_steps", total_steps)
     return lambda step: _half_cosine(learning_rate, 0.0, step / total_steps)
 
 
@@ -136,6 +137,9 @@ def one_cycle(peak: float, total_steps: int, warm_up: float = 0.3, start: float 
     [0.1, 0.55, 1.0, 0.5, 0.0]
     """
     _positive("learning_rate", peak)
+    _positive("start", start)
+    _fraction("warm_up", warm_up)
+    _steps("total_steps", total_steps)
     up = max(1.0, warm_up * total_steps)
 
     def schedule(step: int) -> float:
@@ -148,6 +152,11 @@ def one_cycle(peak: float, total_steps: int, warm_up: float = 0.3, start: float 
 
 def _half_cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + cos(pi * min(1.0, progress))) / 2
+
+
+def _steps(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1 step, got {value}")
 
 
 def _positive(name: str, value: float) -> float:

@@ -1,6 +1,6 @@
 """Every picture, drawn with Matplotlib: arrays in, a Figure out. No window is opened and no display is needed.
 
-What this file is not: it computes nothing that it draws.
+What this file is not: it computes nothing but what drawing needs.
 """
 
 from pathlib import Path

@@ -135,6 +135,12 @@ def _train_epoch(
             seen += len(x)
             bar.update(len(x))
             bar.set_postfix(loss=f"{total_loss / seen:.4f}", accuracy=f"{correct / seen:.2%}", refresh=False)
+    # The last step's weights have made no loss yet: they must not be kept unseen.
+    if not math.isfinite(final := loss.forward(model.forward(x), y)):
+        raise TrainingDiverged(
+            f"the loss is {final} after epoch {epoch}, learning rate {optimizer.learning_rate:.3g}; "
+            f"a lower learning rate may help"
+        )
     return {
         "epoch": epoch,
         "learning_rate": optimizer.learning_rate,
