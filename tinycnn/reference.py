@@ -246,7 +246,7 @@ def softmax_cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray
     """
     shifted = logits - logits.real.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return -(targets * log_p).sum() / len(logits)
+    return -(targets * log_p).sum(axis=1).mean()
 
 
 def softmax_cross_entropy_backward(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
