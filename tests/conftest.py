@@ -4,7 +4,9 @@ In CI (the environment variable CI is set) a skipped test is a failure, unless i
 """
 
 import os
+from collections.abc import Callable, Iterator
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -17,6 +19,21 @@ settings.load_profile("tinycnn")
 def random() -> np.random.Generator:
     """The same random numbers at every run."""
     return np.random.default_rng(20)
+
+
+@pytest.fixture
+def at_threads() -> Iterator[Callable]:
+    """at_threads(n, f): what f() returns when Numba uses n threads."""
+    all_threads = numba.get_num_threads()
+
+    def run(threads: int, f: Callable):
+        if threads > numba.config.NUMBA_NUM_THREADS:
+            pytest.skip("this machine has one CPU")
+        numba.set_num_threads(threads)
+        return f()
+
+    yield run
+    numba.set_num_threads(all_threads)
 
 
 ALLOWED_SKIPS = ("this machine has one CPU",)  # bit equality at two threads can't be tried there

@@ -1,6 +1,5 @@
 """The top rung: layers and whole networks against the reference, and the contracts that every layer keeps."""
 
-import numba
 import numpy as np
 import pytest
 from reference_network import reference_forward
@@ -238,9 +237,7 @@ def test_backward_overwrites(case, random):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_two_runs_agree_bit_for_bit(case, threads, random):
-    if threads > numba.config.NUMBA_NUM_THREADS:
-        pytest.skip("this machine has one CPU")
+def test_two_runs_agree_bit_for_bit(case, threads, random, at_threads):
     x = random.normal(size=(9, *case[1])).astype(np.float32)
 
     def once():
@@ -248,13 +245,8 @@ def test_two_runs_agree_bit_for_bit(case, threads, random):
         y = layer.forward(x, training=True)
         return [y, layer.backward(y), *(p.grad for p in model.parameters()), *(a for _, a in layer.statistics())]
 
-    expected, all_threads = once(), numba.get_num_threads()
-    try:
-        numba.set_num_threads(threads)
-        results = once()
-    finally:
-        numba.set_num_threads(all_threads)
-    for a, b in zip(results, expected, strict=True):
+    expected = once()
+    for a, b in zip(at_threads(threads, once), expected, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
