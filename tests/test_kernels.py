@@ -237,16 +237,18 @@ def test_empty_batches():
     ("registers", "rows", "columns", "expected"),
     [
         ((64, 32), 24, 16, (12, 16)),  # AVX-512, one vector a row
-        ((64, 32), 12, 32, (12, 32)),
-        ((64, 32), 11, 64, (6, 64)),  # four vectors a row leave room for six rows
-        ((64, 32), 13, 64, (5, 64)),  # 13 rows are 5 + 5 + 3, not 6 + 6 + 1
+        ((64, 32), 12, 32, (12, 32)),  # two vectors a row
+        ((64, 32), 13, 64, (13, 32)),  # one tile of 13, not two of 7: nothing sticks out
+        ((64, 32), 26, 32, (13, 32)),
+        ((64, 32), 4, 64, (4, 64)),  # few rows: four vectors each keep the multipliers busy
         ((64, 32), 12, 10, (12, 16)),  # fewer channels than lanes
-        ((64, 32), 12, 128, (6, 64)),  # more channels than a tile: several tiles
-        ((32, 16), 24, 16, (6, 16)),  # AVX2: 12 accumulators
-        ((32, 16), 24, 8, (12, 8)),
-        ((16, 32), 24, 16, (6, 16)),  # NEON: four vectors of four
-        ((16, 16), 24, 32, (6, 8)),  # SSE
+        ((64, 32), 12, 40, (12, 16)),  # three blocks of 16 waste less than two of 32
         ((64, 32), 1, 1, (1, 16)),
+        ((32, 16), 24, 16, (6, 16)),  # AVX2: 12 sums, 2 vectors of w and a number of x in 16 registers
+        ((32, 16), 24, 8, (12, 8)),
+        ((16, 32), 24, 16, (12, 8)),  # NEON: vectors of four
+        ((16, 32), 6, 16, (6, 16)),
+        ((16, 16), 24, 32, (6, 8)),  # SSE
     ],
 )
 def test_tile_shape_fits_the_registers(monkeypatch, registers, rows, columns, expected):

@@ -19,6 +19,8 @@ import numpy as np
 from tinycnn.kernels import batch_norm as kernels
 from tinycnn.kernels.convolution import convolve, convolve_weight_gradient
 from tinycnn.kernels.dense import dense, dense_weight_gradient
+from tinycnn.kernels.elementwise import relu, relu_backward
+from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.pooling import max_pool, max_pool_backward
 
 Shape = tuple[int, ...]
@@ -79,17 +81,17 @@ class Layer:
         """How errors and tables call this layer."""
         return self.name or type(self).__name__
 
-    def _input(self, x: np.ndarray, fits: bool, needs: str) -> np.ndarray:
-        """x as the kernels take it: contiguous, in the layer's dtype."""
+    def _input(self, x: np.ndarray, fits: bool = True, needs: str = "", *sizes) -> np.ndarray:
+        """x as the kernels take it: contiguous, in the layer's dtype. `needs` says with {} and the sizes what fits."""
         if not fits:
-            raise ValueError(f"{self.label()}: got an input of shape {x.shape}, but needs {needs}")
-        return np.require(x, self.dtype, ["C", "W"])
+            raise ValueError(f"{self.label()}: got an input of shape {x.shape}, but needs {needs.format(*sizes)}")
+        return _for_kernels(x, self.dtype)
 
     def _value(self, parameter: Parameter) -> np.ndarray:
         """A parameter's value as the kernels take it; somebody may have put another array there."""
         if parameter.value.shape != parameter.grad.shape:
             raise ValueError(f"{parameter.name} has shape {parameter.value.shape}, but needs {parameter.grad.shape}")
-        return np.require(parameter.value, self.dtype, ["C", "W"])
+        return _for_kernels(parameter.value, self.dtype)
 
     def _remember(self, y: np.ndarray, *what: np.ndarray) -> None:
         self._memory = (y.shape, *what)
@@ -101,7 +103,7 @@ class Layer:
         output_shape, *what = self._memory
         if np.shape(dy) != output_shape:
             raise ValueError(f"{self.label()}: got a gradient of shape {np.shape(dy)} for an output of {output_shape}")
-        return np.require(dy, self.dtype, ["C", "W"]), *what
+        return _for_kernels(np.asarray(dy), self.dtype), *what
 
 
 class Normalize(Layer):
@@ -128,7 +130,7 @@ class Normalize(Layer):
 
     def forward(self, x, training=False):
         x = np.asarray(x)
-        y = x.astype(self.dtype).reshape(x.shape if x.ndim == 4 else (*x.shape, 1))
+        y = copy(x, self.dtype).reshape(x.shape if x.ndim == 4 else (*x.shape, 1))
         y /= 255
         y -= np.asarray(self.mean, self.dtype)
         y /= np.asarray(self.std, self.dtype)
@@ -176,15 +178,13 @@ class Conv2D(Layer):
         return (*out, self.filters)
 
     def forward(self, x, training=False):
-        x = self._check(x)
-        y = convolve(
-            x,
-            self._value(self.weight),
-            self._value(self.bias),
-            self._output_size(x.shape[1:]),
-            self.stride,
-            self.padding,
-        )
+        _must_be_built(self)
+        x, channels = np.asarray(x), self.weight.grad.shape[2]
+        output_size = self._output_size(x.shape[1:]) if x.ndim == 4 else (0, 0)
+        fits = min(output_size) >= 1 and x.shape[3] == channels
+        x = self._input(x, fits, "(N, H, W, {}) with H, W no smaller than the kernel {}", channels, self.kernel_size)
+        w, b = self._value(self.weight), self._value(self.bias)
+        y = convolve(x, w, b, output_size, self.stride, self.padding)
         if training:
             self._remember(y, x)
         return y
@@ -193,7 +193,7 @@ class Conv2D(Layer):
         self.parameter_gradients(dy)
         dy, x = self._recall(dy)
         # The kernel flipped, its in and out channels swapped, over dy set `stride` apart (reference.conv2d_backward).
-        flipped = np.ascontiguousarray(self._value(self.weight)[::-1, ::-1].transpose(0, 1, 3, 2))
+        flipped = copy(self._value(self.weight)[::-1, ::-1].transpose(0, 1, 3, 2))
         offset = tuple(k - 1 - p for k, p in zip(self.kernel_size, self.padding, strict=True))
         no_bias = np.zeros(x.shape[3], x.dtype)
         return convolve(dy, flipped, no_bias, x.shape[1:3], offset=offset, spread=self.stride)
@@ -218,12 +218,6 @@ class Conv2D(Layer):
 
     def multiply_adds(self):
         return self._multiply_adds
-
-    def _check(self, x):
-        _must_be_built(self)
-        x, channels = np.asarray(x), self.weight.grad.shape[2]
-        fits = x.ndim == 4 and x.shape[3] == channels and min(self._output_size(x.shape[1:])) >= 1
-        return self._input(x, fits, f"(N, H, W, {channels}) with H, W no smaller than the kernel {self.kernel_size}")
 
     def _output_size(self, shape: Shape) -> tuple[int, int]:
         return _windows(shape[0] + 2 * self.padding[0], shape[1] + 2 * self.padding[1], self.kernel_size, self.stride)
@@ -251,7 +245,7 @@ class MaxPool2D(Layer):
     def forward(self, x, training=False):
         x = np.asarray(x)
         fits = x.ndim == 4 and min(_windows(*x.shape[1:3], self.pool_size, self.stride)) >= 1
-        x = self._input(x, fits, f"(N, H, W, C) with H, W no smaller than the window {self.pool_size}")
+        x = self._input(x, fits, "(N, H, W, C) with H, W no smaller than the window {}", self.pool_size)
         y, winners = max_pool(x, self.pool_size, self.stride)
         if training:
             self._remember(y, winners, x.shape)
@@ -269,15 +263,14 @@ class ReLU(Layer):
     """y = max(x, 0)   (`reference.relu`). Any shape."""
 
     def forward(self, x, training=False):
-        x = self._input(np.asarray(x), True, "")
-        y = np.maximum(x, 0)
+        x = self._input(np.asarray(x))
+        y = relu(x)
         if training:
-            self._remember(y, x > 0)
+            self._remember(y, y)
         return y
 
     def backward(self, dy):
-        dy, active = self._recall(dy)
-        return dy * active
+        return relu_backward(*self._recall(dy))
 
 
 class Flatten(Layer):
@@ -289,14 +282,14 @@ class Flatten(Layer):
 
     def forward(self, x, training=False):
         x = np.asarray(x)
-        y = self._input(x, x.ndim >= 1, "a batch").reshape(len(x), prod(x.shape[1:])).copy()
+        y = copy(self._input(x, x.ndim >= 1, "a batch").reshape(len(x), prod(x.shape[1:])))
         if training:
             self._remember(y, x.shape)
         return y
 
     def backward(self, dy):
         dy, input_shape = self._recall(dy)
-        return dy.reshape(input_shape).copy()
+        return copy(dy.reshape(input_shape))
 
 
 class Dense(Layer):
@@ -318,7 +311,7 @@ class Dense(Layer):
     def forward(self, x, training=False):
         _must_be_built(self)
         x, inputs = np.asarray(x), len(self.weight.grad)
-        x = self._input(x, x.ndim == 2 and x.shape[1] == inputs, f"(N, {inputs})")
+        x = self._input(x, x.ndim == 2 and x.shape[1] == inputs, "(N, {})", inputs)
         y = dense(x, self._value(self.weight), self._value(self.bias))
         if training:
             self._remember(y, x)
@@ -327,7 +320,7 @@ class Dense(Layer):
     def backward(self, dy):
         self.parameter_gradients(dy)
         dy, x = self._recall(dy)
-        return dense(dy, np.ascontiguousarray(self._value(self.weight).T), np.zeros(x.shape[1], x.dtype))
+        return dense(dy, copy(self._value(self.weight).T), np.zeros(x.shape[1], x.dtype))
 
     def parameter_gradients(self, dy):
         dy, x = self._recall(dy)
@@ -369,7 +362,7 @@ class BatchNorm(Layer):
     def forward(self, x, training=False):
         _must_be_built(self)
         x, channels = np.asarray(x), len(self.gamma.grad)
-        x = self._input(x, x.ndim >= 2 and x.shape[-1] == channels, f"(..., {channels})")
+        x = self._input(x, x.ndim >= 2 and x.shape[-1] == channels, "(..., {})", channels)
         rows = x.reshape(-1, channels)
         if not training:
             return self._normalise(rows, self.running_mean, self._sigma(self.running_variance)).reshape(x.shape)
@@ -430,18 +423,19 @@ class Dropout(Layer):
         return input_shape
 
     def forward(self, x, training=False):
-        x = self._input(np.asarray(x), True, "")
+        x = self._input(np.asarray(x))
         if not training:
-            return x.copy()
-        factor = (self.generator.random(x.shape, np.float32) >= self.rate).astype(x.dtype)
+            return copy(x)
+        random = self.generator.random(dtype=np.float32, out=empty(x.shape, np.dtype(np.float32)))
+        factor = copy(random >= self.rate, x.dtype)
         factor /= 1 - self.rate
-        y = x * factor
+        y = np.multiply(x, factor, out=empty(x.shape, x.dtype))
         self._remember(y, factor)
         return y
 
     def backward(self, dy):
         dy, factor = self._recall(dy)
-        return dy * factor
+        return np.multiply(dy, factor, out=empty(dy.shape, dy.dtype))
 
     def arguments(self):
         return {"rate": self.rate}
@@ -453,6 +447,13 @@ class Dropout(Layer):
 def _windows(height: int, width: int, size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
     """How many whole windows fit, down and across (none if the image is smaller than a window)."""
     return max(0, (height - size[0]) // stride[0] + 1), max(0, (width - size[1]) // stride[1] + 1)
+
+
+def _for_kernels(array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
+    """The array if it is contiguous, writable and of the dtype (if one is given); else a copy that is."""
+    if array.flags.carray and dtype in (None, array.dtype):
+        return array
+    return copy(array, dtype)
 
 
 def _new_weight(shape: Shape, generator: np.random.Generator, dtype: np.dtype, gain: float, name: str) -> Parameter:

@@ -13,6 +13,7 @@ from math import cos, pi
 
 import numpy as np
 
+from tinycnn.kernels import elementwise
 from tinycnn.layers import Parameter
 
 
@@ -44,10 +45,7 @@ class SGD:
 
     def step(self) -> None:
         for p, v in zip(self.parameters, self.velocities, strict=True):
-            g = p.grad + self.weight_decay * p.value
-            v *= self.momentum
-            v += g
-            p.value -= self.learning_rate * (g + self.momentum * v if self.nesterov else v)
+            elementwise.sgd(p.value, p.grad, v, self.learning_rate, self.momentum, self.nesterov, self.weight_decay)
 
 
 class Adam:
@@ -82,12 +80,9 @@ class Adam:
 
     def step(self) -> None:
         self.t += 1
-        mean_correction, square_correction = 1 - self.beta1**self.t, 1 - self.beta2**self.t
+        rates = self.learning_rate, self.beta1, self.beta2, self.epsilon, self.weight_decay
         for p, m, v in zip(self.parameters, self.means, self.squares, strict=True):
-            m += (1 - self.beta1) * (p.grad - m)
-            v += (1 - self.beta2) * (p.grad * p.grad - v)
-            p.value -= self.learning_rate * self.weight_decay * p.value
-            p.value -= self.learning_rate / mean_correction * m / (np.sqrt(v / square_correction) + self.epsilon)
+            elementwise.adam(p.value, p.grad, m, v, *rates, self.t)
 
 
 # ----------------------------------------------------------------------------------------------------------- schedules

@@ -4,12 +4,13 @@ The rows are shared out in a fixed number of parts, each summed into a row of it
 order: the sums are equal bit for bit at any number of threads.
 """
 
+from functools import cache
+
 import numpy as np
-from numba import prange
 
-from tinycnn.kernels.vector import kernel
-
-PARTS = 8
+from tinycnn.kernels.memory import empty
+from tinycnn.kernels.parallel import PARTS, numbers, run, task
+from tinycnn.kernels.vector import read, row_lanes, write
 
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -18,25 +19,32 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     In two passes: mean(x²) − mean² in one pass loses most of its digits where the mean is large.
     """
     M = x.dtype.type(len(x))
-    sums = np.zeros((PARTS, x.shape[1]), x.dtype)
-    _sum(x, sums)
+    sums = np.empty((PARTS, x.shape[1]), x.dtype)
+    run(_sum_task(row_lanes(x.shape[1], x.dtype), x.dtype), PARTS, x.shape, x, sums)
     mean = sums.sum(axis=0) / M
-    sums[:] = 0
-    _sum_of_squares(x, mean, sums)
+    run(_sum_of_squares_task(row_lanes(x.shape[1], x.dtype), x.dtype), PARTS, x.shape, x, mean, sums)
     return mean, sums.sum(axis=0) / M
 
 
 def scale_and_shift(x: np.ndarray, mean: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """y = (x − mean) · scale + shift.  x (M, C), contiguous; mean, scale, shift (C,) -> y (M, C)."""
-    y = np.empty_like(x)
-    _scale_and_shift(x, mean, scale, shift, y)
+    y = empty(x.shape, x.dtype)
+    if y.size:
+        run(
+            _scale_and_shift_task(row_lanes(x.shape[1], x.dtype), x.dtype),
+            PARTS,
+            x.shape,
+            x,
+            np.stack((mean, scale, shift)),
+            y,
+        )
     return y
 
 
 def gradient_sums(dy: np.ndarray, x: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Σ dy and Σ dy · (x − mean) over the rows.  dy, x (M, C), contiguous; mean (C,) -> two arrays (C,)."""
-    sums = np.zeros((2, PARTS, x.shape[1]), x.dtype)
-    _gradient_sums(dy, x, mean, sums[0], sums[1])
+    sums = np.empty((2, PARTS, x.shape[1]), x.dtype)
+    run(_gradient_sums_task(row_lanes(x.shape[1], x.dtype), x.dtype), PARTS, x.shape, dy, x, mean, sums)
     return sums[0].sum(axis=0), sums[1].sum(axis=0)
 
 
@@ -44,52 +52,96 @@ def input_gradient(
     dy: np.ndarray, x: np.ndarray, mean: np.ndarray, scale: np.ndarray, constant: np.ndarray, slope: np.ndarray
 ) -> np.ndarray:
     """dx = scale · (dy − constant − slope · (x − mean)).  dy, x (M, C), contiguous; the others (C,) -> dx (M, C)."""
-    dx = np.empty_like(x)
-    _input_gradient(dy, x, mean, scale, constant, slope, dx)
+    dx = empty(x.shape, x.dtype)
+    run(
+        _input_gradient_task(row_lanes(x.shape[1], x.dtype), x.dtype),
+        PARTS,
+        x.shape,
+        dy,
+        x,
+        np.stack((mean, scale, constant, slope)),
+        dx,
+    )
     return dx
 
 
-@kernel
-def _sum(x, sums):
-    M, C = x.shape
-    for part in prange(PARTS):
-        for m in range(part * M // PARTS, (part + 1) * M // PARTS):
-            for c in range(C):
-                sums[part, c] += x[m, c]
+@cache
+def _sum_task(L: int, dtype: np.dtype):
+    @task(dtype, dtype)
+    def sum_rows(part, sizes, x, sums):
+        M, C = numbers(sizes, 2)
+        for c in range(0, C, L):
+            width = min(L, C - c)
+            total = read(x, 0, 0, L)  # no lanes: zeros
+            for m in range(part * M // PARTS, (part + 1) * M // PARTS):
+                total = total + read(x, m * C + c, width, L)
+            write(sums, part * C + c, total, width)
+
+    return sum_rows
 
 
-@kernel
-def _sum_of_squares(x, mean, sums):
-    M, C = x.shape
-    for part in prange(PARTS):
-        for m in range(part * M // PARTS, (part + 1) * M // PARTS):
-            for c in range(C):
-                sums[part, c] += (x[m, c] - mean[c]) * (x[m, c] - mean[c])
+@cache
+def _sum_of_squares_task(L: int, dtype: np.dtype):
+    @task(dtype, dtype, dtype)
+    def sum_squares(part, sizes, x, mean, sums):
+        M, C = numbers(sizes, 2)
+        for c in range(0, C, L):
+            width = min(L, C - c)
+            total, mean_row = read(x, 0, 0, L), read(mean, c, width, L)
+            for m in range(part * M // PARTS, (part + 1) * M // PARTS):
+                centred = read(x, m * C + c, width, L) - mean_row
+                total = total + centred * centred
+            write(sums, part * C + c, total, width)
+
+    return sum_squares
 
 
-@kernel
-def _scale_and_shift(x, mean, scale, shift, y):
-    M, C = x.shape
-    for part in prange(PARTS):
-        for m in range(part * M // PARTS, (part + 1) * M // PARTS):
-            for c in range(C):
-                y[m, c] = (x[m, c] - mean[c]) * scale[c] + shift[c]
+@cache
+def _scale_and_shift_task(L: int, dtype: np.dtype):
+    @task(dtype, dtype, dtype)
+    def scale_and_shift(part, sizes, x, constants, y):
+        M, C = numbers(sizes, 2)
+        for c in range(0, C, L):
+            width = min(L, C - c)
+            mean, scale = read(constants, c, width, L), read(constants, C + c, width, L)
+            shift = read(constants, 2 * C + c, width, L)
+            for m in range(part * M // PARTS, (part + 1) * M // PARTS):
+                write(y, m * C + c, (read(x, m * C + c, width, L) - mean) * scale + shift, width)
+
+    return scale_and_shift
 
 
-@kernel
-def _gradient_sums(dy, x, mean, sums, product_sums):
-    M, C = x.shape
-    for part in prange(PARTS):
-        for m in range(part * M // PARTS, (part + 1) * M // PARTS):
-            for c in range(C):
-                sums[part, c] += dy[m, c]
-                product_sums[part, c] += dy[m, c] * (x[m, c] - mean[c])
+@cache
+def _gradient_sums_task(L: int, dtype: np.dtype):
+    @task(dtype, dtype, dtype, dtype)
+    def gradient_sums(part, sizes, dy, x, mean, sums):
+        M, C = numbers(sizes, 2)
+        for c in range(0, C, L):
+            width = min(L, C - c)
+            total, product_total = read(x, 0, 0, L), read(x, 0, 0, L)
+            mean_row = read(mean, c, width, L)
+            for m in range(part * M // PARTS, (part + 1) * M // PARTS):
+                gradient = read(dy, m * C + c, width, L)
+                total = total + gradient
+                product_total = product_total + gradient * (read(x, m * C + c, width, L) - mean_row)
+            write(sums, part * C + c, total, width)
+            write(sums, (PARTS + part) * C + c, product_total, width)
+
+    return gradient_sums
 
 
-@kernel
-def _input_gradient(dy, x, mean, scale, constant, slope, dx):
-    M, C = x.shape
-    for part in prange(PARTS):
-        for m in range(part * M // PARTS, (part + 1) * M // PARTS):
-            for c in range(C):
-                dx[m, c] = scale[c] * (dy[m, c] - constant[c] - slope[c] * (x[m, c] - mean[c]))
+@cache
+def _input_gradient_task(L: int, dtype: np.dtype):
+    @task(dtype, dtype, dtype, dtype)
+    def input_gradient(part, sizes, dy, x, constants, dx):
+        M, C = numbers(sizes, 2)
+        for c in range(0, C, L):
+            width = min(L, C - c)
+            mean, scale = read(constants, c, width, L), read(constants, C + c, width, L)
+            constant, slope = read(constants, 2 * C + c, width, L), read(constants, 3 * C + c, width, L)
+            for m in range(part * M // PARTS, (part + 1) * M // PARTS):
+                centred = read(x, m * C + c, width, L) - mean
+                gradient = read(dy, m * C + c, width, L)
+                write(dx, m * C + c, scale * (gradient - constant - slope * centred), width)
+
+    return input_gradient

@@ -16,17 +16,24 @@ padding. Both are set inside zeros one image at a time, in a scratch image that 
 What this file is not: it has no FFT, Winograd or im2col; the direct sum already runs near the peak of the CPU.
 """
 
-from functools import cache
+from functools import cache, lru_cache
+from math import prod
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
-from tinycnn.kernels.vector import add_row, kernel, load_row, multiply_add, store_row, tile, tile_shape
-
-# The images are shared out in a fixed number of parts, whatever the number of threads. So the order of every sum is
-# fixed too, and results are equal bit for bit on one thread or eight. More parts would scale to more cores, but each
-# needs a weight gradient of its own.
-PARTS = 8
+from tinycnn.kernels.memory import copy, empty
+from tinycnn.kernels.parallel import PARTS, numbers, parts_for, run, task
+from tinycnn.kernels.vector import (
+    clear_numbers,
+    copy_numbers,
+    multiply_add,
+    read,
+    sum_of_lanes,
+    tile,
+    tile_shape,
+    write,
+)
 
 
 def convolve(
@@ -44,10 +51,33 @@ def convolve(
 
     x (N, H, W, C), w (kh, kw, C, O), b (O,), contiguous and of one dtype -> y (N, *output_size, O).
     """
-    y = np.empty((len(x), *output_size, w.shape[3]), x.dtype)
+    y = empty((len(x), *output_size, w.shape[3]), x.dtype)
     if y.size:
-        _convolve_kernel(*tile_shape(output_size[1], w.shape[3], x.dtype))(x, w, b, y, stride, offset, spread)
+        kernel, narrow, parts, scratch_shape, sizes = _plan(
+            x.shape, w.shape, x.dtype, output_size, stride, offset, spread
+        )
+        if narrow:
+            w = copy(w.transpose(3, 0, 1, 2))
+        run(kernel, parts, sizes, x, w, b, y, empty(scratch_shape, x.dtype))
     return y
+
+
+@lru_cache(maxsize=1000)
+def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
+    """Everything about a convolution that only depends on its sizes: the same again at every step."""
+    kernel_h, kernel_w, channels, out_channels = w_shape
+    P, L = tile_shape(output_size[1], out_channels, dtype)
+    narrow = 2 * out_channels < L <= kernel_w * channels
+    if narrow:
+        kernel = _narrow_task(max(1, P // out_channels), out_channels, L, dtype)
+    else:
+        kernel = _convolve_task(P, L, dtype)
+    rows = x_shape[0] * output_size[0]
+    parts = parts_for(rows, rows * output_size[1] * prod(w_shape))
+    z_size = _input_size(output_size, w_shape[:2], stride)
+    scratch_shape = _scratch_shape(x_shape, z_size, parts, offset, spread)
+    sizes = (parts, *x_shape, *w_shape[:2], *output_size, out_channels)
+    return kernel, narrow, parts, scratch_shape, (*sizes, *z_size, *stride, *offset, *spread, prod(scratch_shape))
 
 
 def convolve_weight_gradient(
@@ -63,120 +93,212 @@ def convolve_weight_gradient(
 
     x (N, H, W, C), dy (N, out_h, out_w, O), contiguous and of one dtype -> dw (kh, kw, C, O), db (O,).
     """
+    kernel_h, kernel_w = kernel_size
     channels, out_channels = x.shape[3], dy.shape[3]
-    rows = kernel_size[1] * channels
-    parts = max(1, min(PARTS, len(x)))
-    R, L = tile_shape(rows, out_channels, x.dtype)
-    dw = np.zeros((parts, kernel_size[0], rows, out_channels), x.dtype)
-    db = np.zeros((parts, R, out_channels), x.dtype)
-    if dy.size:
-        _weight_gradient_kernel(R, L)(x, dy, dw, db, stride, offset)
-    return dw.sum(axis=0).reshape(*kernel_size, channels, out_channels), db.sum(axis=(0, 1))
+    dw = empty((*kernel_size, channels, out_channels), x.dtype)
+    if not dy.size:
+        dw[:] = 0
+        return dw, dw.sum(axis=(0, 1, 2))
+    parts = min(PARTS, len(x))
+    # A first layer has so few channels that the rows of one kernel row don't fill the tile: take several kernel rows.
+    A, R, L = weight_gradient_tile(kernel_h, kernel_w * channels, out_channels, x.dtype)
+    dw_parts = empty((parts, *dw.shape), x.dtype)
+    db_parts = empty((parts, A * R, out_channels), x.dtype)
+    z_size = _input_size(dy.shape[1:3], kernel_size, stride)
+    scratch = empty(_scratch_shape(x.shape, z_size, parts, offset, (1, 1)), x.dtype)
+    sizes = (parts, *x.shape, *kernel_size, *dy.shape[1:], *z_size, *stride, *offset, scratch.size)
+    run(_weight_gradient_task(A, R, L, x.dtype), parts, sizes, x, dy, dw_parts, db_parts, scratch)
+    return dw_parts.sum(axis=0, out=dw), db_parts.sum(axis=(0, 1))
 
 
-@njit(cache=True, nogil=True)
-def _scratch_image(x, z_h, z_w, offset, spread):
-    """Zeros to set an image inside, or an empty array where x can be read as it is."""
-    as_it_is = offset == (0, 0) and spread == (1, 1) and z_h <= x.shape[1] and z_w <= x.shape[2]
-    return np.zeros((0, 0, 0) if as_it_is else (z_h, z_w, x.shape[3]), x.dtype)
+def weight_gradient_tile(kernel_h: int, rows: int, out_channels: int, dtype: np.dtype) -> tuple[int, int, int]:
+    """(kernel rows, rows of dw below each, output channels) of the tile."""
+    R, L = tile_shape(rows, out_channels, dtype)
+    if R < rows:
+        return 1, R, L
+    P, _ = tile_shape(kernel_h * rows, out_channels, dtype)
+    return max(1, min(kernel_h, P // R)), R, L
 
 
-@njit(cache=True, nogil=True)
-def _image_inside_zeros(x, n, scratch, offset, spread):
-    """Where z[n] is: (flat memory, index of its first number, numbers in one of its rows).
+def _input_size(output_size: tuple[int, int], kernel_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
+    """How much of z such an output needs."""
+    return tuple((out - 1) * step + kernel for out, step, kernel in zip(output_size, stride, kernel_size, strict=True))
 
-    That is image n of x itself, or the scratch image z, with z[offset + i·spread] = x[n, i] wherever that lies inside.
-    """
-    _, H, W, C = x.shape
-    z_h, z_w, _ = scratch.shape
-    if scratch.size == 0:
-        return x.reshape(-1), n * H * W * C, W * C
-    for i in range(H):
-        row = offset[0] + i * spread[0]
-        if 0 <= row < z_h:
-            for j in range(W):
-                column = offset[1] + j * spread[1]
-                if 0 <= column < z_w:
-                    for c in range(C):
-                        scratch[row, column, c] = x[n, i, j, c]
-    return scratch.reshape(-1), 0, z_w * C
+
+def _scratch_shape(x_shape, z_size, parts, offset, spread) -> tuple[int, ...]:
+    """An image z for each part to set its images inside zeros, or nothing where x can be read as it is."""
+    as_it_is = offset == (0, 0) and spread == (1, 1) and z_size[0] <= x_shape[1] and z_size[1] <= x_shape[2]
+    return (0,) if as_it_is else (parts, *z_size, x_shape[3])
+
+
+@njit
+def _set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset, spread):
+    """z[offset + i·spread] = x[i] for the given rows of z, wherever x lies inside; the rest of z is zero already."""
+    (first, last), (H, W, C) = rows, x_shape
+    # Pixels that stay neighbours are copied as one run.
+    runs, run = (1, W) if spread[1] == 1 else (W, 1)
+    for row in range(first, last):
+        i = (row - offset[0]) // spread[0]
+        if i < 0 or i >= H or i * spread[0] != row - offset[0]:
+            continue
+        for j in range(runs):
+            column = offset[1] + j * spread[1]
+            left, right = max(0, column), min(z_w, column + run)
+            if left < right:
+                pixel = (i * W + j + left - column) * C
+                copy_numbers(z, start + (row * z_w + left) * C, x, image + pixel, (right - left) * C)
 
 
 @cache
-def _convolve_kernel(P: int, L: int):
-    @kernel
-    def convolve_tiles(x, w, b, y, stride, offset, spread):
-        N, _, _, C = x.shape
-        kernel_h, kernel_w, _, O = w.shape
-        _, out_h, out_w, _ = y.shape
-        z_h, z_w = (out_h - 1) * stride[0] + kernel_h, (out_w - 1) * stride[1] + kernel_w
-        K, step = kernel_w * C, stride[1] * C
-        parts = min(PARTS, N)
+def _convolve_task(P: int, L: int, dtype: np.dtype):
+    @task(dtype, dtype, dtype, dtype, dtype)
+    def convolve_tiles(part, sizes, x, w, b, y, scratch):
+        (
+            parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
+            z_h, z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size,
+        ) = numbers(sizes, 19)  # fmt: skip
+        K, step = kernel_w * C, stride_w * C
+        acc = tile(P, L, x)
+        z, start, row = x, 0, W * C
+        if scratch_size:
+            z, start, row = scratch, part * z_h * z_w * C, z_w * C
+            clear_numbers(scratch, start, z_h * row)
 
-        for part in prange(parts):
-            acc = tile(P, L, x)
-            scratch = _scratch_image(x, z_h, z_w, offset, spread)
-            for n in range(part * N // parts, (part + 1) * N // parts):
-                z, start, row = _image_inside_zeros(x, n, scratch, offset, spread)
-                for o in range(0, O, L):
-                    width = min(L, O - o)
-                    for i in range(out_h):
-                        for tile_j in range(0, out_w, P):
-                            j = min(tile_j, out_w - P)  # the last tile may repeat pixels of the one before it
-                            for p in range(P):
-                                load_row(acc, p, b, o, width)
-                            for a in range(kernel_h):
-                                here = start + (i * stride[0] + a) * row + j * step
-                                for k in range(K):
-                                    for p in range(P):
-                                        multiply_add(acc, p, z, here + p * step + k, w, (a * K + k) * O + o, width)
-                            for p in range(P):
-                                store_row(acc, p, y, ((n * out_h + i) * out_w + j + p) * O + o, width)
+        # This part computes the rows of y from `first` to `last`, counted through all images.
+        first, last = part * N * out_h // parts, (part + 1) * N * out_h // parts
+        while first < last:
+            n = first // out_h
+            i_first, i_last = first - n * out_h, min(out_h, last - n * out_h)
+            if scratch_size:
+                rows = (i_first * stride_h, (i_last - 1) * stride_h + kernel_h)
+                _set_inside_zeros(
+                    x, n * H * W * C, z, start, rows, (H, W, C), z_w, (offset_h, offset_w), (spread_h, spread_w)
+                )
+            else:
+                start = n * H * row
+            for o in range(0, O, L):
+                width = min(L, O - o)
+                for i in range(i_first, i_last):
+                    for tile_j in range(0, out_w, P):
+                        j = min(tile_j, out_w - P)  # the last tile may repeat pixels of the one before it
+                        for p in range(P):
+                            acc[p] = read(b, o, width, L)
+                        for a in range(kernel_h):
+                            z_i = i * stride_h + a
+                            if z_i < offset_h or z_i >= offset_h + H * spread_h:
+                                continue  # a row of zeros
+                            if spread_h > 1 and (z_i - offset_h) % spread_h:
+                                continue
+                            here = start + z_i * row + j * step
+                            for k in range(K):
+                                w_row = read(w, (a * K + k) * O + o, width, L)
+                                for p in range(P):
+                                    acc[p] = multiply_add(z[here + p * step + k], w_row, acc[p])
+                        for p in range(P):
+                            write(y, ((n * out_h + i) * out_w + j + p) * O + o, acc[p], width)
+            first = (n + 1) * out_h
 
     return convolve_tiles
 
 
 @cache
-def _weight_gradient_kernel(R: int, L: int):
-    """The same tile the other way round: R rows of dw × L output channels, summed over the pixels of an image."""
+def _narrow_task(P: int, O: int, L: int, dtype: np.dtype):
+    """The same convolution for so few output channels that they would leave most lanes of a vector empty.
 
-    @kernel
-    def weight_gradient_tiles(x, dy, dw, db, stride, offset):
-        N, _, _, C = x.shape
-        parts, kernel_h, K, O = dw.shape
-        _, out_h, out_w, _ = dy.shape
-        z_h, z_w = (out_h - 1) * stride[0] + kernel_h, (out_w - 1) * stride[1] + K // C
-        step, pixels = stride[1] * C, out_h * out_w
+    The lanes run over k instead, so w is (O, kernel_h, K) here, and each sum's lanes are added up at its end.
+    """
+    Q = P * O
 
-        for part in prange(parts):
-            acc = tile(R, L, x)
-            scratch = _scratch_image(x, z_h, z_w, offset, (1, 1))
-            for n in range(part * N // parts, (part + 1) * N // parts):
-                z, start, row = _image_inside_zeros(x, n, scratch, offset, (1, 1))
-                for o in range(0, O, L):
-                    width = min(L, O - o)
+    @task(dtype, dtype, dtype, dtype, dtype)
+    def convolve_narrow_tiles(part, sizes, x, w, b, y, scratch):
+        (
+            parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, _,
+            z_h, z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size,
+        ) = numbers(sizes, 19)  # fmt: skip
+        K, step = kernel_w * C, stride_w * C
+        acc = tile(Q, L, x)
+        z, start, row = x, 0, W * C
+        if scratch_size:
+            z, start, row = scratch, part * z_h * z_w * C, z_w * C
+            clear_numbers(scratch, start, z_h * row)
+
+        for n in range(part * N // parts, (part + 1) * N // parts):
+            if scratch_size:
+                _set_inside_zeros(
+                    x, n * H * W * C, z, start, (0, z_h), (H, W, C), z_w, (offset_h, offset_w), (spread_h, spread_w)
+                )
+            else:
+                start = n * H * row
+            for i in range(out_h):
+                for tile_j in range(0, out_w, P):
+                    j = min(tile_j, out_w - P)
+                    for q in range(Q):
+                        acc[q] = read(x, 0, 0, L)  # no lanes: zeros
                     for a in range(kernel_h):
-                        for tile_k in range(0, K, R):
-                            k = min(tile_k, K - R)
-                            for r in range(R):
-                                load_row(acc, r, dw, ((part * kernel_h + a) * K + k + r) * O + o, width)
-                            for i in range(out_h):
-                                here = start + (i * stride[0] + a) * row + k
-                                for j in range(out_w):
-                                    pixel = n * pixels + i * out_w + j
-                                    for r in range(R):
-                                        multiply_add(acc, r, z, here + j * step + r, dy, pixel * O + o, width)
-                            for r in range(R):
-                                if k + r >= tile_k:  # the rows before were already summed by the tile before
-                                    store_row(acc, r, dw, ((part * kernel_h + a) * K + k + r) * O + o, width)
-                    # The bias gradient in R sums side by side: one alone would wait for each of its additions.
-                    for r in range(R):
-                        load_row(acc, r, db, (part * R + r) * O + o, width)
-                    for pixel in range(0, pixels, R):
-                        for r in range(R):
-                            if pixel + r < pixels:
-                                add_row(acc, r, dy, (n * pixels + pixel + r) * O + o, width)
-                    for r in range(R):
-                        store_row(acc, r, db, (part * R + r) * O + o, width)
+                        here = start + (i * stride_h + a) * row + j * step
+                        for k in range(0, K, L):
+                            width = min(L, K - k)
+                            for q in range(Q):
+                                w_row = read(w, (q % O * kernel_h + a) * K + k, width, L)
+                                acc[q] = multiply_add(read(z, here + q // O * step + k, width, L), w_row, acc[q])
+                    for q in range(Q):
+                        y[((n * out_h + i) * out_w + j) * O + q] = b[q % O] + sum_of_lanes(acc[q])
+
+    return convolve_narrow_tiles
+
+
+@cache
+def _weight_gradient_task(A: int, R: int, L: int, dtype: np.dtype):
+    """The same tile the other way round: A × R rows of dw × L output channels, summed over the pixels of an image."""
+    P = A * R
+
+    @task(dtype, dtype, dtype, dtype, dtype)
+    def weight_gradient_tiles(part, sizes, x, dy, dw, db, scratch):
+        (
+            parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
+            z_h, z_w, stride_h, stride_w, offset_h, offset_w, scratch_size,
+        ) = numbers(sizes, 17)  # fmt: skip
+        K, step, pixels = kernel_w * C, stride_w * C, out_h * out_w
+        acc = tile(P, L, x)
+        z, start, row = x, 0, W * C
+        if scratch_size:
+            z, start, row = scratch, part * z_h * z_w * C, z_w * C
+            clear_numbers(scratch, start, z_h * row)
+        dw_start, db_start = part * kernel_h * K * O, part * P * O
+        clear_numbers(dw, dw_start, kernel_h * K * O)
+        clear_numbers(db, db_start, P * O)
+
+        for n in range(part * N // parts, (part + 1) * N // parts):
+            if scratch_size:
+                _set_inside_zeros(x, n * H * W * C, z, start, (0, z_h), (H, W, C), z_w, (offset_h, offset_w), (1, 1))
+            else:
+                start = n * H * row
+            for o in range(0, O, L):
+                width = min(L, O - o)
+                for tile_a in range(0, kernel_h, A):
+                    a = min(tile_a, kernel_h - A)
+                    for tile_k in range(0, K, R):
+                        k = min(tile_k, K - R)
+                        for p in range(P):
+                            acc[p] = read(dw, dw_start + ((a + p // R) * K + k + p % R) * O + o, width, L)
+                        for i in range(out_h):
+                            here = start + (i * stride_h + a) * row + k
+                            for j in range(out_w):
+                                dy_row = read(dy, (n * pixels + i * out_w + j) * O + o, width, L)
+                                for p in range(P):
+                                    acc[p] = multiply_add(z[here + j * step + p // R * row + p % R], dy_row, acc[p])
+                        for p in range(P):
+                            # The rows before were already summed by the tile before.
+                            if a + p // R >= tile_a and k + p % R >= tile_k:
+                                write(dw, dw_start + ((a + p // R) * K + k + p % R) * O + o, acc[p], width)
+                # The bias gradient in P sums side by side: one alone would wait for each of its additions.
+                for p in range(P):
+                    acc[p] = read(db, db_start + p * O + o, width, L)
+                for pixel in range(0, pixels, P):
+                    for p in range(P):
+                        if pixel + p < pixels:
+                            acc[p] = acc[p] + read(dy, (n * pixels + pixel + p) * O + o, width, L)
+                for p in range(P):
+                    write(db, db_start + p * O + o, acc[p], width)
 
     return weight_gradient_tiles

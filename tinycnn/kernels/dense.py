@@ -11,67 +11,73 @@ times as long.
 from functools import cache
 
 import numpy as np
-from numba import prange
 
-from tinycnn.kernels.vector import kernel, load_row, multiply_add, store_row, tile, tile_shape
+from tinycnn.kernels.memory import empty
+from tinycnn.kernels.parallel import numbers, parts_for, run, task
+from tinycnn.kernels.vector import multiply_add, read, tile, tile_shape, write
 
 
 def dense(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
     """y = x · w + b.  x (N, K), w (K, O), b (O,), contiguous and of one dtype -> y (N, O)."""
-    y = np.empty((len(x), w.shape[1]), x.dtype)
+    y = empty((len(x), w.shape[1]), x.dtype)
     if y.size:
-        _dense_kernel(*tile_shape(len(x), w.shape[1], x.dtype))(x, w, b, y)
+        P, L = tile_shape(len(x), w.shape[1], x.dtype)
+        parts = parts_for(-(-len(x) // P), w.size * len(x))
+        run(_dense_task(P, L, x.dtype), parts, (parts, *x.shape, w.shape[1]), x, w, b, y)
     return y
 
 
 def dense_weight_gradient(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
     """dw = xᵀ · dy.  x (N, K), dy (N, O), contiguous and of one dtype -> dw (K, O)."""
-    dw = np.empty((x.shape[1], dy.shape[1]), x.dtype)
+    dw = empty((x.shape[1], dy.shape[1]), x.dtype)
     if dw.size:
-        _weight_gradient_kernel(*tile_shape(x.shape[1], dy.shape[1], x.dtype))(x, dy, dw)
+        R, L = tile_shape(x.shape[1], dy.shape[1], x.dtype)
+        parts = parts_for(-(-x.shape[1] // R), dw.size * len(x))
+        run(_weight_gradient_task(R, L, x.dtype), parts, (parts, *x.shape, dy.shape[1]), x, dy, dw)
     return dw
 
 
 @cache
-def _dense_kernel(P: int, L: int):
-    @kernel
-    def dense_tiles(x, w, b, y):
-        N, K = x.shape
-        O = w.shape[1]
-        for t in prange((N + P - 1) // P):
-            acc = tile(P, L, x)
+def _dense_task(P: int, L: int, dtype: np.dtype):
+    @task(dtype, dtype, dtype, dtype)
+    def dense_tiles(part, sizes, x, w, b, y):
+        parts, N, K, O = numbers(sizes, 4)
+        acc = tile(P, L, x)
+        tiles = (N + P - 1) // P
+        for t in range(part * tiles // parts, (part + 1) * tiles // parts):
             n = min(t * P, N - P)  # the last tile may repeat rows of the one before it: the same values, twice
             for o in range(0, O, L):
                 width = min(L, O - o)
                 for p in range(P):
-                    load_row(acc, p, b, o, width)
+                    acc[p] = read(b, o, width, L)
                 for k in range(K):
+                    w_row = read(w, k * O + o, width, L)
                     for p in range(P):
-                        multiply_add(acc, p, x, (n + p) * K + k, w, k * O + o, width)
+                        acc[p] = multiply_add(x[(n + p) * K + k], w_row, acc[p])
                 for p in range(P):
-                    store_row(acc, p, y, (n + p) * O + o, width)
+                    write(y, (n + p) * O + o, acc[p], width)
 
     return dense_tiles
 
 
 @cache
-def _weight_gradient_kernel(R: int, L: int):
-    @kernel
-    def dense_weight_gradient_tiles(x, dy, dw):
-        N, K = x.shape
-        O = dy.shape[1]
-        zeros = np.zeros(L, x.dtype)
-        for t in prange((K + R - 1) // R):
-            acc = tile(R, L, x)
+def _weight_gradient_task(R: int, L: int, dtype: np.dtype):
+    @task(dtype, dtype, dtype)
+    def dense_weight_gradient_tiles(part, sizes, x, dy, dw):
+        parts, N, K, O = numbers(sizes, 4)
+        acc = tile(R, L, x)
+        tiles = (K + R - 1) // R
+        for t in range(part * tiles // parts, (part + 1) * tiles // parts):
             k = min(t * R, K - R)
             for o in range(0, O, L):
                 width = min(L, O - o)
                 for r in range(R):
-                    load_row(acc, r, zeros, 0, width)
+                    acc[r] = read(x, 0, 0, L)  # no lanes: zeros
                 for n in range(N):
+                    dy_row = read(dy, n * O + o, width, L)
                     for r in range(R):
-                        multiply_add(acc, r, x, n * K + k + r, dy, n * O + o, width)
+                        acc[r] = multiply_add(x[n * K + k + r], dy_row, acc[r])
                 for r in range(R):
-                    store_row(acc, r, dw, (k + r) * O + o, width)
+                    write(dw, (k + r) * O + o, acc[r], width)
 
     return dense_weight_gradient_tiles

@@ -7,10 +7,18 @@ The cells of a window are numbered in reading order, and a cell takes the lead o
 equal maxima the first one wins, and it alone receives the gradient.
 """
 
-import numpy as np
-from numba import prange
+from functools import cache
 
-from tinycnn.kernels.vector import kernel
+import numpy as np
+
+from tinycnn.kernels.memory import empty
+from tinycnn.kernels.parallel import numbers, parts_for, run, task
+from tinycnn.kernels.vector import clear_numbers
+
+
+@cache
+def _winner_dtype(cells: int) -> np.dtype:
+    return np.min_scalar_type(cells - 1)
 
 
 def max_pool(x: np.ndarray, pool_size: tuple[int, int], stride: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -20,9 +28,11 @@ def max_pool(x: np.ndarray, pool_size: tuple[int, int], stride: tuple[int, int])
     """
     n, height, width, channels = x.shape
     out = (n, (height - pool_size[0]) // stride[0] + 1, (width - pool_size[1]) // stride[1] + 1, channels)
-    y, winners = np.empty(out, x.dtype), np.empty(out, np.min_scalar_type(pool_size[0] * pool_size[1] - 1))
+    y, winners = empty(out, x.dtype), empty(out, _winner_dtype(pool_size[0] * pool_size[1]))
     if y.size:
-        _max_pool(x, y, winners, pool_size, stride)
+        parts = parts_for(n * out[1], 8 * x.size)
+        sizes = (parts, *x.shape, *out[1:3], *stride)
+        run(_max_pool_task(*pool_size, x.dtype, winners.dtype), parts, sizes, x, y, winners)
     return y, winners
 
 
@@ -34,42 +44,57 @@ def max_pool_backward(
     stride: tuple[int, int],
 ) -> np.ndarray:
     """dy and winners (N, out_h, out_w, C), contiguous -> dx of input_shape (N, H, W, C). Overlapping windows add up."""
-    dx = np.empty(input_shape, dy.dtype)
+    dx = empty(input_shape, dy.dtype)
     if dx.size:
-        _max_pool_backward(dy, winners, dx, pool_size, stride)
+        overlap = stride[0] < pool_size[0] or stride[1] < pool_size[1]
+        parts = parts_for(len(dy), 8 * dx.size)
+        sizes = (parts, *input_shape, *dy.shape[1:3], *stride)
+        run(_max_pool_backward_task(*pool_size, overlap, dy.dtype, winners.dtype), parts, sizes, dy, winners, dx)
     return dx
 
 
-@kernel
-def _max_pool(x, y, winners, pool_size, stride):
-    N, out_h, out_w, C = y.shape
-    for n in prange(N):
-        for i in range(out_h):
+@cache
+def _max_pool_task(pool_h: int, pool_w: int, dtype: np.dtype, winner_dtype: np.dtype):
+    @task(dtype, dtype, winner_dtype)
+    def max_pool(part, sizes, x, y, winners):
+        parts, N, H, W, C, out_h, out_w, stride_h, stride_w = numbers(sizes, 9)
+        for row in range(part * N * out_h // parts, (part + 1) * N * out_h // parts):
+            top = (row // out_h) * H + (row % out_h) * stride_h
             for j in range(out_w):
-                top, left = i * stride[0], j * stride[1]
-                best, winner = y[n, i, j], winners[n, i, j]
+                here, there = (top * W + j * stride_w) * C, (row * out_w + j) * C
                 for c in range(C):
-                    best[c], winner[c] = x[n, top, left, c], 0
-                for a in range(pool_size[0]):
-                    for b in range(pool_size[1]):
-                        cell, number = x[n, top + a, left + b], a * pool_size[1] + b
-                        for c in range(C):
+                    best, winner = x[here + c], 0
+                    for a in range(pool_h):
+                        for b in range(pool_w):
+                            cell = x[here + (a * W + b) * C + c]
                             # Not a number counts as the greatest: it must come out, or nobody would notice it.
-                            leads = cell[c] > best[c] or (cell[c] != cell[c] and best[c] == best[c])
-                            best[c] = cell[c] if leads else best[c]
-                            winner[c] = number if leads else winner[c]
+                            leads = cell > best or (cell != cell and best == best)
+                            best = cell if leads else best
+                            winner = a * pool_w + b if leads else winner
+                    y[there + c] = best
+                    winners[there + c] = winner
+
+    return max_pool
 
 
-@kernel
-def _max_pool_backward(dy, winners, dx, pool_size, stride):
-    N, out_h, out_w, C = dy.shape
-    for n in prange(N):
-        dx[n] = 0
-        for i in range(out_h):
-            for j in range(out_w):
-                gradient, winner = dy[n, i, j], winners[n, i, j]
-                for a in range(pool_size[0]):
-                    for b in range(pool_size[1]):
-                        cell, number = dx[n, i * stride[0] + a, j * stride[1] + b], a * pool_size[1] + b
-                        for c in range(C):
-                            cell[c] += gradient[c] if winner[c] == number else 0
+@cache
+def _max_pool_backward_task(pool_h: int, pool_w: int, overlap: bool, dtype: np.dtype, winner_dtype: np.dtype):
+    zero = dtype.type(0)
+
+    @task(dtype, winner_dtype, dtype)
+    def max_pool_backward(part, sizes, dy, winners, dx):
+        parts, N, H, W, C, out_h, out_w, stride_h, stride_w = numbers(sizes, 9)
+        for n in range(part * N // parts, (part + 1) * N // parts):
+            clear_numbers(dx, n * H * W * C, H * W * C)
+            for i in range(out_h):
+                for j in range(out_w):
+                    here = ((n * H + i * stride_h) * W + j * stride_w) * C
+                    there = ((n * out_h + i) * out_w + j) * C
+                    for a in range(pool_h):
+                        for b in range(pool_w):
+                            cell, number = here + (a * W + b) * C, a * pool_w + b
+                            for c in range(C):
+                                gradient = dy[there + c] if winners[there + c] == number else zero
+                                dx[cell + c] = dx[cell + c] + gradient if overlap else gradient
+
+    return max_pool_backward

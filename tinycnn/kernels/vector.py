@@ -1,16 +1,15 @@
 """The register tile: the one low-level idea that makes every kernel in this folder fast.
 
 A CPU multiplies fastest when it works on whole vectors (16 float32 numbers with AVX-512) and when the running sums stay
-in its registers. So a kernel keeps a *tile*: P accumulators, each a row of L numbers, and does to it only four things:
+in its registers. So a kernel works on *rows*, each L numbers side by side, and keeps a *tile* of them, P running sums:
 
-    acc = tile(P, L, like)                          P rows of L accumulators, in registers
-    load_row(acc, p, a, i, width)                   acc[p]  = a[i : i + width]
-    multiply_add(acc, p, x, i, w, j, width)         acc[p] += x[i] * w[j : j + width]
-    store_row(acc, p, a, i, width)                  a[i : i + width] = acc[p]
+    acc = tile(P, L, like)                    P rows of L numbers each, in registers
+    row = read(a, i, width, L)                row = a[i : i + width]
+    acc[p] = multiply_add(x, row, acc[p])     acc[p] += x · row, rounded once; x is a number, or a row as well
+    write(a, i, acc[p], width)                a[i : i + width] = acc[p]
 
-Each is a Numba intrinsic of a few lines that emits the LLVM instruction of that name. Arrays are addressed as the flat
-memory they are (C order, index in elements). `width` may be smaller than L: the lanes beyond it read as zero and are
-not written, so a layer with 10 or 24 channels needs no special case.
+and + − · between rows. Arrays are the flat memory they are (C order, index in numbers). `width` may be smaller than L:
+the lanes beyond it read as zero and are not written, so a layer with 10 or 24 channels needs no special case.
 
 P and L must be compile-time constants (LLVM unrolls the loop over p, then sees that nothing else can point at the tile
 and keeps it in registers); every other size is an ordinary run-time number. So a kernel is compiled once for a tile
@@ -19,21 +18,17 @@ shape, not once for a layer. `tile_shape` chooses P and L, and explains how.
 What this file is not: a vector library. It checks no bounds; the layers check every shape before they call a kernel.
 """
 
-import hashlib
 import math
+import operator
 import platform
-from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import llvmlite.binding
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
-from numba.extending import intrinsic, models, register_model
-from numba.np.arrayobj import make_array
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 # ------------------------------------------------------------------------------------------------ the shape of a tile
 
@@ -53,49 +48,64 @@ def vector_registers() -> tuple[int, int]:
 
 @cache
 def tile_shape(rows: int, columns: int, dtype: np.dtype) -> tuple[int, int]:
-    """The tile (P, L) for an output of `rows` × `columns`, where a row of columns is contiguous in memory.
+    """The tile (P, L) that covers an output of `rows` × `columns` in the least time; a row of columns is contiguous.
 
-    L is 1, 2 or 4 vectors: enough to cover the columns if that is possible. P × L accumulators may take three quarters
-    of the registers, because a step also needs one row of w and one number of x in registers; a larger tile spills to
-    memory and runs at a third of the speed. At least eight vectors should be in flight (a multiply-add takes 4 cycles
-    and two start in each), at most 12 rows are used: more gains nothing and costs compile time.
+    L is V = 1, 2 or 4 vectors. A step of the tile reads V vectors of w and P numbers of x, and does P·V multiply-adds:
 
-    P then shrinks until the tiles share the rows evenly (13 rows are 7 + 6, not 12 + 1), so P never exceeds `rows`.
+        registers   P·V sums, V vectors of w and one number of x must fit, with a sixteenth of the registers to spare;
+                    a larger tile spills to memory and runs at a third of the speed
+        time        a core starts two multiply-adds and two loads in a cycle, and a multiply-add takes four cycles, so
+                    a step takes max(P·V, P + V, 8) half cycles, and about one more for the loop around it
+
+    Tiles that stick out of the output do work for nothing: 13 rows are better one tile of 13 than two of 7. That is why
+    the best shape depends on the output. P never exceeds `rows`, and 14: more gains nothing and costs compile time.
     """
     register_bytes, register_count = vector_registers()
     lanes = register_bytes // np.dtype(dtype).itemsize
-    budget = register_count * 3 // 4
+    usable = register_count * 15 // 16
+    shapes = [(P, V) for V in (1, 2, 4) for P in range(1, min(rows, 14) + 1) if P * V + V + 1 <= usable]
+
+    def time(shape: tuple[int, int]) -> int:
+        P, V = shape
+        return math.ceil(rows / P) * math.ceil(columns / (V * lanes)) * (max(P * V, P + V, 8) + 1)
+
+    P, V = min(shapes, key=time)
+    return P, V * lanes
+
+
+def row_lanes(columns: int, dtype: np.dtype) -> int:
+    """The L for code that goes through rows of so many columns one by one: up to four vectors."""
+    lanes = vector_registers()[0] // np.dtype(dtype).itemsize
     vectors = 1
-    while vectors * lanes < columns and vectors < budget // 6:
+    while vectors < 4 and vectors * lanes < columns:
         vectors *= 2
-    tiles = math.ceil(rows / min(12, budget // vectors))
-    return math.ceil(rows / tiles), vectors * lanes
+    return vectors * lanes
 
 
-# ----------------------------------------------------------------------------------------------- compiling the kernels
-
-_SOURCES = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[:12]
+# ------------------------------------------------------------------------------------------------------ rows and tiles
 
 
-def kernel(function: Callable) -> Callable:
-    """Compile `function` with Numba: parallel loops, the GIL released, machine code cached on disk.
-
-    Numba's cache notices an edit only in the file that the function stands in, but a kernel also consists of the
-    intrinsics below. A digest of this folder in the function's name makes every edit recompile every kernel.
-    """
-    function.__qualname__ += f"_{_SOURCES}"
-    return numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")(function)
-
-
-# ------------------------------------------------------------------------------------------------------ the intrinsics
-
-
-class Tile(types.Type):
-    """The Numba type of a tile: a pointer to rows of `lanes` numbers on the stack (so, after LLVM, in registers)."""
+class Row(types.Type):
+    """The Numba type of a row: an LLVM vector, which lies in one or more registers."""
 
     def __init__(self, dtype: types.Type, lanes: int):
         self.dtype, self.lanes = dtype, lanes
-        super().__init__(name=f"Tile({dtype} x {lanes})")
+        super().__init__(name=f"Row({dtype} x {lanes})")
+
+
+@register_model(Row)
+class _RowModel(models.PrimitiveModel):
+    def __init__(self, manager, row: Row):
+        number = manager.lookup(row.dtype).get_value_type()
+        super().__init__(manager, row, ir.VectorType(number, row.lanes))
+
+
+class Tile(types.Type):
+    """The Numba type of a tile: a pointer to rows on the stack (so, after LLVM, in registers)."""
+
+    def __init__(self, row: Row):
+        self.dtype = row
+        super().__init__(name=f"Tile({row})")
 
 
 register_model(Tile)(models.PointerModel)
@@ -103,73 +113,151 @@ register_model(Tile)(models.PointerModel)
 
 @intrinsic(prefer_literal=True)
 def tile(typing_context, rows, lanes, like):
-    """P rows of L accumulators of the dtype of the array `like`. Rows and lanes must be literals."""
-    result = Tile(like.dtype, lanes.literal_value)
+    """P rows of L numbers of the dtype behind the pointer `like`. Rows and lanes must be literals."""
+    result = Tile(Row(like.dtype, lanes.literal_value))
 
     def code(context, builder, signature, arguments):
-        stack = cgutils.alloca_once(builder, ir.ArrayType(_row_type(context, result), rows.literal_value))
-        return builder.bitcast(stack, context.get_value_type(result))
+        array = ir.ArrayType(context.get_value_type(result.dtype), rows.literal_value)
+        return builder.bitcast(cgutils.alloca_once(builder, array), context.get_value_type(result))
 
     return result(rows, lanes, like), code
 
 
-@intrinsic
-def load_row(typing_context, acc, p, array, i, width):
-    """acc[p] = array[i : i + width], the lanes beyond width zero."""
+@type_callable(operator.getitem)
+def _type_of_item(context):
+    return lambda acc, p: acc.dtype if isinstance(acc, Tile) else None
+
+
+@lower_builtin(operator.getitem, Tile, types.Integer)
+def _get_row(context, builder, signature, arguments):
+    """acc[p]"""
+    return builder.load(_slot(context, builder, signature.args[0], *arguments))
+
+
+@type_callable(operator.setitem)
+def _type_of_set_item(context):
+    return lambda acc, p, row: types.none if isinstance(acc, Tile) else None
+
+
+@lower_builtin(operator.setitem, Tile, types.Integer, Row)
+def _set_row(context, builder, signature, arguments):
+    """acc[p] = row"""
+    acc_, p_, row_ = arguments
+    builder.store(row_, _slot(context, builder, signature.args[0], acc_, p_))
+
+
+def _slot(context, builder, acc: Tile, acc_, p_):
+    """Pointer to row p of the tile."""
+    return builder.gep(builder.bitcast(acc_, context.get_value_type(acc.dtype).as_pointer()), [p_])
+
+
+# ------------------------------------------------------------------------------------------------------ the operations
+
+
+@intrinsic(prefer_literal=True)
+def read(typing_context, array, i, width, lanes):
+    """array[i : i + width] as a row of so many lanes, the lanes beyond width zero."""
+    result = Row(array.dtype, lanes.literal_value)
 
     def code(context, builder, signature, arguments):
-        acc_, p_, array_, i_, width_ = arguments
-        row = _load(context, builder, acc, array, array_, i_, width_)
-        builder.store(row, _slot(context, builder, acc, acc_, p_))
-        return context.get_dummy_value()
+        array_, i_, width_, _ = arguments
+        row = context.get_value_type(result)
+        pointer = builder.bitcast(builder.gep(array_, [i_]), row.as_pointer())
+        mask = _first_lanes(builder, result.lanes, width_)
+        load = _llvm(builder, "llvm.masked.load", row, [pointer.type, _I32, mask.type, row], ".p0")
+        return builder.call(load, [pointer, _alignment(result), mask, ir.Constant(row, None)])
 
-    return types.void(acc, types.intp, array, types.intp, types.intp), code
-
-
-@intrinsic
-def add_row(typing_context, acc, p, array, i, width):
-    """acc[p] += array[i : i + width]."""
-
-    def code(context, builder, signature, arguments):
-        acc_, p_, array_, i_, width_ = arguments
-        slot = _slot(context, builder, acc, acc_, p_)
-        row = _load(context, builder, acc, array, array_, i_, width_)
-        builder.store(builder.fadd(builder.load(slot), row), slot)
-        return context.get_dummy_value()
-
-    return types.void(acc, types.intp, array, types.intp, types.intp), code
+    return result(array, types.intp, types.intp, lanes), code
 
 
 @intrinsic
-def multiply_add(typing_context, acc, p, x, i, w, j, width):
-    """acc[p] += x[i] * w[j : j + width], rounded once (a fused multiply-add)."""
+def write(typing_context, array, i, row, width):
+    """array[i : i + width] = row."""
 
     def code(context, builder, signature, arguments):
-        acc_, p_, x_, i_, w_, j_, width_ = arguments
-        slot = _slot(context, builder, acc, acc_, p_)
-        factor = _broadcast(builder, builder.load(_pointer(context, builder, x, x_, i_)), acc.lanes)
-        row = _load(context, builder, acc, w, w_, j_, width_)
-        fma = _llvm(builder, "llvm.fma", row.type, [row.type, row.type, row.type])
-        builder.store(builder.call(fma, [factor, row, builder.load(slot)]), slot)
+        array_, i_, row_, width_ = arguments
+        pointer = builder.bitcast(builder.gep(array_, [i_]), row_.type.as_pointer())
+        mask = _first_lanes(builder, row.lanes, width_)
+        store = _llvm(builder, "llvm.masked.store", ir.VoidType(), [row_.type, pointer.type, _I32, mask.type], ".p0")
+        builder.call(store, [row_, pointer, _alignment(row), mask])
         return context.get_dummy_value()
 
-    return types.void(acc, types.intp, x, types.intp, w, types.intp, types.intp), code
+    return types.void(array, types.intp, row, types.intp), code
 
 
 @intrinsic
-def store_row(typing_context, acc, p, array, i, width):
-    """array[i : i + width] = acc[p]."""
+def multiply_add(typing_context, x, row, total):
+    """x · row + total, lane by lane, rounded once (a fused multiply-add). x: a number or a row."""
 
     def code(context, builder, signature, arguments):
-        acc_, p_, array_, i_, width_ = arguments
-        row = builder.load(_slot(context, builder, acc, acc_, p_))
-        pointer = builder.bitcast(_pointer(context, builder, array, array_, i_), row.type.as_pointer())
-        mask = _first_lanes(builder, acc.lanes, width_)
-        store = _llvm(builder, "llvm.masked.store", ir.VoidType(), [row.type, pointer.type, _I32, mask.type], ".p0")
-        builder.call(store, [row, pointer, _alignment(array), mask])
+        x_, row_, total_ = arguments
+        if not isinstance(x, Row):
+            x_ = _broadcast(builder, x_, row.lanes)
+        fma = _llvm(builder, "llvm.fma", row_.type, [row_.type] * 3)
+        return builder.call(fma, [x_, row_, total_])
+
+    return row(x if isinstance(x, Row) else row.dtype, row, total), code
+
+
+def _operator(symbol, instruction: str) -> None:
+    """row ∘ row, lane by lane."""
+
+    @type_callable(symbol)
+    def type_of_result(context):
+        return lambda a, b: a if isinstance(a, Row) and a == b else None
+
+    @lower_builtin(symbol, Row, Row)
+    def code(context, builder, signature, arguments):
+        return getattr(builder, instruction)(*arguments)
+
+
+_operator(operator.add, "fadd")
+_operator(operator.sub, "fsub")
+_operator(operator.mul, "fmul")
+
+
+@intrinsic
+def sum_of_lanes(typing_context, row):
+    """The sum of the row's numbers, halves added to halves."""
+
+    def code(context, builder, signature, arguments):
+        (row_,) = arguments
+        while row_.type.count > 1:
+            half = row_.type.count // 2
+            halves = [
+                builder.shuffle_vector(row_, row_, ir.Constant(ir.VectorType(_I32, half), list(range(i, i + half))))
+                for i in (0, half)
+            ]
+            row_ = builder.fadd(*halves)
+        return builder.extract_element(row_, ir.Constant(_I32, 0))
+
+    return row.dtype(row), code
+
+
+@intrinsic
+def copy_numbers(typing_context, to, i, source, j, count):
+    """to[i : i + count] = source[j : j + count]."""
+
+    def code(context, builder, signature, arguments):
+        to_, i_, source_, j_, count_ = arguments
+        size = to.dtype.bitwidth // 8
+        cgutils.raw_memcpy(builder, builder.gep(to_, [i_]), builder.gep(source_, [j_]), count_, size)
         return context.get_dummy_value()
 
-    return types.void(acc, types.intp, array, types.intp, types.intp), code
+    return types.void(to, types.intp, source, types.intp, types.intp), code
+
+
+@intrinsic
+def clear_numbers(typing_context, to, i, count):
+    """to[i : i + count] = 0."""
+
+    def code(context, builder, signature, arguments):
+        to_, i_, count_ = arguments
+        size = ir.Constant(count_.type, to.dtype.bitwidth // 8)
+        cgutils.memset(builder, builder.gep(to_, [i_]), builder.mul(count_, size), 0)
+        return context.get_dummy_value()
+
+    return types.void(to, types.intp, types.intp), code
 
 
 # -------------------------------------------------------------------------------- small pieces of LLVM for the above
@@ -177,22 +265,8 @@ def store_row(typing_context, acc, p, array, i, width):
 _I32 = ir.IntType(32)
 
 
-def _row_type(context, acc: Tile) -> ir.VectorType:
-    return ir.VectorType(context.get_value_type(acc.dtype), acc.lanes)
-
-
-def _slot(context, builder, acc: Tile, acc_, p_):
-    """Pointer to row p of the tile."""
-    return builder.gep(builder.bitcast(acc_, _row_type(context, acc).as_pointer()), [p_])
-
-
-def _pointer(context, builder, array: types.Array, array_, i_):
-    """Pointer to element i of the array's flat memory."""
-    return builder.gep(make_array(array)(context, builder, array_).data, [i_])
-
-
-def _alignment(array: types.Array) -> ir.Constant:
-    return ir.Constant(_I32, array.dtype.bitwidth // 8)
+def _alignment(row: Row) -> ir.Constant:
+    return ir.Constant(_I32, row.dtype.bitwidth // 8)
 
 
 def _broadcast(builder, scalar, lanes: int):
@@ -206,15 +280,6 @@ def _first_lanes(builder, lanes: int, width_):
     """The mask of the lanes 0 … width − 1."""
     numbers = ir.Constant(ir.VectorType(_I32, lanes), list(range(lanes)))
     return builder.icmp_signed("<", numbers, _broadcast(builder, builder.trunc(width_, _I32), lanes))
-
-
-def _load(context, builder, acc: Tile, array: types.Array, array_, i_, width_):
-    """array[i : i + width] as a vector of acc.lanes, the rest zero."""
-    row = _row_type(context, acc)
-    pointer = builder.bitcast(_pointer(context, builder, array, array_, i_), row.as_pointer())
-    mask = _first_lanes(builder, acc.lanes, width_)
-    load = _llvm(builder, "llvm.masked.load", row, [pointer.type, _I32, mask.type, row], ".p0")
-    return builder.call(load, [pointer, _alignment(array), mask, ir.Constant(row, None)])
 
 
 def _llvm(builder, name: str, result, arguments: list, suffix: str = ""):

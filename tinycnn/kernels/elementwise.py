@@ -1,0 +1,101 @@
+"""The operations that go number by number as hot loops: ReLU, and the steps of the optimizers.
+
+Each formula stands where it is used (`tinycnn/layers.py`, `tinycnn/optim.py`). They are here because NumPy would walk
+through the memory once for every operation in them, on one core and with a new array each time.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from tinycnn.kernels.memory import empty
+from tinycnn.kernels.parallel import numbers, parts_for, run, task
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    """y = max(x, 0); not a number stays not a number.  x contiguous."""
+    y = empty(x.shape, x.dtype)
+    _run(_relu_task(x.dtype), x.size, (), x, y)
+    return y
+
+
+def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """dx = dy where y > 0, else 0.  dy, y contiguous, of one shape."""
+    dx = empty(y.shape, y.dtype)
+    _run(_relu_backward_task(y.dtype), y.size, (), dy, y, dx)
+    return dx
+
+
+def sgd(value, grad, velocity, learning_rate: float, momentum: float, nesterov: bool, weight_decay: float) -> None:
+    """One step of `tinycnn.optim.SGD` on one parameter: changes value and velocity in place."""
+    rates = np.array([learning_rate, momentum, weight_decay], value.dtype)
+    _run(_sgd_task(value.dtype), value.size, (nesterov,), value, grad, velocity, rates)
+
+
+def adam(value, grad, mean, square, learning_rate, beta1, beta2, epsilon, weight_decay, t: int) -> None:
+    """Step t of `tinycnn.optim.Adam` on one parameter: changes value, mean and square in place."""
+    step_size, square_correction = learning_rate / (1 - beta1**t), 1 - beta2**t
+    rates = [1 - beta1, 1 - beta2, learning_rate * weight_decay, step_size, square_correction, epsilon]
+    _run(_adam_task(value.dtype), value.size, (), value, grad, mean, square, np.array(rates, value.dtype))
+
+
+def _run(task, count: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None:
+    if count:
+        parts = parts_for(count, 8 * count)
+        run(task, parts, (parts, count, *sizes), *arrays)
+
+
+@cache
+def _relu_task(dtype: np.dtype):
+    zero = dtype.type(0)
+
+    @task(dtype, dtype)
+    def relu(part, sizes, x, y):
+        parts, size = numbers(sizes, 2)
+        for i in range(part * size // parts, (part + 1) * size // parts):
+            y[i] = zero if x[i] <= zero else x[i]
+
+    return relu
+
+
+@cache
+def _relu_backward_task(dtype: np.dtype):
+    zero = dtype.type(0)
+
+    @task(dtype, dtype, dtype)
+    def relu_backward(part, sizes, dy, y, dx):
+        parts, size = numbers(sizes, 2)
+        for i in range(part * size // parts, (part + 1) * size // parts):
+            dx[i] = dy[i] if y[i] > zero else zero
+
+    return relu_backward
+
+
+@cache
+def _sgd_task(dtype: np.dtype):
+    @task(dtype, dtype, dtype, dtype)
+    def sgd(part, sizes, value, grad, velocity, rates):
+        parts, size, nesterov = numbers(sizes, 3)
+        learning_rate, momentum, weight_decay = rates[0], rates[1], rates[2]
+        for i in range(part * size // parts, (part + 1) * size // parts):
+            g = grad[i] + weight_decay * value[i]
+            velocity[i] = momentum * velocity[i] + g
+            value[i] -= learning_rate * (g + momentum * velocity[i] if nesterov else velocity[i])
+
+    return sgd
+
+
+@cache
+def _adam_task(dtype: np.dtype):
+    @task(dtype, dtype, dtype, dtype, dtype)
+    def adam(part, sizes, value, grad, mean, square, rates):
+        parts, size = numbers(sizes, 2)
+        new_mean, new_square, decay = rates[0], rates[1], rates[2]
+        step_size, square_correction, epsilon = rates[3], rates[4], rates[5]
+        for i in range(part * size // parts, (part + 1) * size // parts):
+            mean[i] += new_mean * (grad[i] - mean[i])
+            square[i] += new_square * (grad[i] * grad[i] - square[i])
+            value[i] -= decay * value[i]
+            value[i] -= step_size * mean[i] / (np.sqrt(square[i] / square_correction) + epsilon)
+
+    return adam

@@ -1,0 +1,127 @@
+"""How a kernel is compiled and spread over the processor's cores.
+
+A kernel here is a *task*: a plain sequential function that does one part of the work, the `part`-th of `parts`.
+
+    @task(float32, float32)                              compile: the types behind its pointers
+    def double(part, sizes, x, y):                       x and y: flat memory, a pointer each
+        n, parts = numbers(sizes, 2)
+        for i in range(part * n // parts, (part + 1) * n // parts):
+            y[i] = 2 * x[i]
+
+    run(double, parts, (n, parts), x, y)                 call it for part = 0 … parts − 1, on all threads
+
+The parts are fixed by the size of the work, never by the number of threads. So the order of every sum is fixed too, and
+results are equal bit for bit on one thread or eight.
+
+Why not simply Numba's `prange` in every kernel? A function with a prange takes three to four times as long to compile.
+Here there is one, in `_call_in_parallel`, which calls a task by its address.
+
+What this file is not: it checks nothing; the layers check every shape before they call a kernel. Two threads may not
+call `run` at once with every threading layer of Numba: lock around the model if you have several.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import cfunc, njit, prange, types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+PARTS = 8  # more would scale to more cores, but sums over a batch need memory for each part
+WORTH_SHARING = 1 << 19  # simple operations; a second thread takes about as long to get going as one does so many
+MOST_ARRAYS = 5  # that a task can have
+
+_I64 = ir.IntType(64)
+_SOURCES = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[:12]
+
+
+def task(*dtypes: np.dtype) -> Callable:
+    """Decorator: compile `function(part, sizes, *pointers)`, with a pointer to each of the dtypes; cached on disk.
+
+    Numba's cache notices an edit only in the file that the function stands in, but a task also consists of intrinsics
+    from other files. A digest of this folder in the function's name makes every edit recompile every task.
+    """
+    pointers = [types.CPointer(numba.from_dtype(np.dtype(dtype))) for dtype in dtypes]
+    signature = types.void(types.intp, types.CPointer(types.int64), *pointers)
+
+    def compile_it(function: Callable):
+        function.__qualname__ += f"_{_SOURCES}"
+        return cfunc(signature, cache=True, error_model="numpy")(function)
+
+    return compile_it
+
+
+def parts_for(pieces: int, operations: int) -> int:
+    """How many parts to make of work that can be cut into so many pieces: one if it is too small to share out."""
+    return 1 if operations < WORTH_SHARING else min(PARTS, pieces)
+
+
+def run(task, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None:
+    """task(part, sizes, *arrays) for each part in 0 … parts − 1, shared out to Numba's threads.
+
+    The arrays must be contiguous and of the dtypes that the task was compiled for.
+    """
+    dtype = arrays[0].dtype
+    # Only their addresses count, but one type for all spares compiling `_call_in_parallel` again for every mixture.
+    memory = [a.reshape(-1) if a.dtype == dtype else np.frombuffer(a, dtype, count=0) for a in arrays]
+    unused = memory[:1] * (MOST_ARRAYS - len(arrays))
+    _call_in_parallel(task.address, parts, np.array((0, *sizes), np.int64), *memory, *unused)
+
+
+@intrinsic(prefer_literal=True)
+def numbers(typing_context, pointer, count):
+    """The first `count` numbers at the pointer, as a tuple."""
+    result = types.UniTuple(pointer.dtype, count.literal_value)
+
+    def code(context, builder, signature, arguments):
+        return builder.load(builder.bitcast(arguments[0], context.get_value_type(result).as_pointer()))
+
+    return result(pointer, count), code
+
+
+@intrinsic
+def _call(typing_context, address, part, numbers, a, b, c, d, e):
+    """Call the C function at the address with part, a pointer to numbers[1:] and one to each array.
+
+    A task that declares fewer pointers does not see the others: by the C calling convention the caller cleans up.
+    """
+
+    def code(context, builder, signature, arguments):
+        sizes, *pointers = [
+            make_array(array)(context, builder, value).data
+            for array, value in zip(signature.args[2:], arguments[2:], strict=True)
+        ]
+        values = [arguments[1], builder.gep(sizes, [ir.Constant(_I64, 1)]), *pointers]
+        function = ir.FunctionType(ir.VoidType(), [value.type for value in values]).as_pointer()
+        builder.call(builder.inttoptr(arguments[0], function), values)
+        return context.get_dummy_value()
+
+    return types.void(address, part, numbers, a, b, c, d, e), code
+
+
+@intrinsic
+def _take_number(typing_context, numbers):
+    """numbers[0], which goes up by one: no other thread gets the same number."""
+
+    def code(context, builder, signature, arguments):
+        pointer = make_array(numbers)(context, builder, arguments[0]).data
+        return builder.atomic_rmw("add", pointer, ir.Constant(_I64, 1), "monotonic")
+
+    return types.int64(numbers), code
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def _call_in_parallel(address, parts, numbers, a, b, c, d, e):
+    if parts == 1:
+        _call(address, 0, numbers, a, b, c, d, e)
+        return
+    for _ in prange(parts):
+        # Whoever is free takes the next part: another program may keep one of the cores busy for a while.
+        part = _take_number(numbers)
+        while part < parts:
+            _call(address, part, numbers, a, b, c, d, e)
+            part = _take_number(numbers)
