@@ -1,0 +1,261 @@
+"""Measure tinycnn against its peers on this machine: training steps, inference, kernels, the whole job, and growth.
+
+Every competitor runs in a process of its own; they take turns, so that a busy moment of the machine meets all of them,
+and the ratio of the medians is what counts. Peers that are not installed are left out: `pip install -e ".[bench]"`.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+SCRIPTS = Path(__file__).parent
+PEERS = {"PyTorch": "torch", "PyTorch channels_last": "torch", "Keras epoch": "keras", "Keras epoch, XLA": "keras"}
+AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "", "ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "AVX2"}
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the chosen sections, print their tables, write the JSON; return the exit status."""
+    options = parser().parse_args(arguments)
+    results = {"machine": machine(options.threads)}
+    print(", ".join(f"{key} {value}" for key, value in results["machine"].items()))
+    for name in options.only or SECTIONS:
+        print(f"\n{name}: {SECTIONS[name].__doc__.splitlines()[0]}")
+        results[name] = SECTIONS[name](options)
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = result.add_argument
+    add("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: all)")
+    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add("--plot", type=Path, metavar="FILE", default=Path("runs/growth.png"), help="the picture of section growth")
+    add("--threads", type=int, default=os.cpu_count(), metavar="N", help="of every competitor (default: all cores)")
+    add("--quick", action="store_true", help="few repetitions and sizes: to see that it works, not for figures")
+    return result
+
+
+def machine(threads: int) -> dict:
+    """What the figures depend on."""
+    versions = {}
+    for package in ("numpy", "numba", "torch", "tensorflow", "keras"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return {"processor": _processor(), "threads": threads, "Python": platform.python_version(), **versions}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+# ----------------------------------------------------------------------------------------------------------- workers
+
+
+class Worker:
+    """A competitor in a process of its own, which times functions when told to."""
+
+    def __init__(self, name: str, threads: int, environment: dict | None = None):
+        self.name = name
+        with _environment({**dict.fromkeys(THREAD_VARIABLES, str(threads)), **(environment or {})}):
+            context = multiprocessing.get_context("spawn")
+            self.pipe, other_end = context.Pipe()
+            self.process = context.Process(target=work, args=(other_end, name, threads), daemon=True)
+            self.process.start()
+
+    def ask(self, *request):
+        """Send a request, wait for the answer. Raises RuntimeError if the worker could not do it."""
+        self.pipe.send(request)
+        try:
+            answer = self.pipe.recv()
+        except EOFError:
+            raise RuntimeError(f"the process of {self.name} has died") from None
+        if isinstance(answer, Exception):
+            raise RuntimeError(f"{self.name}: {answer!r}")
+        return answer
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+@contextmanager
+def workers(names, threads: int, environment: dict | None = None) -> Iterator[list[Worker]]:
+    """A worker for each of the competitors that are installed."""
+    installed = [name for name in names if importlib.util.find_spec(PEERS.get(name, "numpy"))]
+    result = [Worker(name, threads, environment) for name in installed]
+    try:
+        yield result
+    finally:
+        for worker in result:
+            worker.close()
+
+
+def work(pipe, name: str, threads: int) -> None:
+    """In the worker's process: make functions from sizes, time them, for ever."""
+    sys.path.insert(0, str(SCRIPTS))
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import competitors
+
+    if "torch" in PEERS.get(name, ""):
+        import torch
+
+        torch.set_num_threads(threads)
+    functions = {}
+    while True:
+        command, *request = pipe.recv()
+        try:
+            if command == "make":
+                functions = competitors.COMPETITORS[name](*request)
+                pipe.send(None)
+            else:
+                pipe.send(seconds(functions[command], *request))
+        except Exception as error:  # the parent decides what to do about it
+            pipe.send(error)
+
+
+def seconds(function, repetitions: int) -> list[float]:
+    """How long each call takes; one more goes before them, to wake everything up."""
+    function()
+    result = []
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        function()
+        result.append(time.perf_counter() - started)
+    return result
+
+
+def compare(competitors: list[Worker], function: str, sizes: tuple, rounds: int, turn: float) -> dict[str, float]:
+    """Median seconds of each competitor's function. They take turns of about so many seconds."""
+    times = {}
+    for worker in competitors:
+        worker.ask("make", *sizes)
+        worker.ask(function, 2)  # compile, allocate
+        times[worker.name] = []
+    once = min(median(worker.ask(function, 3)) for worker in competitors)
+    repetitions = max(1, min(500, round(turn / once)))
+    for _ in range(rounds):
+        for worker in competitors:
+            times[worker.name] += worker.ask(function, repetitions)
+    return {name: median(values) for name, values in times.items()}
+
+
+@contextmanager
+def _environment(changes: dict):
+    before = dict(os.environ)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def table(header: list[str], rows: list[list]) -> None:
+    """Print rows under a header, numbers to three digits."""
+    cells = [header, *[[f"{c:.3g}" if isinstance(c, float) else str(c) for c in row] for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for i, row in enumerate(cells):
+        print("  ".join(f"{c:<{w}}" if j == 0 else f"{c:>{w}}" for j, (c, w) in enumerate(zip(row, widths, strict=True))))
+        if i == 0:
+            print("─" * (sum(widths) + 2 * len(widths) - 2))
+
+
+def ratio(times: dict[str, float]) -> float | None:
+    """How many times longer the fastest peer takes than tinycnn."""
+    others = [value for name, value in times.items() if not name.startswith("tinycnn")]
+    own = next(value for name, value in times.items() if name.startswith("tinycnn"))
+    return min(others) / own if others else None
+
+
+# ---------------------------------------------------------------------------------------------------------- sections
+
+
+def steps(options, environment: dict | None = None) -> list[dict]:
+    """Milliseconds of a training step: forward, loss, backward, Adam."""
+    batches = (64,) if options.quick else (32, 64, 128, 256, 512)
+    return _against_pytorch(options, "step", ("keras-net", "standard", "lenet"), batches, environment)
+
+
+def inference(options) -> list[dict]:
+    """Milliseconds to recognise a batch."""
+    return _against_pytorch(options, "inference", ("keras-net", "standard", "lenet"), (1, 256))
+
+
+def avx2(options) -> list[dict]:
+    """Milliseconds of a training step with everybody held to AVX2 (vectors of half the size)."""
+    return _against_pytorch(options, "step", ("keras-net",), (64, 128, 256), AVX2)
+
+
+def _against_pytorch(options, function, networks, batches, environment=None) -> list[dict]:
+    rounds, turn = (2, 0.05) if options.quick else (11, 0.25)
+    results = []
+    with workers(("tinycnn", "PyTorch", "PyTorch channels_last"), options.threads, environment) as competitors:
+        for network in networks:
+            for batch in batches:
+                times = compare(competitors, function, (network, batch), rounds, turn)
+                results.append({"network": network, "batch": batch, "seconds": times, "ratio": ratio(times)})
+        names = [worker.name for worker in competitors]
+    rows = [
+        [r["network"], r["batch"], *(f"{1e3 * r['seconds'][n]:.3f}" for n in names), r["ratio"] or ""] for r in results
+    ]
+    table(["network", "batch", *names, "ratio"], rows)
+    return results
+
+
+def epoch(options) -> dict:
+    """Seconds of an epoch of 60,000 images of keras-net, batch 128, with everybody's own loop, against Keras."""
+    images, rounds = (2000, 1) if options.quick else (60000, 5)
+    with workers(("tinycnn epoch", "Keras epoch", "Keras epoch, XLA"), options.threads) as competitors:
+        times = compare(competitors, "epoch", ("keras-net", 128, images), rounds, turn=0.1)
+    table([*times, "ratio"], [[*times.values(), ratio(times) or ""]])
+    return {"seconds": times, "ratio": ratio(times)}
+
+
+def scaling(options) -> dict:
+    """Milliseconds of a keras-net step, batch 128, with one thread and with all."""
+    rounds, turn = (2, 0.05) if options.quick else (11, 0.25)
+    alone, together = Worker("tinycnn", 1), Worker("tinycnn", options.threads)
+    alone.name, together.name = "1 thread", f"{options.threads} threads"
+    times = compare([alone, together], "step", ("keras-net", 128), rounds, turn)
+    alone.close()
+    together.close()
+    speedup = times[alone.name] / times[together.name]
+    table([*times, "speed-up"], [[*(f"{1e3 * t:.3f}" for t in times.values()), speedup]])
+    return {"seconds": times, "speedup": speedup}
+
+
+SECTIONS = {
+    "steps": steps,
+    "inference": inference,
+    "epoch": epoch,
+    "scaling": scaling,
+    "avx2": avx2,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

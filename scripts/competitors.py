@@ -1,0 +1,167 @@
+"""The same networks in tinycnn, PyTorch and Keras, each ready to be timed: one training step, one inference.
+
+Each competitor is a function (network, batch) -> {"step": ..., "inference": ...}, two functions without arguments. All
+get the same kind of data, ready in memory: random images and labels, a new batch at every step, so that nobody learns
+them by heart (gradients that vanish into denormal numbers would slow everybody down, but not equally).
+
+What this file is not: it takes no time itself; `scripts/benchmark.py` does.
+"""
+
+from collections.abc import Callable
+from itertools import cycle
+
+import numpy as np
+
+from tinycnn import Adam, Conv2D, Dense, Flatten, MaxPool2D, ReLU, Sequential, SoftmaxCrossEntropy
+from tinycnn import layers as ours
+from tinycnn.presets import PRESETS
+
+Functions = dict[str, Callable[[], object]]
+BATCHES = 20  # different ones, shown in turn
+
+
+def keras_net(channels: int = 32) -> list:
+    """The network of the Keras tutorial; peers have the pool before the ReLU as well, it is faster for all."""
+    return [
+        Conv2D(channels, kernel_size=3),
+        MaxPool2D(2),
+        ReLU(),
+        Conv2D(2 * channels, kernel_size=3),
+        MaxPool2D(2),
+        ReLU(),
+        Flatten(),
+        Dense(10),
+    ]
+
+
+def network(name: str) -> Sequential:
+    """A network by its name: a preset, "keras-net", or "keras-net CHANNELS SIDE" for images of another size."""
+    kind, *sizes = name.split()
+    if kind != "keras-net":
+        return Sequential(PRESETS[kind](10).layers, (28, 28, 1))
+    channels, side = map(int, sizes or (32, 28))
+    return Sequential(keras_net(channels), (side, side, 1))
+
+
+def data(model: Sequential, batch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Batches of random images and labels."""
+    random = np.random.default_rng(0)
+    shape = (batch, *model.input_shape)
+    return [
+        (random.standard_normal(shape, dtype=np.float32), random.integers(0, 10, batch, dtype=np.int64))
+        for _ in range(BATCHES)
+    ]
+
+
+def tinycnn(name: str, batch: int) -> Functions:
+    """Ours."""
+    model, loss = network(name), SoftmaxCrossEntropy()
+    optimizer, batches = Adam(model.parameters()), data(model, batch)
+    turns, images = cycle(batches), batches[0][0]
+
+    def step():
+        x, y = next(turns)
+        loss.forward(model.forward(x, training=True), y)
+        model.parameter_gradients(loss.backward())
+        optimizer.step()
+
+    return {"step": step, "inference": lambda: model.forward(images)}
+
+
+def pytorch(name: str, batch: int, channels_last: bool = False) -> Functions:
+    """PyTorch in one of its two memory layouts, with its fused Adam."""
+    import torch
+
+    original = network(name)
+    model, batches = torch_model(original), data(original, batch)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = model.to(memory_format=layout)
+    tensors = [
+        (torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(memory_format=layout), torch.from_numpy(y))
+        for x, y in batches
+    ]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    turns, images = cycle(tensors), tensors[0][0]
+
+    def step():
+        x, y = next(turns)
+        optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    def inference():
+        with torch.inference_mode():
+            return evaluating(images)
+
+    evaluating = torch_model(original).to(memory_format=layout).eval()
+    return {"step": step, "inference": inference}
+
+
+def torch_model(model: Sequential):
+    """The same layers in PyTorch, with its own random weights."""
+    from torch import nn
+
+    def layer(one, input_shape):
+        if isinstance(one, ours.Conv2D):
+            return nn.Conv2d(input_shape[-1], one.filters, one.kernel_size, one.stride, one.padding, bias=one.use_bias)
+        if isinstance(one, ours.MaxPool2D):
+            return nn.MaxPool2d(one.pool_size, one.stride)
+        if isinstance(one, ours.BatchNorm):
+            return nn.BatchNorm2d(input_shape[-1])
+        if isinstance(one, ours.Dense):
+            return nn.Linear(input_shape[0], one.units, bias=one.use_bias)
+        return {ours.ReLU: nn.ReLU, ours.Flatten: nn.Flatten}[type(one)]()
+
+    shapes = [model.input_shape, *model.output_shapes]
+    return nn.Sequential(*map(layer, model.layers, shapes))
+
+
+def keras_model(model: Sequential, jit_compile: bool):
+    """The same layers in Keras, with Adam, compiled."""
+    import keras
+
+    def layer(one):
+        if isinstance(one, ours.Conv2D):
+            return keras.layers.Conv2D(one.filters, one.kernel_size, one.stride, use_bias=one.use_bias)
+        if isinstance(one, ours.Dense):
+            return keras.layers.Dense(one.units, use_bias=one.use_bias)
+        kinds = {ours.MaxPool2D: lambda: keras.layers.MaxPool2D(one.pool_size, one.stride)}
+        kinds |= {ours.ReLU: keras.layers.ReLU, ours.Flatten: keras.layers.Flatten}
+        return kinds[type(one)]()
+
+    result = keras.Sequential([keras.layers.Input(model.input_shape), *map(layer, model.layers)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    result.compile(optimizer=keras.optimizers.Adam(1e-3), loss=loss, jit_compile=jit_compile)
+    return result
+
+
+def epoch_of_tinycnn(name: str, batch: int, images: int) -> Functions:
+    """An epoch of so many images, in memory, shuffled."""
+    from tinycnn.optim import constant
+    from tinycnn.training import train
+
+    model, (x, y) = network(name), epoch_data(images)
+    optimizer, generator = Adam(model.parameters()), np.random.default_rng(1)
+    return {"epoch": lambda: train(model, optimizer, constant(1e-3), x, y, 1, batch, generator)}
+
+
+def epoch_of_keras(name: str, batch: int, images: int, jit_compile: bool) -> Functions:
+    """The same in Keras' own loop, `fit`."""
+    model, (x, y) = keras_model(network(name), jit_compile), epoch_data(images)
+    return {"epoch": lambda: model.fit(x, y, batch_size=batch, epochs=1, verbose=0)}
+
+
+def epoch_data(images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random images and labels in MNIST's shape."""
+    random = np.random.default_rng(0)
+    return random.standard_normal((images, 28, 28, 1), dtype=np.float32), random.integers(0, 10, images)
+
+
+COMPETITORS: dict[str, Callable[..., Functions]] = {
+    "tinycnn": tinycnn,
+    "PyTorch": pytorch,
+    "PyTorch channels_last": lambda name, batch: pytorch(name, batch, channels_last=True),
+    "tinycnn epoch": epoch_of_tinycnn,
+    "Keras epoch": lambda *sizes: epoch_of_keras(*sizes, jit_compile=False),
+    "Keras epoch, XLA": lambda *sizes: epoch_of_keras(*sizes, jit_compile=True),
+}
