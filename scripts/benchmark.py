@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -132,8 +131,10 @@ def work(pipe, name: str, threads: int) -> None:
             if command == "make":
                 functions = competitors.COMPETITORS[name](*request)
                 pipe.send(None)
-            else:
+            elif command in ("step", "inference", "epoch"):
                 pipe.send(seconds(functions[command], *request))
+            else:
+                pipe.send(functions[command](*request))
         except Exception as error:  # the parent decides what to do about it
             pipe.send(error)
 
@@ -249,12 +250,170 @@ def scaling(options) -> dict:
     return {"seconds": times, "speedup": speedup}
 
 
+def kernels(options) -> dict:
+    """GFLOP/s of a convolution's three directions, as a share of the processor's peak; and NumPy's matrix product."""
+    with workers(("kernels", "matrix product"), options.threads) as (ours, numpy):
+        ours.ask("make")
+        numpy.ask("make")
+        rounds = 1 if options.quick else 5
+        peaks, results = [], []
+        for shape in _kernel_shapes(options.quick):
+            peaks.append(max(ours.ask("peak", 5)))
+            rates = {"shape": shape}
+            for direction in ("forward", "dw", "dx"):
+                rates[direction] = median(ours.ask(direction, rounds, shape))
+            rates["sgemm"] = median(numpy.ask("sgemm", rounds, shape))
+            results.append(rates)
+    peak = median(peaks)
+    print(f"peak of the multiply-add units, measured beside the kernels: {peak:.0f} GFLOP/s")
+    rows = [
+        [
+            "{0}² × {1} → {2}, {3}×{3}{4}".format(*r["shape"][:4], ", padded" if r["shape"][4] else ""),
+            *(f"{r[d]:.0f}" for d in ("forward", "dw", "dx", "sgemm")),
+            *(f"{r[d] / peak:.0%}" for d in ("forward", "dw", "dx")),
+        ]
+        for r in results
+    ]
+    table(["image and channels, kernel", "forward", "dw", "dx", "sgemm", "forward", "dw", "dx"], rows)
+    return {"peak": peak, "shapes": results}
+
+
+def _kernel_shapes(quick: bool) -> list[tuple[int, int, int, int, int]]:
+    """(side, channels, filters, kernel size, padding): those of the presets and keras-net, then a grid."""
+    presets = [
+        (28, 1, 32, 3, 0),  # keras-net, classic
+        (13, 32, 64, 3, 0),
+        (28, 1, 16, 5, 0),  # standard
+        (12, 16, 32, 3, 1),
+        (12, 32, 32, 3, 1),
+        (6, 32, 64, 3, 0),
+        (28, 1, 24, 5, 0),  # fast
+        (12, 24, 32, 3, 0),
+        (28, 1, 6, 5, 2),  # lenet
+        (14, 6, 16, 5, 0),
+    ]
+    if quick:
+        return presets[1:2]
+    channels = [(1, 8), (1, 32), (3, 8), (3, 32), (8, 8), (16, 16), (24, 24), (32, 32), (32, 64), (64, 64), (128, 128)]
+    grid = [(side, *c, k, k // 2) for k in (1, 3, 5) for c in channels for side in (7, 14, 28, 56)]
+    return presets + grid
+
+
+def job(options) -> dict:
+    """The whole job, `--preset fast` from process start to end; and the first training step."""
+    results = {}
+    with tempfile.TemporaryDirectory() as directory:
+        _write_mnist(Path(directory))
+        arguments = ["--data-dir", directory, "--threads", str(options.threads)]
+        train = [sys.executable, SCRIPTS / "train_mnist.py", "--preset", "fast", "--quiet", "--out", f"{directory}/out"]
+        first_step = [*train, *arguments, "--limit", "128"]  # one step, and the evaluation
+        commands = {"tinycnn": [*train, *arguments]}
+        if importlib.util.find_spec("torch"):
+            commands["PyTorch"] = [sys.executable, SCRIPTS / "train_mnist_pytorch.py", *arguments]
+        with _environment({"NUMBA_CACHE_DIR": f"{directory}/cache"}):
+            results["tinycnn, cold cache"] = [_measured(commands["tinycnn"])]
+            for _ in range(1 if options.quick else 5):
+                for name, command in commands.items():
+                    results.setdefault(name, []).append(_measured(command))
+        for preset in ("fast", "standard"):
+            code = [sys.executable, "-c", FIRST_STEP, str(SCRIPTS), preset, directory]
+            with _environment({"NUMBA_CACHE_DIR": f"{directory}/cache of {preset}"}):
+                results[f"first step of {preset}, cold cache"] = [_measured(code)]
+                results[f"first step of {preset}"] = [_measured(code) for _ in range(1 if options.quick else 5)]
+    figures = {name: [median(column) for column in zip(*runs, strict=True)] for name, runs in results.items()}
+    table(["what", "seconds", "peak memory, MB"], [[n, f"{s:.2f}", f"{m / 1e6:.0f}"] for n, (s, m) in figures.items()])
+    result = {name: {"seconds": s, "peak_memory": m} for name, (s, m) in figures.items()}
+    if "PyTorch" in figures:
+        result["ratio"] = [own / peer for own, peer in zip(figures["tinycnn"], figures["PyTorch"], strict=True)]
+        print("tinycnn takes {:.2f} of PyTorch's time and {:.2f} of its memory".format(*result["ratio"]))
+    return result
+
+
+FIRST_STEP = """
+import sys
+from math import ceil
+from tinycnn import SoftmaxCrossEntropy, load_mnist
+from tinycnn.experiment import make_model, make_optimizer
+from tinycnn.presets import PRESETS
+(images, labels), _ = load_mnist(sys.argv[3])
+recipe = PRESETS[sys.argv[2]](10)
+model, loss = make_model(recipe, images[:1000], seed=0), SoftmaxCrossEntropy()
+optimizer = make_optimizer(recipe, model)
+loss.forward(model.forward(images[: recipe.batch_size], training=True), labels[: recipe.batch_size])
+model.parameter_gradients(loss.backward())
+optimizer.step()
+"""
+
+
+def _write_mnist(directory: Path) -> None:
+    """The four files, unpacked."""
+    from tinycnn import load_mnist, write_idx
+    from tinycnn.mnist import FILES
+
+    arrays = [array for pair in load_mnist() for array in pair]
+    for file, array in zip(FILES, arrays, strict=True):
+        write_idx(directory / file.name, array)
+
+
+def _measured(command: list) -> tuple[float, float]:
+    """(seconds, bytes of peak resident memory) of a command. Raises RuntimeError if it fails."""
+    started = time.perf_counter()
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{command} failed:\n{errors.decode()}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return time.perf_counter() - started, usage.ru_maxrss * unit
+
+
+def growth(options) -> dict:
+    """Milliseconds of a keras-net step against batch, channels, image side and threads; drawn with --plot."""
+    rounds, turn = (1, 0.02) if options.quick else (5, 0.1)
+    sweeps = {
+        "batch": [(f"keras-net {32} {28}", n) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)],
+        "channels": [(f"keras-net {c} 28", 64) for c in (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)],
+        "image side": [(f"keras-net 32 {s}", 64) for s in (10, 12, 14, 20, 28, 40, 56, 80)],
+    }
+    if options.quick:
+        sweeps = {name: points[3:5] for name, points in sweeps.items()}
+    import competitors
+
+    result = {}
+    with workers(("tinycnn",), options.threads) as ours:
+        for sweep, points in sweeps.items():
+            result[sweep] = []
+            for network, batch in points:
+                times = compare(ours, "step", (network, batch), rounds, turn)
+                model = competitors.network(network)
+                work = 3 * batch * sum(layer.multiply_adds() for layer in model.layers)
+                value = {"batch": batch, "channels": model.layers[0].filters, "image side": model.input_shape[0]}[sweep]
+                result[sweep].append({"value": value, "seconds": times["tinycnn"], "multiply_adds": work})
+    result["threads"] = []
+    for threads in range(1, options.threads + 1):
+        with workers(("tinycnn",), threads) as ours:
+            times = compare(ours, "step", ("keras-net", 128), rounds, turn)
+        result["threads"].append({"value": threads, "seconds": times["tinycnn"]})
+    for sweep, points in result.items():
+        table([sweep, "ms"], [[p["value"], f"{1e3 * p['seconds']:.3f}"] for p in points])
+    from tinycnn import plots
+
+    options.plot.parent.mkdir(parents=True, exist_ok=True)
+    plots.save(plots.growth(result), options.plot)
+    print(f"drawn in {options.plot}")
+    return result
+
+
 SECTIONS = {
     "steps": steps,
     "inference": inference,
     "epoch": epoch,
     "scaling": scaling,
     "avx2": avx2,
+    "kernels": kernels,
+    "job": job,
+    "growth": growth,
 }
 
 if __name__ == "__main__":

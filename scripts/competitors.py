@@ -7,13 +7,18 @@ them by heart (gradients that vanish into denormal numbers would slow everybody 
 What this file is not: it takes no time itself; `scripts/benchmark.py` does.
 """
 
+import time
 from collections.abc import Callable
+from functools import cache
 from itertools import cycle
 
 import numpy as np
 
 from tinycnn import Adam, Conv2D, Dense, Flatten, MaxPool2D, ReLU, Sequential, SoftmaxCrossEntropy
 from tinycnn import layers as ours
+from tinycnn.kernels.convolution import convolve, convolve_weight_gradient
+from tinycnn.kernels.parallel import numbers, run, task
+from tinycnn.kernels.vector import multiply_add, read, tile, vector_registers, write
 from tinycnn.presets import PRESETS
 
 Functions = dict[str, Callable[[], object]]
@@ -157,11 +162,110 @@ def epoch_data(images: int) -> tuple[np.ndarray, np.ndarray]:
     return random.standard_normal((images, 28, 28, 1), dtype=np.float32), random.integers(0, 10, images)
 
 
+def kernels() -> dict[str, Callable[..., list[float]]]:
+    """GFLOP/s of the convolution's directions, each (rounds, shape) -> one figure a round; and of the bare machine."""
+    return {
+        "peak": peak_rates,
+        "forward": lambda rounds, shape: _convolution_rates(rounds, shape, 0),
+        "dw": lambda rounds, shape: _convolution_rates(rounds, shape, 1),
+        "dx": lambda rounds, shape: _convolution_rates(rounds, shape, 2),
+    }
+
+
+def matrix_product() -> dict[str, Callable[..., list[float]]]:
+    """GFLOP/s of NumPy's matrix product on what a forward convolution would be after im2col (itself not counted)."""
+
+    def sgemm(rounds, shape):
+        side, channels, filters, k, padding = shape
+        pixels = _batch_for(shape) * (side + 2 * padding - k + 1) ** 2
+        patches = np.ones((min(pixels, 50_000_000 // (k * k * channels)), k * k * channels), np.float32)
+        weights = np.ones((k * k * channels, filters), np.float32)
+        return _rates(rounds, 2 * len(patches) * weights.size, lambda: patches @ weights)
+
+    return {"sgemm": sgemm}
+
+
+def _convolution_rates(rounds: int, shape: tuple, direction: int) -> list[float]:
+    side, channels, filters, k, padding = shape
+    batch, out, around = _batch_for(shape), side + 2 * padding - k + 1, (padding, padding)
+    random = np.random.default_rng(0)
+    x, dy, w, flipped = (
+        random.standard_normal(s, dtype=np.float32)
+        for s in (
+            (batch, side, side, channels),
+            (batch, out, out, filters),
+            (k, k, channels, filters),
+            (k, k, filters, channels),
+        )
+    )
+    no_bias, no_bias_dx = np.zeros(filters, np.float32), np.zeros(channels, np.float32)
+    functions = (
+        lambda: convolve(x, w, no_bias, (out, out), offset=around),
+        lambda: convolve_weight_gradient(x, dy, (k, k), offset=around),
+        lambda: convolve(dy, flipped, no_bias_dx, (side, side), offset=(k - 1 - padding, k - 1 - padding)),
+    )
+    return _rates(rounds, 2 * batch * out * out * k * k * channels * filters, functions[direction])
+
+
+def _batch_for(shape: tuple) -> int:
+    """So many images that a convolution takes about a millisecond, and fits into the cache as in training."""
+    side, channels, filters, k, padding = shape
+    work = 2 * (side + 2 * padding - k + 1) ** 2 * k * k * channels * filters
+    memory = 4 * side * side * (channels + filters)
+    return int(max(8, min(256, 4e8 / work, 8e6 / memory)))
+
+
+def _rates(rounds: int, operations: float, function: Callable) -> list[float]:
+    """GFLOP/s, one figure for each round of about 20 ms."""
+    function()
+    started = time.perf_counter()
+    function()
+    repetitions = max(3, int(0.02 / (time.perf_counter() - started)))
+    result = []
+    for _ in range(rounds):
+        times = []
+        for _ in range(repetitions):
+            started = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - started)
+        result.append(operations / float(np.median(times)) / 1e9)
+    return result
+
+
+def peak_rates(rounds: int) -> list[float]:
+    """GFLOP/s of multiply-adds that only touch registers, on all threads: what no kernel can exceed."""
+    register_bytes, _ = vector_registers()
+    lanes, sums, steps, parts = register_bytes // 4, 12, 20000, 32
+    peak, x = _peak_task(lanes), np.arange(12 * lanes, dtype=np.float32)
+    return _rates(rounds, 2 * parts * steps * sums * lanes, lambda: run(peak, parts, (steps,), x))
+
+
+@cache
+def _peak_task(lanes: int):
+    P = 12
+
+    @task(np.dtype(np.float32))
+    def only_registers(part, sizes, x):
+        (steps,) = numbers(sizes, 1)
+        acc = tile(P, lanes, x)
+        for p in range(P):
+            acc[p] = read(x, p * lanes, lanes, lanes)
+        for _ in range(steps):
+            for p in range(P):
+                acc[p] = multiply_add(acc[p], acc[p], acc[p])
+        for p in range(P):
+            write(x, p * lanes, acc[p], lanes)
+
+    return only_registers
+
+
 COMPETITORS: dict[str, Callable[..., Functions]] = {
     "tinycnn": tinycnn,
     "PyTorch": pytorch,
     "PyTorch channels_last": lambda name, batch: pytorch(name, batch, channels_last=True),
     "tinycnn epoch": epoch_of_tinycnn,
+    "kernels": kernels,
+    "matrix product": matrix_product,
     "Keras epoch": lambda *sizes: epoch_of_keras(*sizes, jit_compile=False),
     "Keras epoch, XLA": lambda *sizes: epoch_of_keras(*sizes, jit_compile=True),
 }

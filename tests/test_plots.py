@@ -24,14 +24,29 @@ def rows(epochs: int, validation: bool) -> list[dict]:
 def test_training(tmp_path, random, validation, epochs):
     weights = random.normal(size=(5, 4, 3, 17))
     figure = plots.training(rows(epochs, validation), weights)
-    loss, accuracy, *filters = figure.axes
+    loss, accuracy, filters, _ = figure.axes
     assert [axes.get_title() for axes in (loss, accuracy)] == ["Loss by epoch", "Accuracy by epoch"]
     assert [line.get_label() for line in loss.lines] == (["train", "validation"] if validation else ["train"])
     np.testing.assert_allclose(loss.lines[0].get_xydata(), [(e, 1 / e) for e in range(1, epochs + 1)])
     np.testing.assert_allclose(accuracy.lines[-1].get_ydata()[0], 0.8 if validation else 0.9)
-    images = [axes.images[0].get_array() for axes in filters if axes.images]
-    assert len(images) == 17
-    np.testing.assert_allclose(images[16], weights[..., 16].mean(axis=2))
-    assert all(axes.images[0].get_clim()[0] == -axes.images[0].get_clim()[1] for axes in filters if axes.images)
+    image = filters.images[0]
+    mosaic = image.get_array().filled(np.nan)  # 17 filters of 5 × 4 in rows of 5, with a gap of one after each
+    assert mosaic.shape == (4 * 6, 5 * 5)
+    np.testing.assert_allclose(mosaic[18:23, 5:9], weights[..., 16].mean(axis=2))
+    assert np.isnan(mosaic[5]).all()
+    assert np.isnan(mosaic[18:, 10:]).all()
+    assert image.get_clim()[0] == -image.get_clim()[1]
     plots.save(figure, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_growth(tmp_path):
+    points = [{"value": v, "seconds": 0.001 * v, "multiply_adds": 10 * v} for v in (1, 2, 4)]
+    threads = [{"value": v, "seconds": 0.006 / v} for v in (1, 2)]
+    figure = plots.growth({"batch": points, "threads": threads})
+    batch, by_threads = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["A step by batch", "A step by threads"]
+    np.testing.assert_allclose(batch.lines[0].get_xydata(), [(1, 1), (2, 2), (4, 4)])
+    np.testing.assert_allclose(batch.lines[1].get_ydata(), [1, 2, 4])  # as the arithmetic
+    np.testing.assert_allclose(by_threads.lines[1].get_ydata(), [6, 3])  # shared out evenly
+    plots.save(figure, tmp_path / "a.png")

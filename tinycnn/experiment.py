@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tinycnn import plots
 from tinycnn.augment import random_shift
 from tinycnn.layers import Normalize
 from tinycnn.mnist import Data, load_mnist
@@ -87,6 +86,11 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
     seconds_training = time.perf_counter() - training_started
 
     test_loss, test_accuracy = evaluate(model, *test_set)
+    images = recipe.epochs * len(train_set[0])
+    del data, train_set, validation_set, test_set  # drawing needs memory as well
+
+    from tinycnn import plots  # not before it is needed: Matplotlib takes as long to load as everything else together
+
     plots.save(plots.training(history, model.parameters()[0].value), out / "training.png")
     metrics = {
         "preset": settings.preset,
@@ -99,7 +103,7 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
         "validation_accuracy": history[-1]["validation_accuracy"],
         "seconds_total": time.perf_counter() - started,
         "seconds_training": seconds_training,
-        "images_per_second": recipe.epochs * len(train_set[0]) / sum(row["seconds"] for row in history),
+        "images_per_second": images / sum(row["seconds"] for row in history),
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics

@@ -18,10 +18,34 @@ def training(history: list[dict], first_weights: np.ndarray) -> Figure:
     history: rows as `tinycnn.training.train` returns them; first_weights (kernel_h, kernel_w, channels, filters).
     """
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    left, middle, right = figure.subfigures(1, 3, width_ratios=(1, 1, 1.2))
-    _curve(left.subplots(), history, "loss", "loss (nats)")
-    _curve(middle.subplots(), history, "accuracy", "accuracy")
+    left, middle, right = figure.subplots(1, 3)
+    _curve(left, history, "loss", "loss (nats)")
+    _curve(middle, history, "accuracy", "accuracy")
     _filters(right, first_weights)
+    return figure
+
+
+def growth(sweeps: dict[str, list[dict]]) -> Figure:
+    """The time of a training step against what is named by the keys of sweeps, a panel each, on logarithmic scales.
+
+    Each value is a list of points {"value", "seconds"} and, where the arithmetic grows, its "multiply_adds"; a dashed
+    line then shows a time that grows like them, from the largest point down.
+    """
+    figure = Figure(figsize=(3.4 * len(sweeps), 3.6), layout="constrained")
+    for axes, (name, points) in zip(figure.subplots(1, len(sweeps), squeeze=False)[0], sweeps.items(), strict=True):
+        values, seconds = [p["value"] for p in points], np.array([p["seconds"] for p in points])
+        axes.loglog(values, 1e3 * seconds, color=TRAIN, marker="o", label="measured")
+        if "multiply_adds" in points[-1]:
+            work = np.array([p["multiply_adds"] for p in points])
+            expected, label = seconds[-1] * work / work[-1], "as the arithmetic"
+        else:
+            expected, label = seconds[0] / np.array(values), "shared out evenly"
+        axes.loglog(values, 1e3 * expected, color=VALIDATION, linestyle="--", label=label)
+        axes.set(title=f"A step by {name}", xlabel=name, ylabel="time of a step (ms)")
+        axes.set_xticks(values[:: 1 + len(values) // 8], [str(v) for v in values[:: 1 + len(values) // 8]])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend()
     return figure
 
 
@@ -43,16 +67,17 @@ def _curve(axes, history: list[dict], quantity: str, label: str) -> None:
     axes.legend()
 
 
-def _filters(figure, weights: np.ndarray) -> None:
+def _filters(axes, weights: np.ndarray) -> None:
     """Each filter of the first convolution, its channels averaged; one scale for all, blue below 0 and red above."""
-    pictures = weights.mean(axis=2)
-    columns = int(np.ceil(np.sqrt(pictures.shape[2])))
-    rows = int(np.ceil(pictures.shape[2] / columns))
+    pictures = np.moveaxis(weights.mean(axis=2), 2, 0)
+    count, height, width = pictures.shape
+    columns = int(np.ceil(np.sqrt(count)))
+    # One picture of them all, with gaps: as many little axes would take half a second to draw.
+    cells = np.full((-(-count // columns) * columns, height + 1, width + 1), np.nan)
+    cells[:count, :height, :width] = pictures
+    mosaic = np.block([list(row) for row in cells.reshape(-1, columns, height + 1, width + 1)])
     limit = np.abs(pictures).max()
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, filter_ in zip(grid, np.moveaxis(pictures, 2, 0), strict=False):
-        image = axes.imshow(filter_, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    figure.colorbar(image, ax=grid, label="weight", shrink=0.8)
-    figure.suptitle("Filters of the first convolution")
+    image = axes.imshow(mosaic, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axes.set_title("Filters of the first convolution")
+    axes.axis("off")
+    axes.figure.colorbar(image, ax=axes, label="weight", shrink=0.8)

@@ -77,7 +77,7 @@ def train(
     return history
 
 
-def evaluate(model: Sequential, images: np.ndarray, labels: np.ndarray, batch_size: int = 256) -> tuple[float, float]:
+def evaluate(model: Sequential, images: np.ndarray, labels: np.ndarray, batch_size: int = 128) -> tuple[float, float]:
     """(mean loss, accuracy) of the model in inference.  images (N, ...), labels (N,), N ≥ 1."""
     check_data(images, labels, classes=model.output_shapes[-1][0])
     loss, total_loss, correct = SoftmaxCrossEntropy(), 0.0, 0
