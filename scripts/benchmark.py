@@ -24,7 +24,12 @@ import numpy as np
 
 SCRIPTS = Path(__file__).parent
 PEERS = {"PyTorch": "torch", "PyTorch channels_last": "torch", "Keras epoch": "keras", "Keras epoch, XLA": "keras"}
-AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "", "ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "AVX2"}
+AVX2 = {
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "DNNL_MAX_CPU_ISA": "AVX2",
+}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -181,7 +186,9 @@ def table(header: list[str], rows: list[list]) -> None:
     cells = [header, *[[f"{c:.3g}" if isinstance(c, float) else str(c) for c in row] for row in rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for i, row in enumerate(cells):
-        print("  ".join(f"{c:<{w}}" if j == 0 else f"{c:>{w}}" for j, (c, w) in enumerate(zip(row, widths, strict=True))))
+        print(
+            "  ".join(f"{c:<{w}}" if j == 0 else f"{c:>{w}}" for j, (c, w) in enumerate(zip(row, widths, strict=True)))
+        )
         if i == 0:
             print("─" * (sum(widths) + 2 * len(widths) - 2))
 

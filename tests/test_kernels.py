@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinycnn import reference
-from tinycnn.kernels import batch_norm, vector
+from tinycnn.kernels import batch_norm, vector, winograd
 from tinycnn.kernels.convolution import convolve, convolve_weight_gradient
 from tinycnn.kernels.dense import dense, dense_weight_gradient
 from tinycnn.kernels.pooling import max_pool, max_pool_backward
@@ -95,6 +95,61 @@ def test_convolution_equals_reference(dtype, case, seed):
         assert_within(actual, exact_one, terms, magnitude)
         if dtype == np.float64:
             np.testing.assert_allclose(actual, exact_one, rtol=1e-12, atol=1e-12 * max(1, np.abs(exact_one).max()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(
+    batch=st.sampled_from([1, 2, 9]),
+    size=st.tuples(st.integers(3, 15), st.integers(3, 15)),
+    channels=st.sampled_from([16, 17, 33]),
+    filters=st.sampled_from([16, 40]),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    seed=st.integers(0, 99),
+)
+@example(2, (13, 13), 33, 16, (0, 0), 0)
+@example(1, (3, 3), 16, 16, (0, 0), 0)
+@example(2, (3, 15), 17, 40, (3, 0), 0)
+def test_winograd_equals_reference(dtype, batch, size, channels, filters, padding, seed):
+    """In float64 to 1e-12; in float32 to the rounding bound, but of the largest sum: patches mix neighbouring pixels."""
+    random = np.random.default_rng(seed)
+    shape = (batch, *size, channels)
+    x, w, b = (random.normal(size=s).astype(dtype) for s in (shape, (3, 3, channels, filters), (filters,)))
+    wide = [a.astype(np.float64) for a in (x, w, b)]
+    exact = reference.conv2d(*wide, (1, 1), padding)
+    dy = random.normal(size=exact.shape).astype(dtype)
+    exact_gradients = reference.conv2d_backward(dy.astype(np.float64), *wide[:2], (1, 1), padding)
+    magnitudes = [
+        reference.conv2d(*map(np.abs, wide), (1, 1), padding),
+        *reference.conv2d_backward(np.abs(dy).astype(np.float64), *map(np.abs, wide[:2]), (1, 1), padding),
+    ]
+    flipped = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))
+    around = 2 - padding[0], 2 - padding[1]
+    results = [
+        winograd.convolve(x, w, b, exact.shape[1:3], padding),
+        winograd.convolve(dy, flipped, np.zeros(channels, dtype), size, around),
+        *winograd.convolve_weight_gradient(x, dy, padding),
+    ]
+    pixels = dy[..., 0].size
+    terms = 9 * channels, 9 * filters, pixels, pixels
+    for actual, wanted, count, magnitude in zip(results, (exact, *exact_gradients), terms, magnitudes, strict=True):
+        assert actual.dtype == dtype
+        np.testing.assert_allclose(actual, wanted, rtol=0, atol=rounding_bound(count, magnitude.max(), dtype))
+        if dtype == np.float64:
+            np.testing.assert_allclose(actual, wanted, rtol=1e-12, atol=1e-12 * max(1, np.abs(wanted).max()))
+
+
+def test_winograd_is_used_where_it_pays(random, monkeypatch):
+    """The layers' functions give the same, up to rounding, whether they hand over to Winograd's way or not."""
+    x, w, b = (random.normal(size=s) for s in ((17, 14, 12, 32), (3, 3, 32, 16), (16,)))
+    dy = random.normal(size=(17, 12, 10, 16))
+    assert winograd.pays(x.shape, w.shape, (12, 10))
+    results = convolve(x, w, b, (12, 10)), *convolve_weight_gradient(x, dy, (3, 3))
+    monkeypatch.setattr(winograd, "pays", lambda *shapes: False)
+    for fast, direct in zip(
+        results, (convolve(x, w, b, (12, 10)), *convolve_weight_gradient(x, dy, (3, 3))), strict=True
+    ):
+        np.testing.assert_allclose(fast, direct, rtol=1e-11, atol=1e-11)
+        assert fast.tobytes() != direct.tobytes()  # or it was not used
 
 
 @given(case=convolutions(), seed=st.integers(0, 99))
@@ -208,6 +263,8 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads):
         mean, variance = batch_norm.moments(rows)
         return [
             convolve(x, w, b, (10, 9)),
+            winograd.convolve(dy, w[..., :1].repeat(24, 2), b[:1], (12, 11), (2, 2)),
+            *winograd.convolve_weight_gradient(dy, dy, (1, 1)),
             *convolve_weight_gradient(x, dy, (3, 3)),
             dense(dy.reshape(19, -1), w.reshape(-1, 24)[:1].repeat(2160, 0), b),
             dense_weight_gradient(dy.reshape(19, -1), x[:, 0, 0]),

@@ -13,7 +13,8 @@ The input gradient is a convolution as well: the kernel spread every dy[i, j] ov
 the kernel flipped, in and out channels swapped. dy then stands `stride` apart inside zeros, as x stands inside its
 padding. Both are set inside zeros one image at a time, in a scratch image that stays in the CPU's cache.
 
-What this file is not: it has no FFT, Winograd or im2col; the direct sum already runs near the peak of the CPU.
+What this file is not: it has no FFT or im2col; the direct sum already runs near the peak of the CPU. Where there is a
+way to do with fewer multiplications, 3×3 kernels over many channels, it hands over to `winograd.py`.
 """
 
 from functools import cache, lru_cache
@@ -22,6 +23,7 @@ from math import prod
 import numpy as np
 from numba import njit
 
+from tinycnn.kernels import winograd
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import PARTS, numbers, parts_for, run, task
 from tinycnn.kernels.vector import (
@@ -51,6 +53,8 @@ def convolve(
 
     x (N, H, W, C), w (kh, kw, C, O), b (O,), contiguous and of one dtype -> y (N, *output_size, O).
     """
+    if stride == spread == (1, 1) and winograd.pays(x.shape, w.shape, output_size):
+        return winograd.convolve(x, w, b, output_size, offset)
     y = empty((len(x), *output_size, w.shape[3]), x.dtype)
     if y.size:
         kernel, narrow, parts, scratch_shape, sizes = _plan(
@@ -95,6 +99,8 @@ def convolve_weight_gradient(
     """
     kernel_h, kernel_w = kernel_size
     channels, out_channels = x.shape[3], dy.shape[3]
+    if stride == (1, 1) and winograd.pays(x.shape, (*kernel_size, channels, out_channels), dy.shape[1:3]):
+        return winograd.convolve_weight_gradient(x, dy, offset)
     dw = empty((*kernel_size, channels, out_channels), x.dtype)
     if not dy.size:
         dw[:] = 0
