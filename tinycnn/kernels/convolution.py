@@ -34,6 +34,7 @@ from tinycnn.kernels.vector import (
     sum_of_lanes,
     tile,
     tile_shape,
+    tile_time,
     write,
 )
 
@@ -55,6 +56,9 @@ def convolve(
     """
     if stride == spread == (1, 1) and winograd.pays(x.shape, w.shape, output_size):
         return winograd.convolve(x, w, b, output_size, offset)
+    if spread == (1, 1) and _pairs_pay(output_size[1], w.shape, stride[1], x.dtype):
+        pairs = (output_size[0], output_size[1] // 2), (stride[0], 2 * stride[1])
+        return convolve(x, _for_pairs(w, stride[1]), np.tile(b, 2), *pairs, offset).reshape(len(x), *output_size, -1)
     y = empty((len(x), *output_size, w.shape[3]), x.dtype)
     if y.size:
         kernel, narrow, parts, scratch_shape, sizes = _plan(
@@ -71,7 +75,7 @@ def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
     """Everything about a convolution that only depends on its sizes: the same again at every step."""
     kernel_h, kernel_w, channels, out_channels = w_shape
     P, L = tile_shape(output_size[1], out_channels, dtype)
-    narrow = 2 * out_channels < L <= kernel_w * channels
+    narrow = _is_narrow(w_shape, L)
     if narrow:
         kernel = _narrow_task(max(1, P // out_channels), out_channels, L, dtype)
     else:
@@ -82,6 +86,34 @@ def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
     scratch_shape = _scratch_shape(x_shape, z_size, parts, offset, spread)
     sizes = (parts, *x_shape, *w_shape[:2], *output_size, out_channels)
     return kernel, narrow, parts, scratch_shape, (*sizes, *z_size, *stride, *offset, *spread, prod(scratch_shape))
+
+
+def _is_narrow(w_shape: tuple[int, ...], L: int) -> bool:
+    """Whether so few output channels leave most lanes of a vector empty, and those of a kernel row would fill it."""
+    _, kernel_w, channels, out_channels = w_shape
+    return 2 * out_channels < L <= kernel_w * channels
+
+
+@cache
+def _pairs_pay(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dtype) -> bool:
+    """Whether to compute two neighbouring pixels as one with twice the channels.
+
+    In memory they are the same. Few output channels then fill more lanes of a vector, but the kernel that does it is
+    wider, and empty in part: the two pixels see inputs that are `stride_w` apart.
+    """
+    _, kernel_w, _, out_channels = w_shape
+    if out_w % 2 or out_w == 0 or _is_narrow(w_shape, tile_shape(out_w, out_channels, dtype)[1]):
+        return False
+    pairs = tile_time(out_w // 2, 2 * out_channels, dtype) * (kernel_w + stride_w)
+    return pairs < 0.9 * tile_time(out_w, out_channels, dtype) * kernel_w
+
+
+def _for_pairs(w: np.ndarray, stride_w: int) -> np.ndarray:
+    """w (kh, kw, C, O) -> (kh, kw + stride_w, C, 2·O): the kernel for the left pixel, and moved right for the other."""
+    kernel_h, kernel_w, channels, out_channels = w.shape
+    result = np.zeros((kernel_h, kernel_w + stride_w, channels, 2, out_channels), w.dtype)
+    result[:, :kernel_w, :, 0], result[:, stride_w:, :, 1] = w, w
+    return result.reshape(*result.shape[:3], -1)
 
 
 def convolve_weight_gradient(
@@ -101,6 +133,13 @@ def convolve_weight_gradient(
     channels, out_channels = x.shape[3], dy.shape[3]
     if stride == (1, 1) and winograd.pays(x.shape, (*kernel_size, channels, out_channels), dy.shape[1:3]):
         return winograd.convolve_weight_gradient(x, dy, offset)
+    if dy.size and _pairs_pay(dy.shape[2], (*kernel_size, channels, out_channels), stride[1], x.dtype):
+        dy_pairs = dy.reshape(*dy.shape[:2], dy.shape[2] // 2, 2 * out_channels)
+        dw, db = convolve_weight_gradient(
+            x, dy_pairs, (kernel_h, kernel_w + stride[1]), (stride[0], 2 * stride[1]), offset
+        )
+        dw = dw.reshape(*dw.shape[:3], 2, out_channels)
+        return dw[:, :kernel_w, :, 0] + dw[:, stride[1] :, :, 1], db.reshape(2, -1).sum(axis=0)
     dw = empty((*kernel_size, channels, out_channels), x.dtype)
     if not dy.size:
         dw[:] = 0

@@ -54,8 +54,8 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype) -> tuple[int, int]:
 
         registers   P·V sums, V vectors of w and one number of x must fit, with a sixteenth of the registers to spare;
                     a larger tile spills to memory and runs at a third of the speed
-        time        a core starts two multiply-adds and two loads in a cycle, and a multiply-add takes four cycles, so
-                    a step takes max(P·V, P + V, 8) half cycles, and about one more for the loop around it
+        time        a core starts two multiply-adds and two reads in a cycle, reads most addresses from memory as well,
+                    and needs four cycles for a multiply-add: max(P·V, 3/2·P + V, 8) half cycles, and one for the loop
 
     Tiles that stick out of the output do work for nothing: 13 rows are better one tile of 13 than two of 7. That is why
     the best shape depends on the output. P never exceeds `rows`, and 14: more gains nothing and costs compile time.
@@ -63,14 +63,20 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype) -> tuple[int, int]:
     register_bytes, register_count = vector_registers()
     lanes = register_bytes // np.dtype(dtype).itemsize
     usable = register_count * 15 // 16
-    shapes = [(P, V) for V in (1, 2, 4) for P in range(1, min(rows, 14) + 1) if P * V + V + 1 <= usable]
+    shapes = [(P, V * lanes) for V in (1, 2, 4) for P in range(1, min(rows, 14) + 1) if P * V + V + 1 <= usable]
+    return min(shapes, key=lambda shape: _time(shape, rows, columns, lanes))
 
-    def time(shape: tuple[int, int]) -> int:
-        P, V = shape
-        return math.ceil(rows / P) * math.ceil(columns / (V * lanes)) * (max(P * V, P + V, 8) + 1)
 
-    P, V = min(shapes, key=time)
-    return P, V * lanes
+@cache
+def tile_time(rows: int, columns: int, dtype: np.dtype) -> float:
+    """The half cycles of one step of all the tiles of `tile_shape`, by the same model."""
+    lanes = vector_registers()[0] // np.dtype(dtype).itemsize
+    return _time(tile_shape(rows, columns, dtype), rows, columns, lanes)
+
+
+def _time(shape: tuple[int, int], rows: int, columns: int, lanes: int) -> float:
+    P, V = shape[0], shape[1] // lanes
+    return math.ceil(rows / P) * math.ceil(columns / shape[1]) * (max(P * V, 1.5 * P + V, 8) + 1)
 
 
 def row_lanes(columns: int, dtype: np.dtype) -> int:
