@@ -299,7 +299,7 @@ def test_empty_batches():
         ((64, 32), 26, 32, (13, 32)),
         ((64, 32), 4, 64, (4, 64)),  # few rows: four vectors each keep the multipliers busy
         ((64, 32), 12, 10, (12, 16)),  # fewer channels than lanes
-        ((64, 32), 12, 40, (12, 16)),  # three blocks of 16 waste less than two of 32
+        ((64, 32), 12, 40, (12, 32)),  # two blocks of two vectors, not three of one: that reads more than it multiplies
         ((64, 32), 1, 1, (1, 16)),
         ((32, 16), 24, 16, (6, 16)),  # AVX2: 12 sums, 2 vectors of w and a number of x in 16 registers
         ((32, 16), 24, 8, (12, 8)),

@@ -1,0 +1,90 @@
+"""The benchmark runs and reports: its figures are not judged here, since a busy machine must not fail a test."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def competitors(monkeypatch):
+    """The module that builds what is timed."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import competitors
+
+    return competitors
+
+
+def test_sections_of_our_own(tmp_path):
+    command = [sys.executable, SCRIPTS / "benchmark.py", "--quick", "--json", tmp_path / "out.json"]
+    command += ["--plot", tmp_path / "growth.png", "--only", "scaling", "kernels", "growth"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "GFLOP/s" in printed
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert set(results) == {"machine", "scaling", "kernels", "growth"}
+    assert results["scaling"]["speedup"] > 0
+    (shape,) = results["kernels"]["shapes"]
+    assert all(shape[name] > 0 for name in ("forward", "dw", "dx", "sgemm"))
+    assert [point["value"] for point in results["growth"]["batch"]] == [8, 16]
+    assert (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_ratio_and_comparison(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import benchmark
+
+    assert benchmark.ratio({"tinycnn": 2.0, "PyTorch": 5.0, "PyTorch channels_last": 4.0}) == 2
+    assert benchmark.ratio({"tinycnn": 2.0}) is None
+
+    class Stand:  # a worker whose function takes as long as its name says
+        def __init__(self, name):
+            self.name, self.asked = name, []
+
+        def ask(self, *request):
+            self.asked.append(request)
+            return None if request[0] == "make" else [float(self.name)] * request[1]
+
+    stands = [Stand("0.5"), Stand("0.25")]
+    times = benchmark.compare(stands, "step", ("net", 8), rounds=3, turn=1.0)
+    assert times == {"0.5": 0.5, "0.25": 0.25}
+    for stand in stands:  # made, tried, then as many repetitions as fill a turn of the fastest
+        assert stand.asked == [("make", "net", 8), ("step", 2), ("step", 3)] + 3 * [("step", 4)]
+
+
+@pytest.mark.parametrize("name", ["keras-net", "standard", "lenet"])
+def test_peers_get_the_same_network(competitors, name):
+    torch = pytest.importorskip("torch")
+    original = competitors.network(name)
+    model = competitors.torch_model(original)
+    assert sum(p.numel() for p in model.parameters()) == sum(p.value.size for p in original.parameters())
+    assert tuple(model(torch.zeros(2, 1, 28, 28)).shape) == (2, 10)
+    for functions in (competitors.tinycnn(name, 4), competitors.pytorch(name, 4, channels_last=True)):
+        functions["step"]()
+        assert tuple(functions["inference"]().shape) == (4, 10)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+def test_the_pytorch_job_is_the_same_job(tmp_path, random, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import train_mnist_pytorch as job
+
+    from tinycnn import write_idx
+    from tinycnn.experiment import make_model
+    from tinycnn.presets import fast
+
+    recipe = fast(10)
+    assert (job.EPOCHS, job.BATCH, job.PEAK_RATE) == (recipe.epochs, recipe.batch_size, recipe.learning_rate)
+    assert (job.WARM_UP, job.SHIFT) == (recipe.warm_up, recipe.shift)
+    ours = make_model(recipe, np.zeros((1, 28, 28), np.uint8), seed=0)
+    assert sum(p.numel() for p in job.network().parameters()) == sum(p.value.size for p in ours.parameters())
+    for part, count in (("train", 200), ("t10k", 50)):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte", random.integers(0, 256, (count, 28, 28), np.uint8))
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte", random.integers(0, 10, count, dtype=np.uint8))
+    monkeypatch.setattr(sys, "argv", ["train_mnist_pytorch.py", "--data-dir", str(tmp_path)])
+    job.main()

@@ -1,0 +1,138 @@
+"""Memory is used again, and nobody who can still see an array ever sees it change."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from tinycnn import (
+    Adam,
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPool2D,
+    Normalize,
+    ReLU,
+    Sequential,
+    SoftmaxCrossEntropy,
+)
+from tinycnn.kernels import memory
+
+FLOAT32 = np.dtype(np.float32)
+SHAPE = (100, 1000)
+
+
+def address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+@pytest.fixture
+def nothing_waits(monkeypatch):
+    """As in a new process."""
+    monkeypatch.setattr(memory, "_waiting", {})
+    monkeypatch.setattr(memory, "_waiting_bytes", 0)
+
+
+def test_a_block_is_used_again(nothing_waits):
+    first = memory.empty(SHAPE, FLOAT32)
+    assert (first.shape, first.dtype, address(first) % memory.ALIGNMENT) == (SHAPE, FLOAT32, 0)
+    assert first.flags.c_contiguous
+    assert first.flags.writeable
+    place = address(first)
+    del first
+    assert address(memory.empty(SHAPE, FLOAT32)) == place
+    assert address(memory.empty((99, 999), FLOAT32)) == place  # a little smaller
+    assert address(memory.empty((50, 500), np.dtype(np.float64))) == place
+    assert address(memory.empty((10, 1700), FLOAT32)) != place  # not a fifth of it
+
+
+@pytest.mark.parametrize(
+    "view", [lambda a: a[1:2, ::7], lambda a: a.reshape(-1)[-1:], lambda a: a.T, memoryview, lambda a: a.view(np.uint8)]
+)
+def test_a_block_waits_for_the_last_view(nothing_waits, view):
+    array = memory.empty(SHAPE, FLOAT32)
+    place, kept = address(array), view(array)
+    del array
+    assert address(memory.empty(SHAPE, FLOAT32)) != place
+    del kept
+    assert place in [address(a) for a in [memory.empty(SHAPE, FLOAT32) for _ in range(2)]]
+
+
+def test_only_so_much_waits(nothing_waits, monkeypatch):
+    monkeypatch.setattr(memory, "KEPT", 1_000_000)
+    arrays = [memory.empty(SHAPE, FLOAT32) for _ in range(5)]
+    del arrays
+    assert memory._waiting_bytes == sum(block.size for blocks in memory._waiting.values() for block in blocks)
+    assert 0 < memory._waiting_bytes <= 1_000_000
+
+
+def test_small_and_empty_arrays_are_ordinary():
+    assert memory.empty((3, 4), FLOAT32).base is None
+    assert memory.empty((0, 1 << 20), FLOAT32).shape == (0, 1 << 20)
+
+
+def big_model() -> Sequential:
+    """Every layer, its arrays well over a megabyte for 64 images."""
+    layers = [
+        Normalize(0.1, 0.3),
+        Conv2D(16, kernel_size=5),
+        MaxPool2D(2),
+        BatchNorm(),
+        ReLU(),
+        Conv2D(32, kernel_size=3, padding=1),
+        Dropout(0.1),
+        Flatten(),
+        Dense(300),
+        ReLU(),
+        Dense(10),
+    ]
+    return Sequential(layers, (28, 28, 1), seed=1)
+
+
+def test_nothing_that_was_returned_changes(random):
+    """Outputs of forward, backward, predict and of layers called by hand survive any number of later calls."""
+    model, loss = big_model(), SoftmaxCrossEntropy()
+    images, labels = random.integers(0, 256, (64, 28, 28), np.uint8), random.integers(0, 10, 64)
+
+    def everything():
+        x, kept = images, []
+        for layer in model.layers:
+            kept.append(x := layer.forward(x, training=True))
+        loss.forward(x, labels)
+        dy = loss.backward()
+        for layer in reversed(model.layers):
+            kept.append(dy := layer.backward(dy))
+        kept += [model.forward(images), model.predict_proba(images), model.forward(images, training=True)]
+        return [*kept, model.backward(loss.backward())]
+
+    results = everything()
+    copies = [result.copy() for result in results]
+    for _ in range(3):
+        everything()
+    for result, copy in zip(results, copies, strict=True):
+        np.testing.assert_array_equal(result, copy)
+
+
+def test_a_steady_step_asks_for_no_memory(random):
+    """After a few steps, a whole step allocates less than a megabyte in all: no array over a megabyte can be in it."""
+    model, loss = big_model(), SoftmaxCrossEntropy()
+    optimizer = Adam(model.parameters())
+    images, labels = random.integers(0, 256, (64, 28, 28), np.uint8), random.integers(0, 10, 64)
+
+    def step():
+        loss.forward(model.forward(images, training=True), labels)
+        model.backward(loss.backward())
+        optimizer.step()
+
+    for _ in range(3):
+        step()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        step()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - before < 1 << 20
