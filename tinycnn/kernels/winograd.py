@@ -76,7 +76,8 @@ def convolve(
     run(_weights_task(row_lanes(C * O, x.dtype), x.dtype), 1, (C * O,), w, u)
     parts, sizes, scratch_size, patches = _plan(x.shape, (*output_size, O), offset)
     P, L = tile_shape(patches, O, x.dtype)
-    run(_convolve_task(P, L, row_lanes(1, x.dtype), x.dtype), parts, sizes, x, u, b, y, empty((scratch_size,), x.dtype))
+    kernel = _convolve_task(P, L, _lanes(C, O, x.dtype), x.dtype)
+    run(kernel, parts, sizes, x, u, b, y, empty((scratch_size,), x.dtype))
     return y
 
 
@@ -89,11 +90,16 @@ def convolve_weight_gradient(x: np.ndarray, dy: np.ndarray, offset: tuple[int, i
     R, L = tile_shape(C, O, x.dtype)
     parts, sizes, scratch_size, _ = _plan(x.shape, dy.shape[1:], offset)
     sums, db_parts = empty((parts, 16, C, O), x.dtype), empty((parts, O), x.dtype)
-    lanes = row_lanes(1, x.dtype)
+    lanes = _lanes(C, O, x.dtype)
     run(_gradient_task(R, L, lanes, x.dtype), parts, sizes, x, dy, sums, db_parts, empty((scratch_size,), x.dtype))
     dw = empty((3, 3, C, O), x.dtype)
     run(_gradient_end_task(lanes, x.dtype), PARTS, (parts, C * O), sums, dw)
     return dw, db_parts.sum(axis=0)
+
+
+def _lanes(C: int, O: int, dtype: np.dtype) -> int:
+    """Channels that are transformed together: one vector or two, 16 of them are kept at once."""
+    return row_lanes(min(C, O, 2 * row_lanes(1, dtype)), dtype)
 
 
 @cache
