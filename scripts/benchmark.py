@@ -16,11 +16,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
-
-import numpy as np
 
 SCRIPTS = Path(__file__).parent
 PEERS = {"PyTorch": "torch", "PyTorch channels_last": "torch", "Keras epoch": "keras", "Keras epoch, XLA": "keras"}
@@ -61,11 +59,9 @@ def parser() -> argparse.ArgumentParser:
 def machine(threads: int) -> dict:
     """What the figures depend on."""
     versions = {}
-    for package in ("numpy", "numba", "torch", "tensorflow", "keras"):
-        try:
+    for package in ("numpy", "numba", "torch", "tensorflow-cpu", "keras"):
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            pass
     return {"processor": _processor(), "threads": threads, "Python": platform.python_version(), **versions}
 
 
@@ -313,7 +309,6 @@ def job(options) -> dict:
         _write_mnist(Path(directory))
         arguments = ["--data-dir", directory, "--threads", str(options.threads)]
         train = [sys.executable, SCRIPTS / "train_mnist.py", "--preset", "fast", "--quiet", "--out", f"{directory}/out"]
-        first_step = [*train, *arguments, "--limit", "128"]  # one step, and the evaluation
         commands = {"tinycnn": [*train, *arguments]}
         if importlib.util.find_spec("torch"):
             commands["PyTorch"] = [sys.executable, SCRIPTS / "train_mnist_pytorch.py", *arguments]

@@ -79,8 +79,8 @@ def test_the_pytorch_job_is_the_same_job(tmp_path, random, monkeypatch):
     from tinycnn.presets import fast
 
     recipe = fast(10)
-    assert (job.EPOCHS, job.BATCH, job.PEAK_RATE) == (recipe.epochs, recipe.batch_size, recipe.learning_rate)
-    assert (job.WARM_UP, job.SHIFT) == (recipe.warm_up, recipe.shift)
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (job.EPOCHS, job.BATCH, job.PEAK_RATE)
+    assert (recipe.warm_up, recipe.shift) == (job.WARM_UP, job.SHIFT)
     ours = make_model(recipe, np.zeros((1, 28, 28), np.uint8), seed=0)
     assert sum(p.numel() for p in job.network().parameters()) == sum(p.value.size for p in ours.parameters())
     for part, count in (("train", 200), ("t10k", 50)):

@@ -110,7 +110,7 @@ def test_convolution_equals_reference(dtype, case, seed):
 @example(1, (3, 3), 16, 16, (0, 0), 0)
 @example(2, (3, 15), 17, 40, (3, 0), 0)
 def test_winograd_equals_reference(dtype, batch, size, channels, filters, padding, seed):
-    """In float64 to 1e-12; in float32 to the rounding bound, but of the largest sum: patches mix neighbouring pixels."""
+    """To 1e-12 in float64; in float32 to the rounding bound of the largest sum, for patches mix neighbouring pixels."""
     random = np.random.default_rng(seed)
     shape = (batch, *size, channels)
     x, w, b = (random.normal(size=s).astype(dtype) for s in (shape, (3, 3, channels, filters), (filters,)))

@@ -363,3 +363,20 @@ def test_a_pickle_is_never_opened(tmp_path):
 def test_a_missing_model_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no model file .*nothing"):
         Sequential.load(tmp_path / "nothing.npz")
+
+
+def test_inference_in_pieces_is_inference(random, monkeypatch):
+    """A batch larger than a piece gives the same rows, in order."""
+    layers = [Conv2D(4, kernel_size=3), BatchNorm(), ReLU(), MaxPool2D(2), Flatten(), Dense(3)]
+    model = Sequential(layers, (8, 8, 1), seed=3)
+    images = random.normal(size=(7, 8, 8, 1)).astype(np.float32)
+    model.forward(images, training=True)  # running statistics
+    whole = model.forward(images)
+    sizes = []
+    forward = model.layers[0].forward
+    monkeypatch.setattr(model.layers[0], "forward", lambda x, training: sizes.append(len(x)) or forward(x, training))
+    monkeypatch.setattr(model, "_piece", 3)
+    np.testing.assert_array_equal(model.forward(images), whole)
+    assert sizes == [3, 3, 1]
+    model.forward(images, training=True)  # never in pieces: BatchNorm needs the whole batch
+    assert sizes[3:] == [7]

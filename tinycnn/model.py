@@ -7,6 +7,7 @@ What this file is not: no graph of layers, no loss and no optimizer; training is
 
 import json
 import os
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tinycnn.layers import BatchNorm, Conv2D, Dense, Dropout, Flatten, Layer, Ma
 from tinycnn.loss import softmax
 
 FORMAT = "tinycnn model 1"
+CACHE = 1 << 22  # bytes; what a layer hands to the next is found in a CPU's cache if it is no more
 LAYERS = (Normalize, Conv2D, MaxPool2D, BatchNorm, ReLU, Dropout, Flatten, Dense)
 
 
@@ -41,6 +43,7 @@ class Sequential:
         generator = np.random.default_rng(seed)
         self.output_shapes = self._build(generator)
         self._first_to_learn = next((i for i, layer in enumerate(self.layers) if layer.parameters()), 0)
+        self._piece = max(1, CACHE // (max(map(prod, self.output_shapes)) * self.dtype.itemsize))
 
     def _build(self, generator: np.random.Generator) -> list[tuple[int, ...]]:
         """Name the layers and tell each its input shape; returns their output shapes."""
@@ -60,8 +63,17 @@ class Sequential:
     # ---- what training needs
 
     def forward(self, x: np.ndarray, training: bool = False) -> np.ndarray:
-        """The output of the last layer.  x (N, *input_shape) -> (N, ...). training=True prepares for backward."""
+        """The output of the last layer.  x (N, *input_shape) -> (N, ...). training=True prepares for backward.
+
+        Otherwise no image depends on another, and a large batch goes through in pieces that stay in the CPU's cache.
+        """
         x = self._check(x)
+        if training or len(x) <= self._piece:
+            return self._through_all_layers(x, training)
+        pieces = [x[i : i + self._piece] for i in range(0, len(x), self._piece)]
+        return np.concatenate([self._through_all_layers(piece, training) for piece in pieces])
+
+    def _through_all_layers(self, x: np.ndarray, training: bool) -> np.ndarray:
         for layer in self.layers:
             x = layer.forward(x, training)
         return x

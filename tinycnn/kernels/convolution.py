@@ -73,13 +73,10 @@ def convolve(
 @lru_cache(maxsize=1000)
 def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
     """Everything about a convolution that only depends on its sizes: the same again at every step."""
-    kernel_h, kernel_w, channels, out_channels = w_shape
+    out_channels = w_shape[3]
     P, L = tile_shape(output_size[1], out_channels, dtype)
     narrow = _is_narrow(w_shape, L)
-    if narrow:
-        kernel = _narrow_task(max(1, P // out_channels), out_channels, L, dtype)
-    else:
-        kernel = _convolve_task(P, L, dtype)
+    kernel = _narrow_task(max(1, P // out_channels), out_channels, L, dtype) if narrow else _convolve_task(P, L, dtype)
     rows = x_shape[0] * output_size[0]
     parts = parts_for(rows, rows * output_size[1] * prod(w_shape))
     z_size = _input_size(output_size, w_shape[:2], stride)
@@ -159,7 +156,7 @@ def convolve_weight_gradient(
 def weight_gradient_tile(kernel_h: int, rows: int, out_channels: int, dtype: np.dtype) -> tuple[int, int, int]:
     """(kernel rows, rows of dw below each, output channels) of the tile."""
     R, L = tile_shape(rows, out_channels, dtype)
-    if R < rows:
+    if rows > R:
         return 1, R, L
     P, _ = tile_shape(kernel_h * rows, out_channels, dtype)
     return max(1, min(kernel_h, P // R)), R, L

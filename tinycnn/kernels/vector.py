@@ -63,7 +63,7 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype) -> tuple[int, int]:
     register_bytes, register_count = vector_registers()
     lanes = register_bytes // np.dtype(dtype).itemsize
     usable = register_count * 15 // 16
-    shapes = [(P, V * lanes) for V in (1, 2, 4) for P in range(1, min(rows, 14) + 1) if P * V + V + 1 <= usable]
+    shapes = [(P, V * lanes) for V in (1, 2, 4) for P in range(1, min(rows, 14) + 1) if usable >= P * V + V + 1]
     return min(shapes, key=lambda shape: _time(shape, rows, columns, lanes))
 
 

@@ -153,7 +153,7 @@ def _weights_task(L: int, dtype: np.dtype):
 @njit(inline="always")
 def _transform_patches(x, sizes, first, rows, scratch, v, z_start, S):
     """V[t] = (Bᵀ d B)[t] for every patch d of these rows of patches; V is in the scratch memory from v on."""
-    _, N, H, W, C, _, _, _, offset_h, offset_w, patch_rows, columns, _, v_size, _, z_w, z_size = numbers(sizes, 17)
+    _, _, H, W, C, _, _, _, offset_h, offset_w, patch_rows, columns, _, v_size, _, z_w, z_size = numbers(sizes, 17)
     patch = tile(16, S, x)
     z, start, width_z, image = x, 0, W, -1
     for row in range(rows):
