@@ -208,6 +208,16 @@ def test_results_belong_to_the_caller(case, random):
         np.testing.assert_array_equal(result, copy)
 
 
+def test_an_output_may_be_changed(case, random):
+    """backward does not look at what forward returned: it belongs to the caller, who may write into it."""
+    _, layer, shape = build(case)
+    y = layer.forward(random.normal(size=(3, *shape)), training=True)
+    dy = random.normal(size=y.shape)
+    dx = layer.backward(dy)
+    y[...] = -7
+    np.testing.assert_array_equal(layer.backward(dy), dx)
+
+
 def test_results_share_no_memory_with_inputs(case, random):
     """So that filling an input buffer anew, or changing a result, changes nothing else."""
     _, layer, shape = build(case)

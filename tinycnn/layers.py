@@ -266,7 +266,7 @@ class ReLU(Layer):
         x = self._input(np.asarray(x))
         y = relu(x)
         if training:
-            self._remember(y, y)
+            self._remember(y, x)
         return y
 
     def backward(self, dy):

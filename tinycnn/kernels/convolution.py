@@ -13,8 +13,13 @@ The input gradient is a convolution as well: the kernel spread every dy[i, j] ov
 the kernel flipped, in and out channels swapped. dy then stands `stride` apart inside zeros, as x stands inside its
 padding. Both are set inside zeros one image at a time, in a scratch image that stays in the CPU's cache.
 
-What this file is not: it has no FFT or im2col; the direct sum already runs near the peak of the CPU. Where there is a
-way to do with fewer multiplications, 3×3 kernels over many channels, it hands over to `winograd.py`.
+Three kinds of shapes take another way to the same result, where it is faster:
+
+    3×3 kernels over many channels          `winograd.py` does with fewer multiplications
+    few output channels                     two neighbouring pixels are one with twice the channels (`_pairs_pay`)
+    fewer still, as dx of a first layer     the lanes of a vector run over k (`_narrow_task`)
+
+What this file is not: it has no FFT or im2col; the direct sum already runs near the peak of the CPU.
 """
 
 from functools import cache, lru_cache
@@ -96,7 +101,8 @@ def _pairs_pay(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dt
     """Whether to compute two neighbouring pixels as one with twice the channels.
 
     In memory they are the same. Few output channels then fill more lanes of a vector, but the kernel that does it is
-    wider, and empty in part: the two pixels see inputs that are `stride_w` apart.
+    wider, with zeros where one of the two pixels sees nothing: the two see inputs that are `stride_w` apart. (So not a
+    number in x shows up in one pixel more, as 0 · NaN.)
     """
     _, kernel_w, _, out_channels = w_shape
     if out_w % 2 or out_w == 0 or _is_narrow(w_shape, tile_shape(out_w, out_channels, dtype)[1]):
