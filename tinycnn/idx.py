@@ -84,10 +84,10 @@ def _read(file: BinaryIO, at_most: int) -> np.ndarray:
     content = _read_exactly(file, size, f"the numbers of an array of shape {shape}")
     if file.read(1):
         raise ValueError(f"more bytes than the {size:,} that the header promises (shape {shape})")
-    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=True)
+    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
 
-def _read_exactly(file: BinaryIO, size: int, what: str) -> bytes:
+def _read_exactly(file: BinaryIO, size: int, what: str) -> bytearray:
     """The next `size` bytes, taken in pieces: memory grows with what is really there."""
     content = bytearray()
     while len(content) < size:
@@ -95,4 +95,4 @@ def _read_exactly(file: BinaryIO, size: int, what: str) -> bytes:
         if not piece:
             raise ValueError(f"truncated: {what} should be {size:,} bytes, {len(content):,} are there")
         content += piece
-    return bytes(content)
+    return content

@@ -138,10 +138,14 @@ def _candidates(directory: Path, name: str):
 
 def _is_original(file: Original) -> Callable[[Path], bool]:
     def check(path: Path) -> bool:
+        digest = hashlib.sha256()
         try:
-            return hashlib.sha256(path.read_bytes()).hexdigest() in (file.packed_sha256, file.sha256)
+            with open(path, "rb") as content:
+                while piece := content.read(1 << 20):
+                    digest.update(piece)
         except OSError:
             return False
+        return digest.hexdigest() in (file.packed_sha256, file.sha256)
 
     return check
 
