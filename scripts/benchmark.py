@@ -99,8 +99,11 @@ class Worker:
         return answer
 
     def close(self) -> None:
+        """Ask the process to end; end it if it does not."""
+        with suppress(OSError):
+            self.pipe.send(("stop",))
+        self.process.join(timeout=10)
         self.process.kill()
-        self.process.join()
 
 
 @contextmanager
@@ -116,7 +119,7 @@ def workers(names, threads: int, environment: dict | None = None) -> Iterator[li
 
 
 def work(pipe, name: str, threads: int) -> None:
-    """In the worker's process: make functions from sizes, time them, for ever."""
+    """In the worker's process: make functions from sizes and time them, until told to stop."""
     sys.path.insert(0, str(SCRIPTS))
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import competitors
@@ -128,6 +131,8 @@ def work(pipe, name: str, threads: int) -> None:
     functions = {}
     while True:
         command, *request = pipe.recv()
+        if command == "stop":
+            return
         try:
             if command == "make":
                 functions = competitors.COMPETITORS[name](*request)
