@@ -43,6 +43,7 @@ def growth(sweeps: dict[str, list[dict]]) -> Figure:
         axes.loglog(values, 1e3 * expected, color=VALIDATION, linestyle="--", label=label)
         axes.set(title=f"A step by {name}", xlabel=name, ylabel="time of a step (ms)")
         axes.set_xticks(values[:: 1 + len(values) // 8], [str(v) for v in values[:: 1 + len(values) // 8]])
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
