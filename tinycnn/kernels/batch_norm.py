@@ -20,9 +20,9 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     M = x.dtype.type(len(x))
     sums = np.empty((PARTS, x.shape[1]), x.dtype)
-    run(_sum_task(row_lanes(x.shape[1], x.dtype), x.dtype), PARTS, x.shape, x, sums)
+    run(_sum_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, x, sums)
     mean = sums.sum(axis=0) / M
-    run(_sum_of_squares_task(row_lanes(x.shape[1], x.dtype), x.dtype), PARTS, x.shape, x, mean, sums)
+    run(_sum_of_squares_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, x, mean, sums)
     return mean, sums.sum(axis=0) / M
 
 
@@ -31,7 +31,7 @@ def scale_and_shift(x: np.ndarray, mean: np.ndarray, scale: np.ndarray, shift: n
     y = empty(x.shape, x.dtype)
     if y.size:
         run(
-            _scale_and_shift_task(row_lanes(x.shape[1], x.dtype), x.dtype),
+            _scale_and_shift_task(row_lanes(x.dtype), x.dtype),
             PARTS,
             x.shape,
             x,
@@ -44,7 +44,7 @@ def scale_and_shift(x: np.ndarray, mean: np.ndarray, scale: np.ndarray, shift: n
 def gradient_sums(dy: np.ndarray, x: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Σ dy and Σ dy · (x − mean) over the rows.  dy, x (M, C), contiguous; mean (C,) -> two arrays (C,)."""
     sums = np.empty((2, PARTS, x.shape[1]), x.dtype)
-    run(_gradient_sums_task(row_lanes(x.shape[1], x.dtype), x.dtype), PARTS, x.shape, dy, x, mean, sums)
+    run(_gradient_sums_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, dy, x, mean, sums)
     return sums[0].sum(axis=0), sums[1].sum(axis=0)
 
 
@@ -54,7 +54,7 @@ def input_gradient(
     """dx = scale · (dy − constant − slope · (x − mean)).  dy, x (M, C), contiguous; the others (C,) -> dx (M, C)."""
     dx = empty(x.shape, x.dtype)
     run(
-        _input_gradient_task(row_lanes(x.shape[1], x.dtype), x.dtype),
+        _input_gradient_task(row_lanes(x.dtype), x.dtype),
         PARTS,
         x.shape,
         dy,

@@ -79,13 +79,9 @@ def _time(shape: tuple[int, int], rows: int, columns: int, lanes: int) -> float:
     return math.ceil(rows / P) * math.ceil(columns / shape[1]) * (max(P * V, 1.5 * P + V, 8) + 1)
 
 
-def row_lanes(columns: int, dtype: np.dtype) -> int:
-    """The L for code that goes through rows of so many columns one by one: up to four vectors."""
-    lanes = vector_registers()[0] // np.dtype(dtype).itemsize
-    vectors = 1
-    while vectors < 4 and vectors * lanes < columns:
-        vectors *= 2
-    return vectors * lanes
+def row_lanes(dtype: np.dtype) -> int:
+    """The L for code that goes through rows of any length: two vectors, whatever the length, so it compiles once."""
+    return 2 * vector_registers()[0] // np.dtype(dtype).itemsize
 
 
 # ------------------------------------------------------------------------------------------------------ rows and tiles

@@ -73,10 +73,12 @@ def convolve(
     """
     _, _, C, O = w.shape
     y, u = empty((len(x), *output_size, O), x.dtype), empty((16, C, O), x.dtype)
-    run(_weights_task(row_lanes(C * O, x.dtype), x.dtype), 1, (C * O,), w, u)
-    parts, sizes, scratch_size, patches = _plan(x.shape, (*output_size, O), offset)
-    P, L = tile_shape(patches, O, x.dtype)
-    kernel = _convolve_task(P, L, _lanes(C, O, x.dtype), x.dtype)
+    run(_weights_task(row_lanes(x.dtype), x.dtype), 1, (C * O,), w, u)
+    parts, sizes, scratch_size = _plan(x.shape, (*output_size, O), offset)
+    P, L = tile_shape(
+        10, O, x.dtype
+    )  # groups of 48, 49 or 50 patches all fill tiles of 10 well; one shape compiles once
+    kernel = _convolve_task(P, L, row_lanes(x.dtype), x.dtype)
     run(kernel, parts, sizes, x, u, b, y, empty((scratch_size,), x.dtype))
     return y
 
@@ -87,24 +89,19 @@ def convolve_weight_gradient(x: np.ndarray, dy: np.ndarray, offset: tuple[int, i
     x (N, H, W, C), dy (N, out_h, out_w, O), contiguous and of one dtype, N ≥ 1 -> dw (3, 3, C, O), db (O,).
     """
     C, O = x.shape[3], dy.shape[3]
-    R, L = tile_shape(C, O, x.dtype)
-    parts, sizes, scratch_size, _ = _plan(x.shape, dy.shape[1:], offset)
+    R, L = tile_shape(8, O, x.dtype)  # the usual numbers of channels are multiples of 8
+    parts, sizes, scratch_size = _plan(x.shape, dy.shape[1:], offset)
     sums, db_parts = empty((parts, 16, C, O), x.dtype), empty((parts, O), x.dtype)
-    lanes = _lanes(C, O, x.dtype)
+    lanes = row_lanes(x.dtype)
     run(_gradient_task(R, L, lanes, x.dtype), parts, sizes, x, dy, sums, db_parts, empty((scratch_size,), x.dtype))
     dw = empty((3, 3, C, O), x.dtype)
     run(_gradient_end_task(lanes, x.dtype), PARTS, (parts, C * O), sums, dw)
     return dw, db_parts.sum(axis=0)
 
 
-def _lanes(C: int, O: int, dtype: np.dtype) -> int:
-    """Channels that are transformed together: one vector or two, 16 of them are kept at once."""
-    return row_lanes(min(C, O, 2 * row_lanes(1, dtype)), dtype)
-
-
 @cache
 def _plan(x_shape, y_shape, offset) -> tuple[int, tuple[int, ...], int]:
-    """(parts, the sizes that the tasks need, numbers of scratch memory, patches in a group)."""
+    """(parts, the sizes that the tasks need, numbers of scratch memory)."""
     (N, H, W, C), (out_h, out_w, O) = x_shape, y_shape
     rows, columns = (out_h + 1) // 2, (out_w + 1) // 2  # of patches in an image
     group = max(1, round(GROUP / columns))  # rows of patches
@@ -117,7 +114,7 @@ def _plan(x_shape, y_shape, offset) -> tuple[int, tuple[int, ...], int]:
     z_size = 0 if as_it_is else z_h * z_w * C
     parts = min(PARTS, N * rows)
     sizes = (parts, N, H, W, C, out_h, out_w, O, *offset, rows, columns, group, v_size, m_size, z_w, z_size)
-    return parts, sizes, parts * (16 * (v_size + m_size) + z_size), group * columns
+    return parts, sizes, parts * (16 * (v_size + m_size) + z_size)
 
 
 # ------------------------------------------------------------------------------------------------ forward (and dx)
