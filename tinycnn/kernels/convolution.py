@@ -149,7 +149,7 @@ def convolve_weight_gradient(
         return dw, dw.sum(axis=(0, 1, 2))
     parts = min(PARTS, len(x))
     # A first layer has so few channels that the rows of one kernel row don't fill the tile: take several kernel rows.
-    A, R, L = weight_gradient_tile(kernel_h, kernel_w * channels, out_channels, x.dtype)
+    A, R, L = _weight_gradient_tile(kernel_h, kernel_w * channels, out_channels, x.dtype)
     dw_parts = empty((parts, *dw.shape), x.dtype)
     db_parts = empty((parts, A * R, out_channels), x.dtype)
     z_size = _input_size(dy.shape[1:3], kernel_size, stride)
@@ -159,7 +159,7 @@ def convolve_weight_gradient(
     return dw_parts.sum(axis=0, out=dw), db_parts.sum(axis=(0, 1))
 
 
-def weight_gradient_tile(kernel_h: int, rows: int, out_channels: int, dtype: np.dtype) -> tuple[int, int, int]:
+def _weight_gradient_tile(kernel_h: int, rows: int, out_channels: int, dtype: np.dtype) -> tuple[int, int, int]:
     """(kernel rows, rows of dw below each, output channels) of the tile."""
     R, L = tile_shape(rows, out_channels, dtype)
     if rows > R:

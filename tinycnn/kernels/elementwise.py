@@ -39,10 +39,10 @@ def adam(value, grad, mean, square, learning_rate, beta1, beta2, epsilon, weight
     _run(_adam_task(value.dtype), value.size, (), value, grad, mean, square, np.array(rates, value.dtype))
 
 
-def _run(task, count: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None:
+def _run(kernel, count: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None:
     if count:
         parts = parts_for(count, 8 * count)
-        run(task, parts, (parts, count, *sizes), *arrays)
+        run(kernel, parts, (parts, count, *sizes), *arrays)
 
 
 @cache

@@ -60,16 +60,16 @@ def parts_for(pieces: int, operations: int) -> int:
     return 1 if operations < WORTH_SHARING else min(PARTS, pieces)
 
 
-def run(task, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None:
-    """task(part, sizes, *arrays) for each part in 0 … parts − 1, shared out to Numba's threads.
+def run(kernel, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None:
+    """kernel(part, sizes, *arrays) for each part in 0 … parts − 1, shared out to Numba's threads.
 
-    The arrays must be contiguous and of the dtypes that the task was compiled for.
+    The arrays must be contiguous and of the dtypes that the kernel, a compiled task, takes.
     """
     dtype = arrays[0].dtype
     # Only their addresses count, but one type for all spares compiling `_call_in_parallel` again for every mixture.
     memory = [a.reshape(-1) if a.dtype == dtype else np.frombuffer(a, dtype, count=0) for a in arrays]
     unused = memory[:1] * (MOST_ARRAYS - len(arrays))
-    _call_in_parallel(task.address, parts, np.array((0, *sizes), np.int64), *memory, *unused)
+    _call_in_parallel(kernel.address, parts, np.array((0, *sizes), np.int64), *memory, *unused)
 
 
 @intrinsic(prefer_literal=True)

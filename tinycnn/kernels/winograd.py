@@ -20,7 +20,7 @@ and that runs on the register tile of vector.py. The weight gradient is the same
 Source: Lavin & Gray, Fast algorithms for convolutional neural networks (2016), section 4.1.
 
 What this file is not: the place to learn what a convolution is; that is `tinycnn/reference.py`, then `convolution.py`,
-which calls this file where it pays. Results are those of the direct sum but for rounding, which is no worse.
+which calls this file where it pays. Results are those of the direct sum but for rounding errors of the same size.
 """
 
 from functools import cache
