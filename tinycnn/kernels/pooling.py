@@ -13,7 +13,7 @@ import numpy as np
 
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
-from tinycnn.kernels.vector import clear_numbers
+from tinycnn.kernels.vector import choose, clear_numbers, equals, not_at_most, read, write
 
 
 @cache
@@ -32,7 +32,7 @@ def max_pool(x: np.ndarray, pool_size: tuple[int, int], stride: tuple[int, int])
     if y.size:
         parts = parts_for(n * out[1], 8 * x.size)
         sizes = (parts, *x.shape, *out[1:3], *stride)
-        run(_max_pool_task(*pool_size, x.dtype, winners.dtype), parts, sizes, x, y, winners)
+        run(_max_pool_task(_group(channels), *pool_size, x.dtype, winners.dtype), parts, sizes, x, y, winners)
     return y, winners
 
 
@@ -49,12 +49,24 @@ def max_pool_backward(
         overlap = stride[0] < pool_size[0] or stride[1] < pool_size[1]
         parts = parts_for(len(dy), 8 * dx.size)
         sizes = (parts, *input_shape, *dy.shape[1:3], *stride)
-        run(_max_pool_backward_task(*pool_size, overlap, dy.dtype, winners.dtype), parts, sizes, dy, winners, dx)
+        run(
+            _max_pool_backward_task(_group(input_shape[3]), *pool_size, overlap, dy.dtype, winners.dtype),
+            parts,
+            sizes,
+            dy,
+            winners,
+            dx,
+        )
     return dx
 
 
+def _group(channels: int) -> int:
+    """How many channels to go through at once: as a number that the compiler knows, they become vector operations."""
+    return min(16, 1 << (channels.bit_length() - 1))
+
+
 @cache
-def _max_pool_task(pool_h: int, pool_w: int, dtype: np.dtype, winner_dtype: np.dtype):
+def _max_pool_task(L: int, pool_h: int, pool_w: int, dtype: np.dtype, winner_dtype: np.dtype):
     @task(dtype, dtype, winner_dtype)
     def max_pool(part, sizes, x, y, winners):
         parts, N, H, W, C, out_h, out_w, stride_h, stride_w = numbers(sizes, 9)
@@ -62,25 +74,22 @@ def _max_pool_task(pool_h: int, pool_w: int, dtype: np.dtype, winner_dtype: np.d
             top = (row // out_h) * H + (row % out_h) * stride_h
             for j in range(out_w):
                 here, there = (top * W + j * stride_w) * C, (row * out_w + j) * C
-                for c in range(C):
-                    best, winner = x[here + c], 0
+                for group in range(0, C, L):
+                    c = min(group, C - L)  # the last group may repeat channels of the one before it
+                    best, winner = read(x, here + c, L, L), read(winners, 0, 0, L)  # no lanes: zeros
                     for a in range(pool_h):
                         for b in range(pool_w):
-                            cell = x[here + (a * W + b) * C + c]
-                            # Not a number counts as the greatest: it must come out, or nobody would notice it.
-                            leads = cell > best or (cell != cell and best == best)
-                            best = cell if leads else best
-                            winner = a * pool_w + b if leads else winner
-                    y[there + c] = best
-                    winners[there + c] = winner
+                            cell = read(x, here + (a * W + b) * C + c, L, L)
+                            leads = not_at_most(cell, best)
+                            best, winner = choose(leads, cell, best), choose(leads, a * pool_w + b, winner)
+                    write(y, there + c, best, L)
+                    write(winners, there + c, winner, L)
 
     return max_pool
 
 
 @cache
-def _max_pool_backward_task(pool_h: int, pool_w: int, overlap: bool, dtype: np.dtype, winner_dtype: np.dtype):
-    zero = dtype.type(0)
-
+def _max_pool_backward_task(L: int, pool_h: int, pool_w: int, overlap: bool, dtype: np.dtype, winner_dtype: np.dtype):
     @task(dtype, winner_dtype, dtype)
     def max_pool_backward(part, sizes, dy, winners, dx):
         parts, N, H, W, C, out_h, out_w, stride_h, stride_w = numbers(sizes, 9)
@@ -90,11 +99,16 @@ def _max_pool_backward_task(pool_h: int, pool_w: int, overlap: bool, dtype: np.d
                 for j in range(out_w):
                     here = ((n * H + i * stride_h) * W + j * stride_w) * C
                     there = ((n * out_h + i) * out_w + j) * C
-                    for a in range(pool_h):
-                        for b in range(pool_w):
-                            cell, number = here + (a * W + b) * C, a * pool_w + b
-                            for c in range(C):
-                                gradient = dy[there + c] if winners[there + c] == number else zero
-                                dx[cell + c] = dx[cell + c] + gradient if overlap else gradient
+                    zero = read(dx, 0, 0, L)
+                    for group in range(0, C, L):
+                        c = group if overlap else min(group, C - L)
+                        width = min(L, C - c)
+                        gradient, winner = read(dy, there + c, width, L), read(winners, there + c, width, L)
+                        for a in range(pool_h):
+                            for b in range(pool_w):
+                                cell = here + (a * W + b) * C + c
+                                before = read(dx, cell, width if overlap else 0, L)  # zeros if they don't
+                                won = equals(winner, a * pool_w + b)
+                                write(dx, cell, before + choose(won, gradient, zero), width)
 
     return max_pool_backward

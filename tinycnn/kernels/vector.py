@@ -165,9 +165,16 @@ def read(typing_context, array, i, width, lanes):
         array_, i_, width_, _ = arguments
         row = context.get_value_type(result)
         pointer = builder.bitcast(builder.gep(array_, [i_]), row.as_pointer())
-        mask = _first_lanes(builder, result.lanes, width_)
-        load = _llvm(builder, "llvm.masked.load", row, [pointer.type, _I32, mask.type, row], ".p0")
-        return builder.call(load, [pointer, _alignment(result), mask, ir.Constant(row, None)])
+        slot = cgutils.alloca_once(builder, row)
+        with builder.if_else(_is_whole(builder, result, width_)) as (whole, narrower):
+            with whole:
+                builder.store(builder.load(pointer, align=_alignment(result)), slot)
+            with narrower:
+                mask = _first_lanes(builder, result.lanes, width_)
+                load = _llvm(builder, "llvm.masked.load", row, [pointer.type, _I32, mask.type, row], ".p0")
+                zeros, alignment = ir.Constant(row, None), ir.Constant(_I32, _alignment(result))
+                builder.store(builder.call(load, [pointer, alignment, mask, zeros]), slot)
+        return builder.load(slot)
 
     return result(array, types.intp, types.intp, lanes), code
 
@@ -179,9 +186,14 @@ def write(typing_context, array, i, row, width):
     def code(context, builder, signature, arguments):
         array_, i_, row_, width_ = arguments
         pointer = builder.bitcast(builder.gep(array_, [i_]), row_.type.as_pointer())
-        mask = _first_lanes(builder, row.lanes, width_)
-        store = _llvm(builder, "llvm.masked.store", ir.VoidType(), [row_.type, pointer.type, _I32, mask.type], ".p0")
-        builder.call(store, [row_, pointer, _alignment(row), mask])
+        with builder.if_else(_is_whole(builder, row, width_)) as (whole, narrower):
+            with whole:
+                builder.store(row_, pointer, align=_alignment(row))
+            with narrower:
+                mask = _first_lanes(builder, row.lanes, width_)
+                types_ = [row_.type, pointer.type, _I32, mask.type]
+                store = _llvm(builder, "llvm.masked.store", ir.VoidType(), types_, ".p0")
+                builder.call(store, [row_, pointer, ir.Constant(_I32, _alignment(row)), mask])
         return context.get_dummy_value()
 
     return types.void(array, types.intp, row, types.intp), code
@@ -216,6 +228,41 @@ def _operator(symbol, instruction: str) -> None:
 _operator(operator.add, "fadd")
 _operator(operator.sub, "fsub")
 _operator(operator.mul, "fmul")
+
+
+@intrinsic
+def not_at_most(typing_context, a, b):
+    """A row of truths: where a > b, or a is not a number and b is one."""
+
+    def code(context, builder, signature, arguments):
+        a_, b_ = arguments
+        return builder.and_(builder.fcmp_unordered(">", a_, b_), builder.fcmp_ordered("ord", b_, b_))
+
+    return Row(types.boolean, a.lanes)(a, b), code
+
+
+@intrinsic
+def equals(typing_context, row, number):
+    """A row of truths: where a row of integers holds this number."""
+
+    def code(context, builder, signature, arguments):
+        row_, number_ = arguments
+        return builder.icmp_unsigned("==", row_, _broadcast(builder, _as(builder, number_, row_), row.lanes))
+
+    return Row(types.boolean, row.lanes)(row, number), code
+
+
+@intrinsic
+def choose(typing_context, truths, a, b):
+    """a where true, else b, lane by lane. b: a row; a: another, or an integer."""
+
+    def code(context, builder, signature, arguments):
+        truths_, a_, b_ = arguments
+        if not isinstance(a, Row):
+            a_ = _broadcast(builder, _as(builder, a_, b_), b.lanes)
+        return builder.select(truths_, a_, b_)
+
+    return b(truths, a, b), code
 
 
 @intrinsic
@@ -267,8 +314,17 @@ def clear_numbers(typing_context, to, i, count):
 _I32 = ir.IntType(32)
 
 
-def _alignment(row: Row) -> ir.Constant:
-    return ir.Constant(_I32, row.dtype.bitwidth // 8)
+def _alignment(row: Row) -> int:
+    """Bytes: a row may begin at any number."""
+    return row.dtype.bitwidth // 8
+
+
+def _is_whole(builder, row: Row, width_):
+    """Whether all lanes are within the width, where it pays to ask. AVX-512 masks lanes for nothing; for others a
+    masked store takes many times as long as a plain one."""
+    if vector_registers()[0] == 64:
+        return ir.Constant(ir.IntType(1), 0)
+    return builder.icmp_signed(">=", width_, ir.Constant(width_.type, row.lanes))
 
 
 def _broadcast(builder, scalar, lanes: int):
@@ -276,6 +332,11 @@ def _broadcast(builder, scalar, lanes: int):
     undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(_I32, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, lanes), None))
+
+
+def _as(builder, integer, row_):
+    """The integer in the (smaller) type of the row's lanes."""
+    return builder.trunc(integer, row_.type.element)
 
 
 def _first_lanes(builder, lanes: int, width_):
@@ -287,6 +348,6 @@ def _first_lanes(builder, lanes: int, width_):
 def _llvm(builder, name: str, result, arguments: list, suffix: str = ""):
     """The LLVM intrinsic `name` for the vector type among its result and arguments."""
     row = result if isinstance(result, ir.VectorType) else arguments[0]
-    element = "f32" if isinstance(row.element, ir.FloatType) else "f64"
+    element = {"float": "f32", "double": "f64"}.get(str(row.element), str(row.element))
     full_name = f"{name}.v{row.count}{element}{suffix}"
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), full_name)
