@@ -10,42 +10,36 @@ import numpy as np
 
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import PARTS, numbers, run, task
-from tinycnn.kernels.vector import read, row_lanes, write
+from tinycnn.kernels.vector import multiply_add, read, row_lanes, write
 
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and biased variance of each column.  x (M, C), contiguous, M ≥ 1 -> mean (C,), variance (C,).
 
-    In two passes: mean(x²) − mean² in one pass loses most of its digits where the mean is large.
+    Never as mean(x²) − mean², which loses most of its digits where the mean is large: each part takes the squares of
+    its distances from its own mean while its rows are still in the cache, and what the parts' means are apart comes on
+    top. Source: Chan, Golub & LeVeque, Updating formulae for computing sample variances (1979).
     """
-    M = x.dtype.type(len(x))
-    sums = np.empty((PARTS, x.shape[1]), x.dtype)
-    run(_sum_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, x, sums)
-    mean = sums.sum(axis=0) / M
-    run(_sum_of_squares_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, x, mean, sums)
-    return mean, sums.sum(axis=0) / M
+    of_parts, result = np.empty((PARTS, 2, x.shape[1]), x.dtype), np.empty((2, x.shape[1]), x.dtype)
+    run(_moments_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, x, of_parts)
+    run(_all_moments_task(x.dtype), 1, x.shape, of_parts, result)
+    return result[0], result[1]
 
 
 def scale_and_shift(x: np.ndarray, mean: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """y = (x − mean) · scale + shift.  x (M, C), contiguous; mean, scale, shift (C,) -> y (M, C)."""
     y = empty(x.shape, x.dtype)
     if y.size:
-        run(
-            _scale_and_shift_task(row_lanes(x.dtype), x.dtype),
-            PARTS,
-            x.shape,
-            x,
-            np.stack((mean, scale, shift)),
-            y,
-        )
+        run(_scale_and_shift_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, x, mean, scale, shift, y)
     return y
 
 
 def gradient_sums(dy: np.ndarray, x: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Σ dy and Σ dy · (x − mean) over the rows.  dy, x (M, C), contiguous; mean (C,) -> two arrays (C,)."""
-    sums = np.empty((2, PARTS, x.shape[1]), x.dtype)
+    sums = np.empty((PARTS, 2, x.shape[1]), x.dtype)
     run(_gradient_sums_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, dy, x, mean, sums)
-    return sums[0].sum(axis=0), sums[1].sum(axis=0)
+    of_gradient, of_product = sums.sum(axis=0)
+    return of_gradient, of_product
 
 
 def input_gradient(
@@ -53,60 +47,65 @@ def input_gradient(
 ) -> np.ndarray:
     """dx = scale · (dy − constant − slope · (x − mean)).  dy, x (M, C), contiguous; the others (C,) -> dx (M, C)."""
     dx = empty(x.shape, x.dtype)
-    run(
-        _input_gradient_task(row_lanes(x.dtype), x.dtype),
-        PARTS,
-        x.shape,
-        dy,
-        x,
-        np.stack((mean, scale, constant, slope)),
-        dx,
-    )
+    constants = np.concatenate((mean, scale, constant, slope))
+    run(_input_gradient_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, dy, x, constants, dx)
     return dx
 
 
 @cache
-def _sum_task(L: int, dtype: np.dtype):
+def _moments_task(L: int, dtype: np.dtype):
+    """of_parts[part] = the mean of this part's rows, and Σ (x − that mean)²."""
+    one = dtype.type(1)
+
     @task(dtype, dtype)
-    def sum_rows(part, sizes, x, sums):
+    def moments(part, sizes, x, of_parts):
         M, C = numbers(sizes, 2)
+        first, last = part * M // PARTS, (part + 1) * M // PARTS
+        share = one / dtype.type(max(1, last - first))
         for c in range(0, C, L):
             width = min(L, C - c)
-            total = read(x, 0, 0, L)  # no lanes: zeros
-            for m in range(part * M // PARTS, (part + 1) * M // PARTS):
+            total = zero = read(x, 0, 0, L)  # no lanes: zeros
+            for m in range(first, last):
                 total = total + read(x, m * C + c, width, L)
-            write(sums, part * C + c, total, width)
+            mean, squares = multiply_add(share, total, zero), zero
+            for m in range(first, last):
+                centred = read(x, m * C + c, width, L) - mean
+                squares = squares + centred * centred
+            write(of_parts, 2 * part * C + c, mean, width)
+            write(of_parts, (2 * part + 1) * C + c, squares, width)
 
-    return sum_rows
+    return moments
 
 
 @cache
-def _sum_of_squares_task(L: int, dtype: np.dtype):
-    @task(dtype, dtype, dtype)
-    def sum_squares(part, sizes, x, mean, sums):
+def _all_moments_task(dtype: np.dtype):
+    @task(dtype, dtype)
+    def all_moments(part, sizes, of_parts, result):
         M, C = numbers(sizes, 2)
-        for c in range(0, C, L):
-            width = min(L, C - c)
-            total, mean_row = read(x, 0, 0, L), read(mean, c, width, L)
-            for m in range(part * M // PARTS, (part + 1) * M // PARTS):
-                centred = read(x, m * C + c, width, L) - mean_row
-                total = total + centred * centred
-            write(sums, part * C + c, total, width)
+        for c in range(C):
+            mean = variance = 0.0
+            for p in range(PARTS):
+                share = ((p + 1) * M // PARTS - p * M // PARTS) / M
+                mean += share * of_parts[2 * p * C + c]
+            for p in range(PARTS):
+                share = ((p + 1) * M // PARTS - p * M // PARTS) / M
+                variance += of_parts[(2 * p + 1) * C + c] / M + share * (of_parts[2 * p * C + c] - mean) ** 2
+            result[c], result[C + c] = mean, variance
 
-    return sum_squares
+    return all_moments
 
 
 @cache
 def _scale_and_shift_task(L: int, dtype: np.dtype):
-    @task(dtype, dtype, dtype)
-    def scale_and_shift(part, sizes, x, constants, y):
+    @task(dtype, dtype, dtype, dtype, dtype)
+    def scale_and_shift(part, sizes, x, mean, scale, shift, y):
         M, C = numbers(sizes, 2)
         for c in range(0, C, L):
             width = min(L, C - c)
-            mean, scale = read(constants, c, width, L), read(constants, C + c, width, L)
-            shift = read(constants, 2 * C + c, width, L)
+            mean_row, scale_row = read(mean, c, width, L), read(scale, c, width, L)
+            shift_row = read(shift, c, width, L)
             for m in range(part * M // PARTS, (part + 1) * M // PARTS):
-                write(y, m * C + c, (read(x, m * C + c, width, L) - mean) * scale + shift, width)
+                write(y, m * C + c, (read(x, m * C + c, width, L) - mean_row) * scale_row + shift_row, width)
 
     return scale_and_shift
 
@@ -124,8 +123,8 @@ def _gradient_sums_task(L: int, dtype: np.dtype):
                 gradient = read(dy, m * C + c, width, L)
                 total = total + gradient
                 product_total = product_total + gradient * (read(x, m * C + c, width, L) - mean_row)
-            write(sums, part * C + c, total, width)
-            write(sums, (PARTS + part) * C + c, product_total, width)
+            write(sums, 2 * part * C + c, total, width)
+            write(sums, (2 * part + 1) * C + c, product_total, width)
 
     return gradient_sums
 

@@ -1,26 +1,29 @@
-"""3×3 convolution with 2.25 times fewer multiplications: Winograd's minimal filtering.
+"""3×3 convolution with four times fewer multiplications: Winograd's minimal filtering.
 
-Two neighbouring outputs of a filter of three weights, y0 = d0·g0 + d1·g1 + d2·g2 and y1 = d1·g0 + d2·g1 + d3·g2, take
-six multiplications. Winograd found a way with four, from sums that are cheap by comparison:
+Four neighbouring outputs of a filter of three weights take 12 multiplications. But they are the coefficients of a
+product of polynomials, in disguise, and a polynomial of degree 5 is known by its values at six points. Evaluate both
+factors at six points, multiply point by point, and go back: 6 multiplications, beside sums that are cheap if they are
+shared by many channels. In matrices, for inputs d0 … d5 and weights g0 … g2:
 
-    m0 = (d0 − d2) · g0                          y0 = m0 + m1 + m2
-    m1 = (d1 + d2) · (g0 + g1 + g2) / 2          y1 = m1 − m2 − m3
-    m2 = (d2 − d1) · (g0 − g1 + g2) / 2
-    m3 = (d1 − d3) · g2                          in matrices:  y = Aᵀ [(G g) ⊙ (Bᵀ d)]
+    y = Aᵀ [(G g) ⊙ (Bᵀ d)]                  Aᵀ: 4 × 6,  G: 6 × 3,  Bᵀ: 6 × 6
 
-Done along both axes it makes a patch of 2×2 outputs from 4×4 inputs with 16 multiplications instead of 36:
+Done along both axes it makes a patch of 4×4 outputs from 6×6 inputs with 36 multiplications instead of 144:
 
     y = Aᵀ [(G w Gᵀ) ⊙ (Bᵀ d B)] A
 
-With many channels each of the 16 products becomes a matrix product over all patches, M[t] = V[t] · U[t] for t = 0 … 15,
+With many channels each of the 36 products becomes a matrix product over all patches, M[t] = V[t] · U[t] for t = 0 … 35,
 and that runs on the register tile of vector.py. The weight gradient is the same formula read backwards (its adjoint):
 
     dw = Gᵀ [Σ over patches of (A dy Aᵀ) ⊙ (Bᵀ d B)] G
 
-Source: Lavin & Gray, Fast algorithms for convolutional neural networks (2016), section 4.1.
+Any six points will do on paper, and the usual 0, ±1, ±2, ∞ give simple matrices. Rounding errors differ, though: with
+0, ±3/4, ±3/2, ∞ they are four times smaller, about twice those of the direct sum.
+
+Sources: Lavin & Gray, Fast algorithms for convolutional neural networks (2016), section 4; for the points Barabasz et
+al., Error analysis and improving the accuracy of Winograd convolution for deep neural networks (2020).
 
 What this file is not: the place to learn what a convolution is; that is `tinycnn/reference.py`, then `convolution.py`,
-which calls this file where it pays. Results are those of the direct sum but for rounding errors of the same size.
+which calls this file where it pays.
 """
 
 from functools import cache
@@ -41,7 +44,7 @@ from tinycnn.kernels.vector import (
     write,
 )
 
-GROUP = 48
+GROUP = 30  # patches that are transformed together: enough to fill tiles, few enough to stay in the cache
 
 
 @cache
@@ -53,13 +56,13 @@ def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[
     """
     N, H, W, C = x_shape
     kernel_h, kernel_w, _, O = w_shape
-    patches = ((output_size[0] + 1) // 2) * ((output_size[1] + 1) // 2)
+    patches = -(-output_size[0] // 4) * -(-output_size[1] // 4)
     return (
         (kernel_h, kernel_w) == (3, 3)
-        and N * patches >= 500
+        and N * patches >= 125
         and min(C, O) >= 16
         and C * O >= 512
-        and 4 * patches <= 1.25 * output_size[0] * output_size[1]
+        and 16 * patches <= 2 * output_size[0] * output_size[1]
         and H * W * C <= 1 << 16
     )
 
@@ -72,12 +75,10 @@ def convolve(
     x (N, H, W, C), w (3, 3, C, O), b (O,), contiguous and of one dtype, N ≥ 1 -> y (N, *output_size, O).
     """
     _, _, C, O = w.shape
-    y, u = empty((len(x), *output_size, O), x.dtype), empty((16, C, O), x.dtype)
+    y, u = empty((len(x), *output_size, O), x.dtype), empty((36, C, O), x.dtype)
     run(_weights_task(row_lanes(x.dtype), x.dtype), 1, (C * O,), w, u)
     parts, sizes, scratch_size = _plan(x.shape, (*output_size, O), offset)
-    P, L = tile_shape(
-        10, O, x.dtype
-    )  # groups of 48, 49 or 50 patches all fill tiles of 10 well; one shape compiles once
+    P, L = tile_shape(10, O, x.dtype)  # groups of about 30 patches fill tiles of 10 well; one shape compiles once
     kernel = _convolve_task(P, L, row_lanes(x.dtype), x.dtype)
     run(kernel, parts, sizes, x, u, b, y, empty((scratch_size,), x.dtype))
     return y
@@ -91,7 +92,7 @@ def convolve_weight_gradient(x: np.ndarray, dy: np.ndarray, offset: tuple[int, i
     C, O = x.shape[3], dy.shape[3]
     R, L = tile_shape(8, O, x.dtype)  # the usual numbers of channels are multiples of 8
     parts, sizes, scratch_size = _plan(x.shape, dy.shape[1:], offset)
-    sums, db_parts = empty((parts, 16, C, O), x.dtype), empty((parts, O), x.dtype)
+    sums, db_parts = empty((parts, 36, C, O), x.dtype), empty((parts, O), x.dtype)
     lanes = row_lanes(x.dtype)
     run(_gradient_task(R, L, lanes, x.dtype), parts, sizes, x, dy, sums, db_parts, empty((scratch_size,), x.dtype))
     dw = empty((3, 3, C, O), x.dtype)
@@ -103,18 +104,86 @@ def convolve_weight_gradient(x: np.ndarray, dy: np.ndarray, offset: tuple[int, i
 def _plan(x_shape, y_shape, offset) -> tuple[int, tuple[int, ...], int]:
     """(parts, the sizes that the tasks need, numbers of scratch memory)."""
     (N, H, W, C), (out_h, out_w, O) = x_shape, y_shape
-    rows, columns = (out_h + 1) // 2, (out_w + 1) // 2  # of patches in an image
+    rows, columns = -(-out_h // 4), -(-out_w // 4)  # of patches in an image
     group = max(1, round(GROUP / columns))  # rows of patches
-    # A tile may reach beyond the last patch. The odd cache line between the 16 matrices keeps them from competing for
+    # A tile may reach beyond the last patch. The odd cache line between the 36 matrices keeps them from competing for
     # the same places in the cache.
     room = group * columns + 16
     v_size, m_size = room * C + 16, room * O + 16
-    z_h, z_w = 2 * rows + 2, 2 * columns + 2
+    z_h, z_w = 4 * rows + 2, 4 * columns + 2
     as_it_is = offset == (0, 0) and z_h <= H and z_w <= W
     z_size = 0 if as_it_is else z_h * z_w * C
     parts = min(PARTS, N * rows)
     sizes = (parts, N, H, W, C, out_h, out_w, O, *offset, rows, columns, group, v_size, m_size, z_w, z_size)
-    return parts, sizes, parts * (16 * (v_size + m_size) + z_size)
+    return parts, sizes, parts * (36 * (v_size + m_size) + z_size)
+
+
+# -------------------------------------------------------------------------------- the matrices, for rows of channels
+
+
+@njit(inline="always")
+def _B_transposed(d0, d1, d2, d3, d4, d5):
+    even, odd = multiply_add(-9 / 4, d2, d4), multiply_add(-9 / 4, d1, d3)
+    even_2, odd_2 = multiply_add(-9 / 16, d2, d4), multiply_add(-9 / 16, d1, d3)
+    return (
+        multiply_add(81 / 64, d0, multiply_add(-45 / 16, d2, d4)),
+        multiply_add(3 / 4, odd, even),
+        multiply_add(-3 / 4, odd, even),
+        multiply_add(3 / 2, odd_2, even_2),
+        multiply_add(-3 / 2, odd_2, even_2),
+        multiply_add(81 / 64, d1, multiply_add(-45 / 16, d3, d5)),
+    )
+
+
+@njit(inline="always")
+def _G(g0, g1, g2, zero):
+    """At x = 0, ±3/4, ±3/2 and ∞: (g0 + g1·x + g2·x²) / the product of x's distances from the other points."""
+    even, odd = multiply_add(9 / 16, g2, g0), multiply_add(3 / 4, g1, zero)
+    even_2, odd_2 = multiply_add(9 / 4, g2, g0), multiply_add(3 / 2, g1, zero)
+    return (
+        multiply_add(64 / 81, g0, zero),
+        multiply_add(-128 / 243, even + odd, zero),
+        multiply_add(-128 / 243, even - odd, zero),
+        multiply_add(32 / 243, even_2 + odd_2, zero),
+        multiply_add(32 / 243, even_2 - odd_2, zero),
+        g2,
+    )
+
+
+@njit(inline="always")
+def _G_transposed(s0, s1, s2, s3, s4, s5, zero):
+    even, odd, even_2, odd_2 = s1 + s2, s1 - s2, s3 + s4, s3 - s4
+    return (
+        multiply_add(64 / 81, s0, multiply_add(-128 / 243, even, multiply_add(32 / 243, even_2, zero))),
+        multiply_add(-32 / 81, odd, multiply_add(16 / 81, odd_2, zero)),
+        multiply_add(8 / 27, even_2 - even, s5),
+    )
+
+
+@njit(inline="always")
+def _A(y0, y1, y2, y3):
+    """y0 + y1·x + y2·x² + y3·x³ at x = 0, ±3/4, ±3/2 and ∞."""
+    even, odd = multiply_add(9 / 16, y2, y0), multiply_add(9 / 16, y3, y1)
+    even_2, odd_2 = multiply_add(9 / 4, y2, y0), multiply_add(9 / 4, y3, y1)
+    return (
+        y0,
+        multiply_add(3 / 4, odd, even),
+        multiply_add(-3 / 4, odd, even),
+        multiply_add(3 / 2, odd_2, even_2),
+        multiply_add(-3 / 2, odd_2, even_2),
+        y3,
+    )
+
+
+@njit(inline="always")
+def _A_transposed(m0, m1, m2, m3, m4, m5, zero):
+    even, odd, even_2, odd_2 = m1 + m2, m1 - m2, m3 + m4, m3 - m4
+    return (
+        m0 + even + even_2,
+        multiply_add(3 / 4, odd, multiply_add(3 / 2, odd_2, zero)),
+        multiply_add(9 / 16, even, multiply_add(9 / 4, even_2, zero)),
+        multiply_add(27 / 64, odd, multiply_add(27 / 8, odd_2, m5)),
+    )
 
 
 # ------------------------------------------------------------------------------------------------ forward (and dx)
@@ -123,38 +192,49 @@ def _plan(x_shape, y_shape, offset) -> tuple[int, tuple[int, ...], int]:
 @cache
 def _weights_task(L: int, dtype: np.dtype):
     """U = G w Gᵀ, for L pairs of channels at once."""
-    half = dtype.type(0.5)
 
     @task(dtype, dtype)
     def transform_weights(part, sizes, w, u):
         (size,) = numbers(sizes, 1)
-        half_g = tile(12, L, w)
+        half = tile(18, L, w)
         for i in range(0, size, L):
             width, zero = min(L, size - i), read(w, 0, 0, L)
             for b in range(3):
                 g0, g1 = read(w, b * size + i, width, L), read(w, (3 + b) * size + i, width, L)
-                g2 = read(w, (6 + b) * size + i, width, L)
-                outer, inner = multiply_add(half, g0 + g2, zero), multiply_add(half, g1, zero)
-                half_g[b], half_g[3 + b], half_g[6 + b], half_g[9 + b] = g0, outer + inner, outer - inner, g2
-            for a in range(4):
-                g0, g1, g2 = half_g[3 * a], half_g[3 * a + 1], half_g[3 * a + 2]
-                outer, inner = multiply_add(half, g0 + g2, zero), multiply_add(half, g1, zero)
-                write(u, 4 * a * size + i, g0, width)
-                write(u, (4 * a + 1) * size + i, outer + inner, width)
-                write(u, (4 * a + 2) * size + i, outer - inner, width)
-                write(u, (4 * a + 3) * size + i, g2, width)
+                column = _G(g0, g1, read(w, (6 + b) * size + i, width, L), zero)
+                half[b], half[3 + b], half[6 + b], half[9 + b], half[12 + b], half[15 + b] = column
+            for a in range(6):
+                u0, u1, u2, u3, u4, u5 = _G(half[3 * a], half[3 * a + 1], half[3 * a + 2], zero)
+                write(u, 6 * a * size + i, u0, width)
+                write(u, (6 * a + 1) * size + i, u1, width)
+                write(u, (6 * a + 2) * size + i, u2, width)
+                write(u, (6 * a + 3) * size + i, u3, width)
+                write(u, (6 * a + 4) * size + i, u4, width)
+                write(u, (6 * a + 5) * size + i, u5, width)
 
     return transform_weights
+
+
+@njit(inline="always")
+def _write_six(scratch, to, step, rows, width):
+    """The six rows, `step` numbers apart."""
+    r0, r1, r2, r3, r4, r5 = rows
+    write(scratch, to, r0, width)
+    write(scratch, to + step, r1, width)
+    write(scratch, to + 2 * step, r2, width)
+    write(scratch, to + 3 * step, r3, width)
+    write(scratch, to + 4 * step, r4, width)
+    write(scratch, to + 5 * step, r5, width)
 
 
 @njit(inline="always")
 def _transform_patches(x, sizes, first, rows, scratch, v, z_start, S):
     """V[t] = (Bᵀ d B)[t] for every patch d of these rows of patches; V is in the scratch memory from v on."""
     _, _, H, W, C, _, _, _, offset_h, offset_w, patch_rows, columns, _, v_size, _, z_w, z_size = numbers(sizes, 17)
-    patch = tile(16, S, x)
+    patch = tile(36, S, x)
     z, start, width_z, image = x, 0, W, -1
     for row in range(rows):
-        n, i = (first + row) // patch_rows, 2 * ((first + row) % patch_rows)
+        n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
         if z_size == 0:
             start = n * H * W * C
         elif n != image:
@@ -164,21 +244,25 @@ def _transform_patches(x, sizes, first, rows, scratch, v, z_start, S):
                 there = ((n * H + z_i - offset_h) * W + left - offset_w) * C
                 copy_numbers(scratch, z_start + (z_i * z_w + left) * C, x, there, (right - left) * C)
         for column in range(columns):
-            d = start + (i * width_z + 2 * column) * C
             for c in range(0, C, S):
                 width = min(S, C - c)
-                for t in range(16):
-                    patch[t] = read(z, d + (t // 4 * width_z + t % 4) * C + c, width, S)
-                for t in range(4):
-                    d0, d1, d2, d3 = patch[t], patch[4 + t], patch[8 + t], patch[12 + t]
-                    patch[t], patch[4 + t], patch[8 + t], patch[12 + t] = d0 - d2, d1 + d2, d2 - d1, d1 - d3
-                for t in range(4):
-                    d0, d1, d2, d3 = patch[4 * t], patch[4 * t + 1], patch[4 * t + 2], patch[4 * t + 3]
-                    to = v + 4 * t * v_size + (row * columns + column) * C + c
-                    write(scratch, to, d0 - d2, width)
-                    write(scratch, to + v_size, d1 + d2, width)
-                    write(scratch, to + 2 * v_size, d2 - d1, width)
-                    write(scratch, to + 3 * v_size, d1 - d3, width)
+                d, step = start + (i * width_z + 4 * column) * C + c, width_z * C
+                for t in range(6):
+                    here = d + t * C
+                    patch[t], patch[6 + t], patch[12 + t], patch[18 + t], patch[24 + t], patch[30 + t] = _B_transposed(
+                        read(z, here, width, S),
+                        read(z, here + step, width, S),
+                        read(z, here + 2 * step, width, S),
+                        read(z, here + 3 * step, width, S),
+                        read(z, here + 4 * step, width, S),
+                        read(z, here + 5 * step, width, S),
+                    )
+                for t in range(0, 36, 6):
+                    to = v + t * v_size + (row * columns + column) * C + c
+                    values = _B_transposed(
+                        patch[t], patch[t + 1], patch[t + 2], patch[t + 3], patch[t + 4], patch[t + 5]
+                    )
+                    _write_six(scratch, to, v_size, values, width)
 
 
 @cache
@@ -188,18 +272,18 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
         parts, N, _, _, C, out_h, out_w, O, _, _, patch_rows, columns, group, v_size, m_size, _, z_size = numbers(
             sizes, 17
         )
-        acc, patch = tile(P, L, x), tile(16, S, x)
-        v = part * (16 * (v_size + m_size) + z_size)
-        m = v + 16 * v_size
-        z_start = m + 16 * m_size
-        clear_numbers(scratch, v, 16 * v_size)
+        acc, patch = tile(P, L, x), tile(24, S, x)
+        v = part * (36 * (v_size + m_size) + z_size)
+        m = v + 36 * v_size
+        z_start = m + 36 * m_size
+        clear_numbers(scratch, v, 36 * v_size)
         clear_numbers(scratch, z_start, z_size)
         last = (part + 1) * N * patch_rows // parts
         for first in range(part * N * patch_rows // parts, last, group):
             rows = min(group, last - first)
             _transform_patches(x, sizes, first, rows, scratch, v, z_start, S)
             # M[t] = V[t] · U[t]
-            for t in range(16):
+            for t in range(36):
                 for o in range(0, O, L):
                     width = min(L, O - o)
                     for q in range(0, rows * columns, P):
@@ -214,22 +298,35 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
                             write(scratch, m + t * m_size + (q + p) * O + o, acc[p], width)
             # y = Aᵀ M A + b
             for row in range(rows):
-                n, i = (first + row) // patch_rows, 2 * ((first + row) % patch_rows)
+                n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
                 for column in range(columns):
                     for o in range(0, O, S):
-                        width = min(S, O - o)
-                        for t in range(16):
-                            patch[t] = read(scratch, m + t * m_size + (row * columns + column) * O + o, width, S)
-                        for t in range(4):
-                            m0, m1, m2, m3 = patch[t], patch[4 + t], patch[8 + t], patch[12 + t]
-                            patch[t], patch[4 + t] = m0 + m1 + m2, m1 - m2 - m3
+                        width, zero = min(S, O - o), read(x, 0, 0, S)
+                        here = m + (row * columns + column) * O + o
+                        for t in range(6):
+                            patch[t], patch[6 + t], patch[12 + t], patch[18 + t] = _A_transposed(
+                                read(scratch, here + t * m_size, width, S),
+                                read(scratch, here + (6 + t) * m_size, width, S),
+                                read(scratch, here + (12 + t) * m_size, width, S),
+                                read(scratch, here + (18 + t) * m_size, width, S),
+                                read(scratch, here + (24 + t) * m_size, width, S),
+                                read(scratch, here + (30 + t) * m_size, width, S),
+                                zero,
+                            )
                         bias = read(b, o, width, S)
-                        for t in range(2):
-                            m0, m1, m2, m3 = patch[4 * t], patch[4 * t + 1], patch[4 * t + 2], patch[4 * t + 3]
-                            if i + t < out_h:
-                                to = ((n * out_h + i + t) * out_w + 2 * column) * O + o
-                                write(y, to, m0 + m1 + m2 + bias, width)
-                                write(y, to + O, m1 - m2 - m3 + bias, width if 2 * column + 1 < out_w else 0)
+                        for a in range(min(4, out_h - i)):
+                            t = 6 * a
+                            y0, y1, y2, y3 = _A_transposed(
+                                patch[t], patch[t + 1], patch[t + 2], patch[t + 3], patch[t + 4], patch[t + 5], zero
+                            )
+                            to, there = ((n * out_h + i + a) * out_w + 4 * column) * O + o, out_w - 4 * column
+                            write(y, to, y0 + bias, width)
+                            if there > 1:
+                                write(y, to + O, y1 + bias, width)
+                            if there > 2:
+                                write(y, to + 2 * O, y2 + bias, width)
+                            if there > 3:
+                                write(y, to + 3 * O, y3 + bias, width)
 
     return convolve_patches
 
@@ -239,19 +336,19 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
 
 @cache
 def _gradient_task(R: int, L: int, S: int, dtype: np.dtype):
-    """sums[t] = Σ V[t]ᵀ · E[t] over patches, with E = A dy Aᵀ.  db is the sum of E[5], the sum of a patch of dy."""
+    """sums[t] = Σ V[t]ᵀ · E[t] over patches, with E = A dy Aᵀ."""
 
     @task(dtype, dtype, dtype, dtype, dtype)
     def weight_gradient_patches(part, sizes, x, dy, sums, db, scratch):
         parts, N, _, _, C, out_h, out_w, O, _, _, patch_rows, columns, group, v_size, m_size, _, z_size = numbers(
             sizes, 17
         )
-        acc, patch = tile(R, L, x), tile(16, S, x)
-        v = part * (16 * (v_size + m_size) + z_size)
-        e = v + 16 * v_size
-        z_start = e + 16 * m_size
+        acc, patch = tile(R, L, x), tile(24, S, x)
+        v = part * (36 * (v_size + m_size) + z_size)
+        e = v + 36 * v_size
+        z_start = e + 36 * m_size
         clear_numbers(scratch, z_start, z_size)
-        clear_numbers(sums, part * 16 * C * O, 16 * C * O)
+        clear_numbers(sums, part * 36 * C * O, 36 * C * O)
         clear_numbers(db, part * O, O)
         last = (part + 1) * N * patch_rows // parts
         for first in range(part * N * patch_rows // parts, last, group):
@@ -261,32 +358,32 @@ def _gradient_task(R: int, L: int, S: int, dtype: np.dtype):
                 width, zero = min(S, O - o), read(x, 0, 0, S)
                 total = read(db, part * O + o, width, S)
                 for row in range(rows):
-                    n, i = (first + row) // patch_rows, 2 * ((first + row) % patch_rows)
+                    n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
                     for column in range(columns):
-                        here = ((n * out_h + i) * out_w + 2 * column) * O + o
-                        right = width if 2 * column + 1 < out_w else 0
-                        below, corner = (width, right) if i + 1 < out_h else (0, 0)
-                        d00, d01 = read(dy, here, width, S), read(dy, here + O, right, S)
-                        d10, d11 = read(dy, here + out_w * O, below, S), read(dy, here + (out_w + 1) * O, corner, S)
-                        patch[0], patch[1] = d00, d01
-                        patch[2], patch[3] = d00 + d10, d01 + d11
-                        patch[4], patch[5] = d00 - d10, d01 - d11
-                        patch[6], patch[7] = zero - d10, zero - d11
-                        total = total + (patch[2] + patch[3])
-                        for t in range(4):
-                            d0, d1 = patch[2 * t], patch[2 * t + 1]
-                            to = e + 4 * t * m_size + (row * columns + column) * O + o
-                            write(scratch, to, d0, width)
-                            write(scratch, to + m_size, d0 + d1, width)
-                            write(scratch, to + 2 * m_size, d0 - d1, width)
-                            write(scratch, to + 3 * m_size, zero - d1, width)
+                        # Rows of zeros where the patch sticks out of dy.
+                        for a in range(4):
+                            here = ((n * out_h + i + a) * out_w + 4 * column) * O + o
+                            there = out_w - 4 * column if i + a < out_h else 0
+                            d0 = read(dy, here, width if there > 0 else 0, S)
+                            d1 = read(dy, here + O, width if there > 1 else 0, S)
+                            d2 = read(dy, here + 2 * O, width if there > 2 else 0, S)
+                            d3 = read(dy, here + 3 * O, width if there > 3 else 0, S)
+                            total = total + ((d0 + d1) + (d2 + d3))
+                            t = 6 * a
+                            patch[t], patch[t + 1], patch[t + 2], patch[t + 3], patch[t + 4], patch[t + 5] = _A(
+                                d0, d1, d2, d3
+                            )
+                        to = e + (row * columns + column) * O + o
+                        for t in range(6):
+                            values = _A(patch[t], patch[6 + t], patch[12 + t], patch[18 + t])
+                            _write_six(scratch, to + t * m_size, 6 * m_size, values, width)
                 write(db, part * O + o, total, width)
-            for t in range(16):
+            for t in range(36):
                 for o in range(0, O, L):
                     width = min(L, O - o)
                     for tile_k in range(0, C, R):
                         k = min(tile_k, C - R)
-                        here = ((part * 16 + t) * C + k) * O + o
+                        here = ((part * 36 + t) * C + k) * O + o
                         for r in range(R):
                             acc[r] = read(sums, here + r * O, width, L)
                         for q in range(rows * columns):
@@ -303,31 +400,31 @@ def _gradient_task(R: int, L: int, S: int, dtype: np.dtype):
 @cache
 def _gradient_end_task(S: int, dtype: np.dtype):
     """dw = Gᵀ (the sums of all parts) G, for S pairs of channels at once."""
-    half = dtype.type(0.5)
 
     @task(dtype, dtype)
     def weight_gradient_end(part, sizes, sums, dw):
         parts, size = numbers(sizes, 2)
-        patch = tile(16, S, sums)
+        patch = tile(36, S, sums)
         blocks = (size + S - 1) // S
         for block in range(part * blocks // PARTS, (part + 1) * blocks // PARTS):
             i = block * S
             width, zero = min(S, size - i), read(sums, 0, 0, S)
-            for t in range(16):
+            for t in range(36):
                 total = read(sums, t * size + i, width, S)
                 for other in range(1, parts):
-                    total = total + read(sums, (other * 16 + t) * size + i, width, S)
+                    total = total + read(sums, (other * 36 + t) * size + i, width, S)
                 patch[t] = total
-            for t in range(4):
-                s0, s3 = patch[t], patch[12 + t]
-                plus, minus = patch[4 + t] + patch[8 + t], patch[4 + t] - patch[8 + t]
-                patch[t], patch[4 + t] = multiply_add(half, plus, s0), multiply_add(half, minus, zero)
-                patch[8 + t] = multiply_add(half, plus, s3)
+            for t in range(6):
+                patch[t], patch[6 + t], patch[12 + t] = _G_transposed(
+                    patch[t], patch[6 + t], patch[12 + t], patch[18 + t], patch[24 + t], patch[30 + t], zero
+                )
             for a in range(3):
-                s0, s3 = patch[4 * a], patch[4 * a + 3]
-                plus, minus = patch[4 * a + 1] + patch[4 * a + 2], patch[4 * a + 1] - patch[4 * a + 2]
-                write(dw, 3 * a * size + i, multiply_add(half, plus, s0), width)
-                write(dw, (3 * a + 1) * size + i, multiply_add(half, minus, zero), width)
-                write(dw, (3 * a + 2) * size + i, multiply_add(half, plus, s3), width)
+                t = 6 * a
+                w0, w1, w2 = _G_transposed(
+                    patch[t], patch[t + 1], patch[t + 2], patch[t + 3], patch[t + 4], patch[t + 5], zero
+                )
+                write(dw, 3 * a * size + i, w0, width)
+                write(dw, (3 * a + 1) * size + i, w1, width)
+                write(dw, (3 * a + 2) * size + i, w2, width)
 
     return weight_gradient_end
