@@ -178,7 +178,7 @@ class Conv2D(Layer):
         return (*out, self.filters)
 
     def forward(self, x, training=False):
-        _must_be_built(self)
+        _must_be_built(self, self.weight)
         x, channels = np.asarray(x), self.weight.grad.shape[2]
         output_size = self._output_size(x.shape[1:]) if x.ndim == 4 else (0, 0)
         fits = min(output_size) >= 1 and x.shape[3] == channels
@@ -309,7 +309,7 @@ class Dense(Layer):
         return (self.units,)
 
     def forward(self, x, training=False):
-        _must_be_built(self)
+        _must_be_built(self, self.weight)
         x, inputs = np.asarray(x), len(self.weight.grad)
         x = self._input(x, x.ndim == 2 and x.shape[1] == inputs, "(N, {})", inputs)
         y = dense(x, self._value(self.weight), self._value(self.bias))
@@ -360,7 +360,7 @@ class BatchNorm(Layer):
         return input_shape
 
     def forward(self, x, training=False):
-        _must_be_built(self)
+        _must_be_built(self, self.gamma)
         x, channels = np.asarray(x), len(self.gamma.grad)
         x = self._input(x, x.ndim >= 2 and x.shape[-1] == channels, "(..., {})", channels)
         rows = x.reshape(-1, channels)
@@ -474,8 +474,8 @@ def _in_order(*parameters: Parameter | None) -> list[Parameter]:
     return [p for p in parameters if p is not None]
 
 
-def _must_be_built(layer: Layer) -> None:
-    if not layer.parameters():
+def _must_be_built(layer: Layer, parameter: Parameter | None) -> None:
+    if parameter is None:
         raise ValueError(
             f"{layer.label()} has no parameters yet: put it into a Sequential, which knows its input shape"
         )

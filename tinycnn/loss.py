@@ -30,12 +30,12 @@ class SoftmaxCrossEntropy:
         if logits.ndim != 2 or not logits.size:
             raise ValueError(f"SoftmaxCrossEntropy: got logits of shape {logits.shape}, needs (N, classes), not empty")
         targets = _targets(np.asarray(labels), logits)
-        best = logits.argmax(axis=1)[:, None]
-        shifted = logits - np.take_along_axis(logits, best, axis=1)
+        best = np.arange(len(logits)), logits.argmax(axis=1)
+        shifted = logits - logits[best][:, None]
         e = np.exp(shifted)
-        np.put_along_axis(e, best, 0, axis=1)
+        e[best] = 0
         others = e.sum(axis=1, keepdims=True)  # Σ e^shifted without its largest term, which is 1
-        np.put_along_axis(e, best, 1, axis=1)
+        e[best] = 1
         # log p = shifted − log Σ e^shifted, never the log of a p that has rounded to 0 or to 1. A target of 0 counts as
         # 0 even where log p is −∞.
         log_p = shifted - np.log1p(others)

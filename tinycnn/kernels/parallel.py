@@ -67,7 +67,7 @@ def run(kernel, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None
     """
     dtype = arrays[0].dtype
     # Only their addresses count, but one type for all spares compiling `_call_in_parallel` again for every mixture.
-    memory = [a.reshape(-1) if a.dtype == dtype else np.frombuffer(a, dtype, count=0) for a in arrays]
+    memory = [a.ravel() if a.dtype == dtype else np.frombuffer(a, dtype, count=0) for a in arrays]
     unused = memory[:1] * (MOST_ARRAYS - len(arrays))
     _call_in_parallel(kernel.address, parts, np.array((0, *sizes), np.int64), *memory, *unused)
 

@@ -162,19 +162,7 @@ def read(typing_context, array, i, width, lanes):
     result = Row(array.dtype, lanes.literal_value)
 
     def code(context, builder, signature, arguments):
-        array_, i_, width_, _ = arguments
-        row = context.get_value_type(result)
-        pointer = builder.bitcast(builder.gep(array_, [i_]), row.as_pointer())
-        slot = cgutils.alloca_once(builder, row)
-        with builder.if_else(_is_whole(builder, result, width_)) as (whole, narrower):
-            with whole:
-                builder.store(builder.load(pointer, align=_alignment(result)), slot)
-            with narrower:
-                mask = _first_lanes(builder, result.lanes, width_)
-                load = _llvm(builder, "llvm.masked.load", row, [pointer.type, _I32, mask.type, row], ".p0")
-                zeros, alignment = ir.Constant(row, None), ir.Constant(_I32, _alignment(result))
-                builder.store(builder.call(load, [pointer, alignment, mask, zeros]), slot)
-        return builder.load(slot)
+        return _read(context, builder, result, *arguments[:3])
 
     return result(array, types.intp, types.intp, lanes), code
 
@@ -184,19 +172,44 @@ def write(typing_context, array, i, row, width):
     """array[i : i + width] = row."""
 
     def code(context, builder, signature, arguments):
-        array_, i_, row_, width_ = arguments
-        pointer = builder.bitcast(builder.gep(array_, [i_]), row_.type.as_pointer())
-        with builder.if_else(_is_whole(builder, row, width_)) as (whole, narrower):
-            with whole:
-                builder.store(row_, pointer, align=_alignment(row))
-            with narrower:
-                mask = _first_lanes(builder, row.lanes, width_)
-                types_ = [row_.type, pointer.type, _I32, mask.type]
-                store = _llvm(builder, "llvm.masked.store", ir.VoidType(), types_, ".p0")
-                builder.call(store, [row_, pointer, ir.Constant(_I32, _alignment(row)), mask])
+        _write(context, builder, row, *arguments)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, row, types.intp), code
+
+
+@intrinsic(prefer_literal=True)
+def read_rows(typing_context, array, i, step, count, width, rows, lanes):
+    """A tuple of so many rows, each `step` numbers behind the other; those from the `count`-th on are zeros."""
+    row = Row(array.dtype, lanes.literal_value)
+    result = types.UniTuple(row, rows.literal_value)
+
+    def code(context, builder, signature, arguments):
+        array_, i_, step_, count_, width_, _, _ = arguments
+        values = []
+        for number in range(result.count):
+            inside = builder.icmp_signed(">", count_, ir.Constant(count_.type, number))
+            width_here = builder.select(inside, width_, ir.Constant(width_.type, 0))
+            values.append(_read(context, builder, row, array_, i_, width_here))
+            i_ = builder.add(i_, step_)
+        return context.make_tuple(builder, result, values)
+
+    return result(array, types.intp, types.intp, types.intp, types.intp, rows, lanes), code
+
+
+@intrinsic
+def write_rows(typing_context, array, i, step, count, width, rows):
+    """Write the first `count` rows of the tuple, each `step` numbers behind the other."""
+
+    def code(context, builder, signature, arguments):
+        array_, i_, step_, count_, width_, rows_ = arguments
+        for number in range(rows.count):
+            with builder.if_then(builder.icmp_signed(">", count_, ir.Constant(count_.type, number))):
+                _write(context, builder, rows.dtype, array_, i_, builder.extract_value(rows_, number), width_)
+            i_ = builder.add(i_, step_)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, types.intp, types.intp, rows), code
 
 
 @intrinsic
@@ -312,6 +325,34 @@ def clear_numbers(typing_context, to, i, count):
 # -------------------------------------------------------------------------------- small pieces of LLVM for the above
 
 _I32 = ir.IntType(32)
+
+
+def _read(context, builder, row: Row, array_, i_, width_):
+    vector = context.get_value_type(row)
+    pointer = builder.bitcast(builder.gep(array_, [i_]), vector.as_pointer())
+    slot = cgutils.alloca_once(builder, vector)
+    with builder.if_else(_is_whole(builder, row, width_)) as (whole, narrower):
+        with whole:
+            builder.store(builder.load(pointer, align=_alignment(row)), slot)
+        with narrower:
+            mask = _first_lanes(builder, row.lanes, width_)
+            load = _llvm(builder, "llvm.masked.load", vector, [pointer.type, _I32, mask.type, vector], ".p0")
+            zeros, alignment = ir.Constant(vector, None), ir.Constant(_I32, _alignment(row))
+            builder.store(builder.call(load, [pointer, alignment, mask, zeros]), slot)
+    return builder.load(slot)
+
+
+def _write(context, builder, row: Row, array_, i_, row_, width_):
+    pointer = builder.bitcast(builder.gep(array_, [i_]), row_.type.as_pointer())
+    with builder.if_else(_is_whole(builder, row, width_)) as (whole, narrower):
+        with whole:
+            builder.store(row_, pointer, align=_alignment(row))
+        with narrower:
+            mask = _first_lanes(builder, row.lanes, width_)
+            store = _llvm(
+                builder, "llvm.masked.store", ir.VoidType(), [row_.type, pointer.type, _I32, mask.type], ".p0"
+            )
+            builder.call(store, [row_, pointer, ir.Constant(_I32, _alignment(row)), mask])
 
 
 def _alignment(row: Row) -> int:

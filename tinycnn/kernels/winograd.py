@@ -38,13 +38,16 @@ from tinycnn.kernels.vector import (
     copy_numbers,
     multiply_add,
     read,
+    read_rows,
     row_lanes,
     tile,
     tile_shape,
     write,
+    write_rows,
 )
 
 GROUP = 30  # patches that are transformed together: enough to fill tiles, few enough to stay in the cache
+ODD = 16  # numbers between 36 matrices that are used at once: they would compete for the same places in the cache
 
 
 @cache
@@ -59,10 +62,10 @@ def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[
     patches = -(-output_size[0] // 4) * -(-output_size[1] // 4)
     return (
         (kernel_h, kernel_w) == (3, 3)
-        and N * patches >= 125
+        and N * patches >= 60
         and min(C, O) >= 16
         and C * O >= 512
-        and 16 * patches <= 2 * output_size[0] * output_size[1]
+        and 16 * patches <= 1.6 * output_size[0] * output_size[1]
         and H * W * C <= 1 << 16
     )
 
@@ -74,12 +77,12 @@ def convolve(
 
     x (N, H, W, C), w (3, 3, C, O), b (O,), contiguous and of one dtype, N ≥ 1 -> y (N, *output_size, O).
     """
-    _, _, C, O = w.shape
-    y, u = empty((len(x), *output_size, O), x.dtype), empty((36, C, O), x.dtype)
-    run(_weights_task(row_lanes(x.dtype), x.dtype), 1, (C * O,), w, u)
-    parts, sizes, scratch_size = _plan(x.shape, (*output_size, O), offset)
+    (_, _, C, O), S = w.shape, row_lanes(x.dtype)
+    y, u = empty((len(x), *output_size, O), x.dtype), empty((36, C * O + ODD), x.dtype)
+    run(_weights_task(S, x.dtype), 1, (C * O,), w, u)
+    parts, sizes, scratch_size = _plan(x.shape, (*output_size, O), offset, S)
     P, L = tile_shape(10, O, x.dtype)  # groups of about 30 patches fill tiles of 10 well; one shape compiles once
-    kernel = _convolve_task(P, L, row_lanes(x.dtype), x.dtype)
+    kernel = _convolve_task(P, L, S, x.dtype)
     run(kernel, parts, sizes, x, u, b, y, empty((scratch_size,), x.dtype))
     return y
 
@@ -89,40 +92,38 @@ def convolve_weight_gradient(x: np.ndarray, dy: np.ndarray, offset: tuple[int, i
 
     x (N, H, W, C), dy (N, out_h, out_w, O), contiguous and of one dtype, N ≥ 1 -> dw (3, 3, C, O), db (O,).
     """
-    C, O = x.shape[3], dy.shape[3]
+    C, O, S = x.shape[3], dy.shape[3], row_lanes(x.dtype)
     R, L = tile_shape(8, O, x.dtype)  # the usual numbers of channels are multiples of 8
-    parts, sizes, scratch_size = _plan(x.shape, dy.shape[1:], offset)
-    sums, db_parts = empty((parts, 36, C, O), x.dtype), empty((parts, O), x.dtype)
-    lanes = row_lanes(x.dtype)
-    run(_gradient_task(R, L, lanes, x.dtype), parts, sizes, x, dy, sums, db_parts, empty((scratch_size,), x.dtype))
+    parts, sizes, scratch_size = _plan(x.shape, dy.shape[1:], offset, S)
+    sums, db_parts = empty((parts, 36, C * O + ODD), x.dtype), empty((parts, O), x.dtype)
+    run(_gradient_task(R, L, S, x.dtype), parts, sizes, x, dy, sums, db_parts, empty((scratch_size,), x.dtype))
     dw = empty((3, 3, C, O), x.dtype)
-    run(_gradient_end_task(lanes, x.dtype), PARTS, (parts, C * O), sums, dw)
+    run(_gradient_end_task(S, x.dtype), PARTS, (parts, C * O), sums, dw)
     return dw, db_parts.sum(axis=0)
 
 
 @cache
-def _plan(x_shape, y_shape, offset) -> tuple[int, tuple[int, ...], int]:
+def _plan(x_shape, y_shape, offset, S) -> tuple[int, tuple[int, ...], int]:
     """(parts, the sizes that the tasks need, numbers of scratch memory)."""
     (N, H, W, C), (out_h, out_w, O) = x_shape, y_shape
     rows, columns = -(-out_h // 4), -(-out_w // 4)  # of patches in an image
     group = max(1, round(GROUP / columns))  # rows of patches
-    # A tile may reach beyond the last patch. The odd cache line between the 36 matrices keeps them from competing for
-    # the same places in the cache.
-    room = group * columns + 16
-    v_size, m_size = room * C + 16, room * O + 16
+    room = group * columns + 16  # a tile may reach beyond the last patch
+    v_size, m_size = room * C + ODD, room * O + ODD
     z_h, z_w = 4 * rows + 2, 4 * columns + 2
     as_it_is = offset == (0, 0) and z_h <= H and z_w <= W
     z_size = 0 if as_it_is else z_h * z_w * C
-    parts = min(PARTS, N * rows)
+    parts = max(1, min(PARTS, N * rows // group))
     sizes = (parts, N, H, W, C, out_h, out_w, O, *offset, rows, columns, group, v_size, m_size, z_w, z_size)
-    return parts, sizes, parts * (36 * (v_size + m_size) + z_size)
+    return parts, sizes, parts * (36 * (v_size + m_size + S) + z_size)
 
 
 # -------------------------------------------------------------------------------- the matrices, for rows of channels
 
 
-@njit(inline="always")
-def _B_transposed(d0, d1, d2, d3, d4, d5):
+@njit(forceinline=True)
+def _B_transposed(d):
+    d0, d1, d2, d3, d4, d5 = d
     even, odd = multiply_add(-9 / 4, d2, d4), multiply_add(-9 / 4, d1, d3)
     even_2, odd_2 = multiply_add(-9 / 16, d2, d4), multiply_add(-9 / 16, d1, d3)
     return (
@@ -135,9 +136,10 @@ def _B_transposed(d0, d1, d2, d3, d4, d5):
     )
 
 
-@njit(inline="always")
-def _G(g0, g1, g2, zero):
-    """At x = 0, ±3/4, ±3/2 and ∞: (g0 + g1·x + g2·x²) / the product of x's distances from the other points."""
+@njit(forceinline=True)
+def _G(g, zero):
+    """g0 + g1·x + g2·x² at x = 0, ±3/4, ±3/2 and ∞, divided by the product of x's distances from the other points."""
+    g0, g1, g2 = g
     even, odd = multiply_add(9 / 16, g2, g0), multiply_add(3 / 4, g1, zero)
     even_2, odd_2 = multiply_add(9 / 4, g2, g0), multiply_add(3 / 2, g1, zero)
     return (
@@ -150,8 +152,9 @@ def _G(g0, g1, g2, zero):
     )
 
 
-@njit(inline="always")
-def _G_transposed(s0, s1, s2, s3, s4, s5, zero):
+@njit(forceinline=True)
+def _G_transposed(s, zero):
+    s0, s1, s2, s3, s4, s5 = s
     even, odd, even_2, odd_2 = s1 + s2, s1 - s2, s3 + s4, s3 - s4
     return (
         multiply_add(64 / 81, s0, multiply_add(-128 / 243, even, multiply_add(32 / 243, even_2, zero))),
@@ -160,9 +163,10 @@ def _G_transposed(s0, s1, s2, s3, s4, s5, zero):
     )
 
 
-@njit(inline="always")
-def _A(y0, y1, y2, y3):
+@njit(forceinline=True)
+def _A(y):
     """y0 + y1·x + y2·x² + y3·x³ at x = 0, ±3/4, ±3/2 and ∞."""
+    y0, y1, y2, y3 = y
     even, odd = multiply_add(9 / 16, y2, y0), multiply_add(9 / 16, y3, y1)
     even_2, odd_2 = multiply_add(9 / 4, y2, y0), multiply_add(9 / 4, y3, y1)
     return (
@@ -175,14 +179,16 @@ def _A(y0, y1, y2, y3):
     )
 
 
-@njit(inline="always")
-def _A_transposed(m0, m1, m2, m3, m4, m5, zero):
+@njit(forceinline=True)
+def _A_transposed(m, constant):
+    """`constant` is added to each of the four."""
+    m0, m1, m2, m3, m4, m5 = m
     even, odd, even_2, odd_2 = m1 + m2, m1 - m2, m3 + m4, m3 - m4
     return (
-        m0 + even + even_2,
-        multiply_add(3 / 4, odd, multiply_add(3 / 2, odd_2, zero)),
-        multiply_add(9 / 16, even, multiply_add(9 / 4, even_2, zero)),
-        multiply_add(27 / 64, odd, multiply_add(27 / 8, odd_2, m5)),
+        m0 + even + even_2 + constant,
+        multiply_add(3 / 4, odd, multiply_add(3 / 2, odd_2, constant)),
+        multiply_add(9 / 16, even, multiply_add(9 / 4, even_2, constant)),
+        multiply_add(27 / 64, odd, multiply_add(27 / 8, odd_2, m5 + constant)),
     )
 
 
@@ -190,79 +196,57 @@ def _A_transposed(m0, m1, m2, m3, m4, m5, zero):
 
 
 @cache
-def _weights_task(L: int, dtype: np.dtype):
-    """U = G w Gᵀ, for L pairs of channels at once."""
+def _weights_task(S: int, dtype: np.dtype):
+    """U = G w Gᵀ, for S pairs of channels at once."""
 
     @task(dtype, dtype)
     def transform_weights(part, sizes, w, u):
         (size,) = numbers(sizes, 1)
-        half = tile(18, L, w)
-        for i in range(0, size, L):
-            width, zero = min(L, size - i), read(w, 0, 0, L)
-            for b in range(3):
-                g0, g1 = read(w, b * size + i, width, L), read(w, (3 + b) * size + i, width, L)
-                column = _G(g0, g1, read(w, (6 + b) * size + i, width, L), zero)
-                half[b], half[3 + b], half[6 + b], half[9 + b], half[12 + b], half[15 + b] = column
+        step = size + ODD
+        for i in range(0, size, S):
+            width, zero = min(S, size - i), read(w, 0, 0, S)
+            for b in range(3):  # the first half of the way, G w, stands where the end of U will
+                column = read_rows(w, b * size + i, 3 * size, 3, width, 3, S)
+                write_rows(u, (3 + b) * step + i, 6 * step, 6, width, _G(column, zero))
             for a in range(6):
-                u0, u1, u2, u3, u4, u5 = _G(half[3 * a], half[3 * a + 1], half[3 * a + 2], zero)
-                write(u, 6 * a * size + i, u0, width)
-                write(u, (6 * a + 1) * size + i, u1, width)
-                write(u, (6 * a + 2) * size + i, u2, width)
-                write(u, (6 * a + 3) * size + i, u3, width)
-                write(u, (6 * a + 4) * size + i, u4, width)
-                write(u, (6 * a + 5) * size + i, u5, width)
+                row = read_rows(u, (6 * a + 3) * step + i, step, 3, width, 3, S)
+                write_rows(u, 6 * a * step + i, step, 6, width, _G(row, zero))
 
     return transform_weights
 
 
-@njit(inline="always")
-def _write_six(scratch, to, step, rows, width):
-    """The six rows, `step` numbers apart."""
-    r0, r1, r2, r3, r4, r5 = rows
-    write(scratch, to, r0, width)
-    write(scratch, to + step, r1, width)
-    write(scratch, to + 2 * step, r2, width)
-    write(scratch, to + 3 * step, r3, width)
-    write(scratch, to + 4 * step, r4, width)
-    write(scratch, to + 5 * step, r5, width)
+@njit(forceinline=True)
+def _image_inside_zeros(x, n, sizes, z, z_start):
+    """Image n of x, set inside the zeros at `offset`, in scratch memory."""
+    _, _, H, W, C, _, _, _, offset_h, offset_w, _, _, _, _, _, z_w, z_size = numbers(sizes, 17)
+    left, right = max(0, offset_w), min(z_w, offset_w + W)
+    for row in range(max(0, offset_h), min(z_size // (z_w * C), offset_h + H)):
+        there = ((n * H + row - offset_h) * W + left - offset_w) * C
+        copy_numbers(z, z_start + (row * z_w + left) * C, x, there, (right - left) * C)
 
 
-@njit(inline="always")
-def _transform_patches(x, sizes, first, rows, scratch, v, z_start, S):
+@njit(forceinline=True)
+def _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
     """V[t] = (Bᵀ d B)[t] for every patch d of these rows of patches; V is in the scratch memory from v on."""
-    _, _, H, W, C, _, _, _, offset_h, offset_w, patch_rows, columns, _, v_size, _, z_w, z_size = numbers(sizes, 17)
-    patch = tile(36, S, x)
-    z, start, width_z, image = x, 0, W, -1
+    _, _, H, W, C, _, _, _, _, _, patch_rows, columns, _, v_size, _, z_w, z_size = numbers(sizes, 17)
+    z, start, row_size, image = x, 0, W * C, -1
     for row in range(rows):
         n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
         if z_size == 0:
             start = n * H * W * C
         elif n != image:
-            z, start, width_z, image = scratch, z_start, z_w, n
-            left, right = max(0, offset_w), min(z_w, offset_w + W)
-            for z_i in range(max(0, offset_h), min(z_size // (z_w * C), offset_h + H)):
-                there = ((n * H + z_i - offset_h) * W + left - offset_w) * C
-                copy_numbers(scratch, z_start + (z_i * z_w + left) * C, x, there, (right - left) * C)
+            z, start, row_size, image = scratch, z_start, z_w * C, n
+            _image_inside_zeros(x, n, sizes, z, z_start)
         for column in range(columns):
+            q = row * columns + column
             for c in range(0, C, S):
-                width = min(S, C - c)
-                d, step = start + (i * width_z + 4 * column) * C + c, width_z * C
+                width, d = min(S, C - c), start + i * row_size + 4 * column * C + c
                 for t in range(6):
-                    here = d + t * C
-                    patch[t], patch[6 + t], patch[12 + t], patch[18 + t], patch[24 + t], patch[30 + t] = _B_transposed(
-                        read(z, here, width, S),
-                        read(z, here + step, width, S),
-                        read(z, here + 2 * step, width, S),
-                        read(z, here + 3 * step, width, S),
-                        read(z, here + 4 * step, width, S),
-                        read(z, here + 5 * step, width, S),
-                    )
-                for t in range(0, 36, 6):
-                    to = v + t * v_size + (row * columns + column) * C + c
-                    values = _B_transposed(
-                        patch[t], patch[t + 1], patch[t + 2], patch[t + 3], patch[t + 4], patch[t + 5]
-                    )
-                    _write_six(scratch, to, v_size, values, width)
+                    d_column = read_rows(z, d + t * C, row_size, 6, width, 6, S)
+                    write_rows(scratch, half + t * S, 6 * S, 6, S, _B_transposed(d_column))
+                for t in range(6):
+                    d_row = read_rows(scratch, half + 6 * t * S, S, 6, S, 6, S)
+                    write_rows(scratch, v + 6 * t * v_size + q * C + c, v_size, 6, width, _B_transposed(d_row))
 
 
 @cache
@@ -272,16 +256,18 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
         parts, N, _, _, C, out_h, out_w, O, _, _, patch_rows, columns, group, v_size, m_size, _, z_size = numbers(
             sizes, 17
         )
-        acc, patch = tile(P, L, x), tile(24, S, x)
-        v = part * (36 * (v_size + m_size) + z_size)
+        acc = tile(P, L, x)
+        v = part * (36 * (v_size + m_size + S) + z_size)
         m = v + 36 * v_size
-        z_start = m + 36 * m_size
-        clear_numbers(scratch, v, 36 * v_size)
+        half = m + 36 * m_size
+        z_start = half + 36 * S
         clear_numbers(scratch, z_start, z_size)
         last = (part + 1) * N * patch_rows // parts
         for first in range(part * N * patch_rows // parts, last, group):
             rows = min(group, last - first)
-            _transform_patches(x, sizes, first, rows, scratch, v, z_start, S)
+            _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
+            for t in range(36):  # what the last tile reads beyond the patches counts for nothing, but may be anything
+                clear_numbers(scratch, v + t * v_size + rows * columns * C, P * C)
             # M[t] = V[t] · U[t]
             for t in range(36):
                 for o in range(0, O, L):
@@ -291,7 +277,7 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
                             acc[p] = read(x, 0, 0, L)  # no lanes: zeros
                         here = v + t * v_size + q * C
                         for k in range(C):
-                            u_row = read(u, (t * C + k) * O + o, width, L)
+                            u_row = read(u, t * (C * O + ODD) + k * O + o, width, L)
                             for p in range(P):
                                 acc[p] = multiply_add(scratch[here + p * C + k], u_row, acc[p])
                         for p in range(P):
@@ -300,33 +286,17 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
             for row in range(rows):
                 n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
                 for column in range(columns):
+                    here = m + (row * columns + column) * O
                     for o in range(0, O, S):
-                        width, zero = min(S, O - o), read(x, 0, 0, S)
-                        here = m + (row * columns + column) * O + o
+                        width = min(S, O - o)
                         for t in range(6):
-                            patch[t], patch[6 + t], patch[12 + t], patch[18 + t] = _A_transposed(
-                                read(scratch, here + t * m_size, width, S),
-                                read(scratch, here + (6 + t) * m_size, width, S),
-                                read(scratch, here + (12 + t) * m_size, width, S),
-                                read(scratch, here + (18 + t) * m_size, width, S),
-                                read(scratch, here + (24 + t) * m_size, width, S),
-                                read(scratch, here + (30 + t) * m_size, width, S),
-                                zero,
-                            )
-                        bias = read(b, o, width, S)
+                            m_column = read_rows(scratch, here + t * m_size + o, 6 * m_size, 6, width, 6, S)
+                            m_column = _A_transposed(m_column, read(x, 0, 0, S))
+                            write_rows(scratch, half + t * S, 6 * S, 4, S, m_column)
                         for a in range(min(4, out_h - i)):
-                            t = 6 * a
-                            y0, y1, y2, y3 = _A_transposed(
-                                patch[t], patch[t + 1], patch[t + 2], patch[t + 3], patch[t + 4], patch[t + 5], zero
-                            )
-                            to, there = ((n * out_h + i + a) * out_w + 4 * column) * O + o, out_w - 4 * column
-                            write(y, to, y0 + bias, width)
-                            if there > 1:
-                                write(y, to + O, y1 + bias, width)
-                            if there > 2:
-                                write(y, to + 2 * O, y2 + bias, width)
-                            if there > 3:
-                                write(y, to + 3 * O, y3 + bias, width)
+                            m_row = read_rows(scratch, half + 6 * a * S, S, 6, S, 6, S)
+                            to = ((n * out_h + i + a) * out_w + 4 * column) * O + o
+                            write_rows(y, to, O, out_w - 4 * column, width, _A_transposed(m_row, read(b, o, width, S)))
 
     return convolve_patches
 
@@ -343,19 +313,20 @@ def _gradient_task(R: int, L: int, S: int, dtype: np.dtype):
         parts, N, _, _, C, out_h, out_w, O, _, _, patch_rows, columns, group, v_size, m_size, _, z_size = numbers(
             sizes, 17
         )
-        acc, patch = tile(R, L, x), tile(24, S, x)
-        v = part * (36 * (v_size + m_size) + z_size)
+        acc = tile(R, L, x)
+        v = part * (36 * (v_size + m_size + S) + z_size)
         e = v + 36 * v_size
-        z_start = e + 36 * m_size
+        half = e + 36 * m_size
+        z_start = half + 36 * S
         clear_numbers(scratch, z_start, z_size)
-        clear_numbers(sums, part * 36 * C * O, 36 * C * O)
+        clear_numbers(sums, part * 36 * (C * O + ODD), 36 * (C * O + ODD))
         clear_numbers(db, part * O, O)
         last = (part + 1) * N * patch_rows // parts
         for first in range(part * N * patch_rows // parts, last, group):
             rows = min(group, last - first)
-            _transform_patches(x, sizes, first, rows, scratch, v, z_start, S)
+            _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
             for o in range(0, O, S):
-                width, zero = min(S, O - o), read(x, 0, 0, S)
+                width = min(S, O - o)
                 total = read(db, part * O + o, width, S)
                 for row in range(rows):
                     n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
@@ -364,26 +335,20 @@ def _gradient_task(R: int, L: int, S: int, dtype: np.dtype):
                         for a in range(4):
                             here = ((n * out_h + i + a) * out_w + 4 * column) * O + o
                             there = out_w - 4 * column if i + a < out_h else 0
-                            d0 = read(dy, here, width if there > 0 else 0, S)
-                            d1 = read(dy, here + O, width if there > 1 else 0, S)
-                            d2 = read(dy, here + 2 * O, width if there > 2 else 0, S)
-                            d3 = read(dy, here + 3 * O, width if there > 3 else 0, S)
-                            total = total + ((d0 + d1) + (d2 + d3))
-                            t = 6 * a
-                            patch[t], patch[t + 1], patch[t + 2], patch[t + 3], patch[t + 4], patch[t + 5] = _A(
-                                d0, d1, d2, d3
-                            )
-                        to = e + (row * columns + column) * O + o
+                            dy_row = read_rows(dy, here, O, there, width, 4, S)
+                            total = total + ((dy_row[0] + dy_row[1]) + (dy_row[2] + dy_row[3]))
+                            write_rows(scratch, half + 6 * a * S, S, 6, S, _A(dy_row))
+                        here = e + (row * columns + column) * O + o
                         for t in range(6):
-                            values = _A(patch[t], patch[6 + t], patch[12 + t], patch[18 + t])
-                            _write_six(scratch, to + t * m_size, 6 * m_size, values, width)
+                            dy_column = read_rows(scratch, half + t * S, 6 * S, 4, S, 4, S)
+                            write_rows(scratch, here + t * m_size, 6 * m_size, 6, width, _A(dy_column))
                 write(db, part * O + o, total, width)
             for t in range(36):
                 for o in range(0, O, L):
                     width = min(L, O - o)
                     for tile_k in range(0, C, R):
                         k = min(tile_k, C - R)
-                        here = ((part * 36 + t) * C + k) * O + o
+                        here = (part * 36 + t) * (C * O + ODD) + k * O + o
                         for r in range(R):
                             acc[r] = read(sums, here + r * O, width, L)
                         for q in range(rows * columns):
@@ -399,32 +364,25 @@ def _gradient_task(R: int, L: int, S: int, dtype: np.dtype):
 
 @cache
 def _gradient_end_task(S: int, dtype: np.dtype):
-    """dw = Gᵀ (the sums of all parts) G, for S pairs of channels at once."""
+    """dw = Gᵀ (the sums of all parts) G, for S pairs of channels at once. It uses the first part's place for sums."""
 
     @task(dtype, dtype)
     def weight_gradient_end(part, sizes, sums, dw):
         parts, size = numbers(sizes, 2)
-        patch = tile(36, S, sums)
-        blocks = (size + S - 1) // S
+        step, blocks = size + ODD, (size + S - 1) // S
         for block in range(part * blocks // PARTS, (part + 1) * blocks // PARTS):
             i = block * S
             width, zero = min(S, size - i), read(sums, 0, 0, S)
             for t in range(36):
-                total = read(sums, t * size + i, width, S)
+                total = read(sums, t * step + i, width, S)
                 for other in range(1, parts):
-                    total = total + read(sums, (other * 36 + t) * size + i, width, S)
-                patch[t] = total
+                    total = total + read(sums, (other * 36 + t) * step + i, width, S)
+                write(sums, t * step + i, total, width)
             for t in range(6):
-                patch[t], patch[6 + t], patch[12 + t] = _G_transposed(
-                    patch[t], patch[6 + t], patch[12 + t], patch[18 + t], patch[24 + t], patch[30 + t], zero
-                )
+                column = read_rows(sums, t * step + i, 6 * step, 6, width, 6, S)
+                write_rows(sums, t * step + i, 6 * step, 3, width, _G_transposed(column, zero))
             for a in range(3):
-                t = 6 * a
-                w0, w1, w2 = _G_transposed(
-                    patch[t], patch[t + 1], patch[t + 2], patch[t + 3], patch[t + 4], patch[t + 5], zero
-                )
-                write(dw, 3 * a * size + i, w0, width)
-                write(dw, (3 * a + 1) * size + i, w1, width)
-                write(dw, (3 * a + 2) * size + i, w2, width)
+                row = read_rows(sums, 6 * a * step + i, step, 6, width, 6, S)
+                write_rows(dw, 3 * a * size + i, size, 3, width, _G_transposed(row, zero))
 
     return weight_gradient_end
