@@ -22,7 +22,7 @@ def dense(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
     y = empty((len(x), w.shape[1]), x.dtype)
     if y.size:
         P, L = tile_shape(len(x), w.shape[1], x.dtype)
-        parts = parts_for(-(-len(x) // P), w.size * len(x))
+        parts = parts_for(-(-len(x) // P) * -(-w.shape[1] // L), w.size * len(x))
         run(_dense_task(P, L, x.dtype), parts, (parts, *x.shape, w.shape[1]), x, w, b, y)
     return y
 
@@ -43,19 +43,20 @@ def _dense_task(P: int, L: int, dtype: np.dtype):
     def dense_tiles(part, sizes, x, w, b, y):
         parts, N, K, O = numbers(sizes, 4)
         acc = tile(P, L, x)
-        tiles = (N + P - 1) // P
-        for t in range(part * tiles // parts, (part + 1) * tiles // parts):
-            n = min(t * P, N - P)  # the last tile may repeat rows of the one before it: the same values, twice
-            for o in range(0, O, L):
-                width = min(L, O - o)
+        down, across = (N + P - 1) // P, (O + L - 1) // L
+        # Down first: all the images meet the same columns of w while those are in the cache.
+        for t in range(part * down * across // parts, (part + 1) * down * across // parts):
+            n = min(t % down * P, N - P)  # the last tile may repeat rows of the one before it: the same values, twice
+            o = t // down * L
+            width = min(L, O - o)
+            for p in range(P):
+                acc[p] = read(b, o, width, L)
+            for k in range(K):
+                w_row = read(w, k * O + o, width, L)
                 for p in range(P):
-                    acc[p] = read(b, o, width, L)
-                for k in range(K):
-                    w_row = read(w, k * O + o, width, L)
-                    for p in range(P):
-                        acc[p] = multiply_add(x[(n + p) * K + k], w_row, acc[p])
-                for p in range(P):
-                    write(y, (n + p) * O + o, acc[p], width)
+                    acc[p] = multiply_add(x[(n + p) * K + k], w_row, acc[p])
+            for p in range(P):
+                write(y, (n + p) * O + o, acc[p], width)
 
     return dense_tiles
 

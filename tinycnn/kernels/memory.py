@@ -14,7 +14,7 @@ from math import prod
 
 import numpy as np
 
-SMALL = 1 << 18  # bytes; below this NumPy's own allocator is as fast
+SMALL = 1 << 17  # bytes; below this NumPy's own allocator is as fast
 KEPT = 1 << 29  # bytes that may lie unused, waiting; a block that would be too much is left to Python instead
 ALIGNMENT = 64  # bytes of a cache line: a vector that lies in two lines costs two reads
 
