@@ -192,6 +192,22 @@ def test_inputs_are_left_alone_and_dtype_is_kept(case, dtype, random):
     assert all(p.value.dtype == p.grad.dtype == dtype for p in model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_arrays_of_the_other_dtype_are_converted(case, dtype, random):
+    """Inputs, gradients and parameter values: nothing reads a float32 array as if it were float64."""
+    _, layer, shape = build(case, dtype)
+    other = np.float32 if dtype == np.float64 else np.float64
+    x, weights = random.normal(size=(3, *shape)).astype(np.float32), [p.value for p in layer.parameters()]
+    results = []
+    for kind in (dtype, other):
+        for p, value in zip(layer.parameters(), weights, strict=True):
+            p.value = value.astype(np.float32).astype(kind)
+        y = layer.forward(x.astype(kind), training=not isinstance(layer, Dropout))
+        assert y.dtype == dtype
+        results.append(y)
+    np.testing.assert_array_equal(*results)
+
+
 def test_results_belong_to_the_caller(case, random):
     """A later call overwrites nothing that an earlier one returned."""
     _, layer, shape = build(case)

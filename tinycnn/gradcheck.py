@@ -1,5 +1,7 @@
 """Proof that a backward is right: its gradients beside derivatives taken from the forward alone.
 
+    print(check_gradients(Conv2D(3, kernel_size=3), x))          any layer, model, or object with their methods
+
 Two ways to differentiate a function f at x in direction v, knowing only how to call it:
 
     central difference   (f(x + h·v) − f(x − h·v)) / 2h    any f; the difference of near equals loses many digits
@@ -10,13 +12,20 @@ Two ways to differentiate a function f at x in direction v, knowing only how to 
 A function with many outputs is first weighted to one number Σ dy · f(x) with random dy. Random, since with dy of ones
 a softmax backward of zeros would pass, and so would a convolution that mixes up height and width.
 
+What this file is not: a part of training; nothing there imports it.
+
 Source of the complex step: Squire & Trapp, Using complex variables to estimate derivatives of real functions (1998).
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from tinycnn.layers import Layer, Parameter
+from tinycnn.model import Sequential
 
 def complex_step(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, h: float = 1e-30) -> np.ndarray:
     """The gradient of a scalar function f at x (any shape, float64), element by element, from calls with complex x.
@@ -58,3 +67,243 @@ def relative_error(a: np.ndarray, b: np.ndarray, floor: float = 1e-12) -> float:
     """The largest |a − b| / max(|a|, |b|) over all elements; two numbers below `floor` count as equal."""
     size = np.maximum(np.abs(a), np.abs(b))
     return float(np.max(np.abs(a - b) / np.maximum(size, floor), initial=0.0, where=size > floor))
+
+
+# ------------------------------------------------------------------------------------------------------ the whole check
+
+STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # the smaller ones only near a kink
+EPSILON = np.finfo(np.float64).eps
+
+
+@dataclass
+class Row:
+    """How an array's gradient did: the worst of the elements (and directions) that were looked at."""
+
+    name: str
+    size: int
+    checked: int
+    error: float = 0.0
+    where: str = ""
+    analytic: float = 0.0
+    numeric: float = 0.0
+    kinks: int = 0
+    passed: bool = True
+
+
+@dataclass
+class Report:
+    """What `check_gradients` found. It prints as a table; `passed` says whether all is well."""
+
+    subject: str
+    tolerance: float
+    rows: list[Row] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gradient and every promise held."""
+        return not self.faults and all(row.passed for row in self.rows)
+
+    def __str__(self) -> str:
+        cells = [("array", "elements", "worst error", "where", "analytic", "numeric", "")]
+        for r in self.rows:
+            elements = f"{r.checked} of {r.size}" + (f", {r.kinks} at kinks" if r.kinks else "")
+            verdict = "pass" if r.passed else "FAIL"
+            cells.append(
+                (r.name, elements, f"{r.error:.1e}", r.where, f"{r.analytic:.9g}", f"{r.numeric:.9g}", verdict)
+            )
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+        lines.insert(1, "─" * max(map(len, lines)))
+        kinks = sum(r.kinks for r in self.rows)
+        if kinks:
+            lines.append(f"At {kinks} kinks (a ReLU at 0, tied maxima) any slope from the left one to the right one is right.")
+        lines += [f"FAIL: {fault}" for fault in self.faults]
+        verdict = "passed" if self.passed else "FAILED"
+        lines.append(
+            f"{self.subject} {verdict}: tolerance {self.tolerance:g}, for the differences keep about ten digits in float64, "
+            "and a wrong term changes the first few."
+        )
+        return "\n".join(lines)
+
+
+def check_gradients(subject: Any, x: np.ndarray, tolerance: float = 1e-7, samples: int = 100, seed: int = 0) -> Report:
+    """Compare every gradient of a layer or model with differences of its forward, and try the promises of a layer.
+
+    subject: a layer (alone or in a model), a `Sequential`, or any object with forward(x, training) -> y, backward(dy)
+    -> dx and, if it learns, parameters() -> a list of `Parameter`. It is copied, in float64, and left alone; the copy's
+    parameters are moved a little at random, for at a special start (gamma = 1, bias = 0) an error can hide.
+    x: the input to check at.   tolerance: how far two derivatives may differ, relative to the larger one.
+    samples: of an array with more elements only so many are looked at, drawn at random; and always two directions in
+    which all elements move at once: a random one, and all by the same amount, in which tied maxima stay tied.
+
+    >>> print(check_gradients(Layer(), np.ones((2, 3))))
+    Traceback (most recent call last):
+    ...
+    TypeError: Layer has no forward of its own
+    """
+    random = np.random.default_rng(seed)
+    name = getattr(subject, "name", "") or type(subject).__name__
+    report = Report(name, tolerance)
+    x = np.array(x, np.float64)
+    copied = _in_dtype(subject, x, np.float64)
+    parameters = _parameters(copied)
+    for p in parameters:
+        p.value += 0.3 * random.standard_normal(p.value.shape)
+    forward = _repeatable(copied)
+    dy = random.standard_normal(forward(x).shape)
+    gradients = _try_promises(copied, forward, x, dy, report)
+    report.faults += _dtype_faults(subject, x)
+    if gradients is None:
+        return report
+
+    arrays = [("input", x), *((p.name, p.value) for p in parameters)]
+    for (array_name, array), gradient in zip(arrays, gradients, strict=True):
+        if gradient.shape == array.shape:
+            report.rows.append(
+                _check_array(array_name, array, gradient, lambda: forward(x), dy, tolerance, samples, random)
+            )
+    return report
+
+
+def _check_array(name, array, gradient, output, dy, tolerance, samples, random) -> Row:
+    """The row of one array, which `output` reads. Its elements are changed and put back."""
+    chosen = np.sort(random.permutation(array.size)[:samples])
+    row = Row(name, array.size, len(chosen))
+    directions = [(np.unravel_index(i, array.shape), None) for i in chosen]
+    directions += [("all equally", np.ones(array.shape)), ("all at random", random.standard_normal(array.shape))]
+    original = array.copy()
+    for where, direction in directions if array.size else []:
+        if direction is None:
+            direction = np.zeros(array.shape)
+            direction[where] = 1
+            where = str([int(i) for i in where])
+
+        def moved(distance, direction=direction):
+            array[...] = original + distance * direction
+            y = np.array(output())
+            array[...] = original
+            return y
+
+        analytic = float((gradient * direction).sum())
+        rounding = 8 * EPSILON * float(np.abs(gradient * direction).sum())
+        numeric, error, at_kink, passed = _compare(analytic, rounding, moved, dy, tolerance)
+        row.kinks += at_kink
+        if not row.where or (passed, -error) < (row.passed, -row.error):  # the worst: a failure before any pass
+            row.error, row.where, row.analytic, row.numeric = error, where, analytic, numeric
+        row.passed &= passed
+    return row
+
+
+def _compare(analytic, rounding, moved, dy, tolerance) -> tuple[float, float, bool, bool]:
+    """(the derivative of Σ dy · moved(distance) at 0, the error of the analytic one, at a kink?, passed?).
+
+    Where both sides of the place have one slope, that is the derivative. If they have not, a kink is near; the steps
+    become smaller until it is out of reach. A kink at the very place never is: then each output may follow its left
+    slope, its right one, or any in between.
+    """
+    at_zero = moved(0)
+    for h in STEPS:
+        back_2, back, ahead, ahead_2 = (moved(s * h) for s in (-2, -1, 1, 2))
+        numeric = float(((8 * (ahead - back) - (ahead_2 - back_2)) * dy).sum() / (12 * h))
+        # What the rounding of the outputs that moved can amount to.
+        noise = 8 * EPSILON * float((np.abs(at_zero * dy) * (ahead != back)).sum()) / h + rounding
+        size = max(abs(analytic), abs(numeric))
+        error = abs(analytic - numeric) / size if size > noise else 0.0
+        if np.isnan(size):
+            return numeric, np.inf, False, False
+        if abs(analytic - numeric) <= tolerance * size + noise:
+            return numeric, error, False, True
+        right = (4 * (ahead - at_zero) - (ahead_2 - at_zero)) * dy / (2 * h)
+        left = (4 * (at_zero - back) - (at_zero - back_2)) * dy / (2 * h)
+        if np.abs(right - left).sum() <= 1e-6 * abs(numeric) + noise:
+            return numeric, error, False, False
+    slack = noise + tolerance * abs(analytic)
+    inside = np.minimum(left, right).sum() - slack <= analytic <= np.maximum(left, right).sum() + slack
+    return numeric, 0.0 if inside else error, True, bool(inside)
+
+
+def _try_promises(subject, forward, x, dy, report) -> list[np.ndarray] | None:
+    """Run it twice, note every broken promise; the gradients by x and the parameters, or None if there are none."""
+    before = [a.copy() for a in (x, dy, *(p.value for p in _parameters(subject)))]
+    runs = []
+    for _ in range(2):
+        y = forward(x)
+        dx = subject.backward(dy)
+        if not isinstance(dx, np.ndarray):
+            report.faults.append(f"backward returned {type(dx).__name__}, not an array")
+            return None
+        runs.append([y, dx, *(p.grad for p in _parameters(subject))])
+        if len(runs) == 1:
+            kept, runs[0] = runs[0][:2], [np.array(a) for a in runs[0]]
+    names = ["the input", "dy", *(p.name for p in _parameters(subject))]
+    for name, array, old in zip(names, (x, dy, *(p.value for p in _parameters(subject))), before, strict=True):
+        if not np.array_equal(array, old, equal_nan=True):
+            report.faults.append(f"forward or backward changed {name}")
+    names = ["the output", "dx", *(f"the gradient of {p.name}" for p in _parameters(subject))]
+    for name, first, second in zip(names, *runs, strict=True):
+        if not np.array_equal(first, second, equal_nan=True):
+            report.faults.append(f"{name} differs when the same is computed twice")
+    for name, array, old in zip(names, kept, runs[0], strict=False):
+        if not np.array_equal(array, old, equal_nan=True):
+            report.faults.append(f"{name} was overwritten by the next call")
+    for name, array, gradient in zip(names[1:], (x, *(p.value for p in _parameters(subject))), runs[0][1:], strict=True):
+        if gradient.shape != array.shape:
+            report.faults.append(f"{name} has shape {gradient.shape}, its array {array.shape}")
+    return runs[0][1:]
+
+
+def _dtype_faults(subject, x) -> list[str]:
+    """Whether float32 stays float32 and float64 float64."""
+    faults = []
+    for dtype in (np.float32, np.float64):
+        copied = _in_dtype(subject, x, dtype)
+        y = copied.forward(x.astype(dtype), True)
+        dx = copied.backward(np.ones(y.shape, dtype))
+        results = {"the output": y, "dx": dx, **{f"the gradient of {p.name}": p.grad for p in _parameters(copied)}}
+        faults += [
+            f"{name} is {array.dtype} for an input of {np.dtype(dtype)}"
+            for name, array in results.items()
+            if getattr(array, "dtype", dtype) != dtype
+        ]
+    return faults
+
+
+def _in_dtype(subject, x: np.ndarray, dtype):
+    """A copy of it in this dtype; a layer that has not been built yet is built for inputs like x."""
+    subject = copy.deepcopy(subject)
+    if isinstance(subject, Layer) and not subject.name:
+        Sequential([subject], x.shape[1:])
+    for owner in _owners(subject):
+        for name, value in vars(owner).items():
+            if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating):
+                setattr(owner, name, value.astype(dtype))
+            elif isinstance(value, np.dtype):
+                setattr(owner, name, np.dtype(dtype))
+    for p in _parameters(subject):
+        p.value, p.grad = p.value.astype(dtype), np.zeros(p.grad.shape, dtype)
+    return subject
+
+
+def _repeatable(subject) -> Callable[[np.ndarray], np.ndarray]:
+    """x -> forward(x, training=True), with every random generator at the place where it is now."""
+    generators = [v for owner in _owners(subject) for v in vars(owner).values() if isinstance(v, np.random.Generator)]
+    states = [g.bit_generator.state for g in generators]
+
+    def forward(x):
+        for generator, state in zip(generators, states, strict=True):
+            generator.bit_generator.state = state
+        return subject.forward(x, True)
+
+    return forward
+
+
+def _parameters(subject) -> list[Parameter]:
+    return subject.parameters() if hasattr(subject, "parameters") else []
+
+
+def _owners(subject) -> Iterator[Any]:
+    """The object, and its layers if it has some."""
+    yield subject
+    for layer in getattr(subject, "layers", ()):
+        yield from _owners(layer)

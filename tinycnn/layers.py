@@ -451,7 +451,7 @@ def _windows(height: int, width: int, size: tuple[int, int], stride: tuple[int, 
 
 def _for_kernels(array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
     """The array if it is contiguous, writable and of the dtype (if one is given); else a copy that is."""
-    if array.flags.carray and dtype in (None, array.dtype):
+    if array.flags.carray and (dtype is None or dtype == array.dtype):  # numpy takes None for float64
         return array
     return copy(array, dtype)
 
