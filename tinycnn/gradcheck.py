@@ -27,6 +27,7 @@ import numpy as np
 from tinycnn.layers import Layer, Parameter
 from tinycnn.model import Sequential
 
+
 def complex_step(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, h: float = 1e-30) -> np.ndarray:
     """The gradient of a scalar function f at x (any shape, float64), element by element, from calls with complex x.
 
@@ -104,6 +105,10 @@ class Report:
         """Whether every gradient and every promise held."""
         return not self.faults and all(row.passed for row in self.rows)
 
+    def failures(self) -> list[str]:
+        """The arrays whose gradients are wrong, and the broken promises."""
+        return [row.name for row in self.rows if not row.passed] + self.faults
+
     def __str__(self) -> str:
         cells = [("array", "elements", "worst error", "where", "analytic", "numeric", "")]
         for r in self.rows:
@@ -117,13 +122,13 @@ class Report:
         lines.insert(1, "─" * max(map(len, lines)))
         kinks = sum(r.kinks for r in self.rows)
         if kinks:
-            lines.append(f"At {kinks} kinks (a ReLU at 0, tied maxima) any slope from the left one to the right one is right.")
+            lines.append(
+                f"At {kinks} kinks (a ReLU at 0, tied maxima) any slope from the left to the right one will do."
+            )
         lines += [f"FAIL: {fault}" for fault in self.faults]
         verdict = "passed" if self.passed else "FAILED"
-        lines.append(
-            f"{self.subject} {verdict}: tolerance {self.tolerance:g}, for the differences keep about ten digits in float64, "
-            "and a wrong term changes the first few."
-        )
+        reason = "differences in float64 keep about ten digits, and a wrong term changes the first ones"
+        lines.append(f"{self.subject} {verdict} with tolerance {self.tolerance:g}: {reason}.")
         return "\n".join(lines)
 
 
@@ -151,7 +156,7 @@ def check_gradients(subject: Any, x: np.ndarray, tolerance: float = 1e-7, sample
     for p in parameters:
         p.value += 0.3 * random.standard_normal(p.value.shape)
     forward = _repeatable(copied)
-    dy = random.standard_normal(forward(x).shape)
+    dy = _cotangent(forward(x.copy()).shape, random)
     gradients = _try_promises(copied, forward, x, dy, report)
     report.faults += _dtype_faults(subject, x)
     if gradients is None:
@@ -164,6 +169,11 @@ def check_gradients(subject: Any, x: np.ndarray, tolerance: float = 1e-7, sample
                 _check_array(array_name, array, gradient, lambda: forward(x), dy, tolerance, samples, random)
             )
     return report
+
+
+def _cotangent(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+    """What the output is weighted with."""
+    return random.standard_normal(shape)
 
 
 def _check_array(name, array, gradient, output, dy, tolerance, samples, random) -> Row:
@@ -225,32 +235,35 @@ def _compare(analytic, rounding, moved, dy, tolerance) -> tuple[float, float, bo
 
 def _try_promises(subject, forward, x, dy, report) -> list[np.ndarray] | None:
     """Run it twice, note every broken promise; the gradients by x and the parameters, or None if there are none."""
-    before = [a.copy() for a in (x, dy, *(p.value for p in _parameters(subject)))]
-    runs = []
-    for _ in range(2):
-        y = forward(x)
-        dx = subject.backward(dy)
-        if not isinstance(dx, np.ndarray):
-            report.faults.append(f"backward returned {type(dx).__name__}, not an array")
-            return None
-        runs.append([y, dx, *(p.grad for p in _parameters(subject))])
-        if len(runs) == 1:
-            kept, runs[0] = runs[0][:2], [np.array(a) for a in runs[0]]
-    names = ["the input", "dy", *(p.name for p in _parameters(subject))]
-    for name, array, old in zip(names, (x, dy, *(p.value for p in _parameters(subject))), before, strict=True):
-        if not np.array_equal(array, old, equal_nan=True):
-            report.faults.append(f"forward or backward changed {name}")
-    names = ["the output", "dx", *(f"the gradient of {p.name}" for p in _parameters(subject))]
-    for name, first, second in zip(names, *runs, strict=True):
-        if not np.array_equal(first, second, equal_nan=True):
-            report.faults.append(f"{name} differs when the same is computed twice")
-    for name, array, old in zip(names, kept, runs[0], strict=False):
-        if not np.array_equal(array, old, equal_nan=True):
-            report.faults.append(f"{name} was overwritten by the next call")
-    for name, array, gradient in zip(names[1:], (x, *(p.value for p in _parameters(subject))), runs[0][1:], strict=True):
+    parameters = _parameters(subject)
+    inputs = {"the input": x, "dy": dy, **{p.name: p.value for p in parameters}}
+    before = {name: array.copy() for name, array in inputs.items()}
+
+    def run(x, dy):
+        y, dx = forward(x), subject.backward(dy)
+        return {"the output": y, "dx": dx, **{f"the gradient of {p.name}": p.grad for p in parameters}}
+
+    first = run(x, dy)
+    if not isinstance(first["dx"], np.ndarray):
+        report.faults.append(f"backward returned {type(first['dx']).__name__}, not an array")
+        return None
+    copies = {name: array.copy() for name, array in first.items()}
+    report.faults += [f"forward or backward changed {n}" for n, a in inputs.items() if not _same(a, before[n])]
+    run(x[::-1] + 1, -2 * dy)
+    overwritten = [name for name in ("the output", "dx") if not _same(first[name], copies[name])]
+    report.faults += [f"{name} was overwritten by the next call" for name in overwritten]
+    again = run(x, dy)
+    differing = [name for name in copies if not _same(again[name], copies[name])]
+    report.faults += [f"{name} differs when the same is computed again" for name in differing]
+    gradients = list(copies.values())[1:]
+    for array, (name, gradient) in zip((x, *(p.value for p in parameters)), list(copies.items())[1:], strict=True):
         if gradient.shape != array.shape:
             report.faults.append(f"{name} has shape {gradient.shape}, its array {array.shape}")
-    return runs[0][1:]
+    return gradients
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and np.array_equal(a, b, equal_nan=True)
 
 
 def _dtype_faults(subject, x) -> list[str]:

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-TRAIN, VALIDATION = "#0072B2", "#D55E00"  # blue and vermilion of Okabe and Ito: told apart by everyone
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of Okabe and Ito: told apart by everyone
+TRAIN, VALIDATION = PALETTE[:2]
 
 
 def training(history: list[dict], first_weights: np.ndarray) -> Figure:
@@ -47,6 +48,22 @@ def growth(sweeps: dict[str, list[dict]]) -> Figure:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
+    return figure
+
+
+def derivative_errors(steps: np.ndarray, errors: dict[str, np.ndarray]) -> Figure:
+    """Relative error of a derivative against the step size (S,), a curve a method (S,), on logarithmic scales.
+
+    An error of 0 is drawn at the precision of float64, about 1e-16.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for (name, values), colour, marker in zip(errors.items(), PALETTE, "s^o", strict=False):
+        axes.loglog(steps, np.maximum(values, 1e-16), color=colour, marker=marker, markersize=4, label=name)
+    axes.set(title="Error of a derivative by step size", xlabel="step size h", ylabel="relative error")
+    axes.invert_xaxis()
+    axes.grid(alpha=0.3)
+    axes.legend()
     return figure
 
 

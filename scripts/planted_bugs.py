@@ -1,0 +1,709 @@
+"""The checks that prove this package, and the classic mistakes they catch: each a small patch, planted on request.
+
+A check is a function that returns a `Report`. A `Bug` knows which check must catch it, and by what. Both are used by
+`scripts/check_gradients.py`, to show them, and by `tests/test_planted_bugs.py`, to prove that every one is caught.
+
+What this file is not: part of the package; nothing is changed unless a bug's `planted` says so.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinycnn import (
+    SGD,
+    Adam,
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPool2D,
+    Normalize,
+    ReLU,
+    Sequential,
+    SoftmaxCrossEntropy,
+    gradcheck,
+    layers,
+    optim,
+)
+from tinycnn.gradcheck import Report, Row, check_gradients, relative_error
+from tinycnn.layers import Parameter
+from tinycnn.loss import softmax
+from tinycnn.presets import PRESETS
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+
+def normal(*shape: int, seed: int = 5) -> np.ndarray:
+    """The same random numbers for everyone."""
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def whole_numbers(*shape: int) -> np.ndarray:
+    """−1, 0 and 1: full of tied maxima and of zeros."""
+    return np.random.default_rng(6).integers(-1, 2, shape)
+
+
+class LossAsLayer:
+    """The loss seen as a layer with fixed labels: logits in, one number out."""
+
+    def __init__(self, labels: np.ndarray):
+        self.loss, self.labels = SoftmaxCrossEntropy(), labels
+
+    def forward(self, x, training=False):
+        """The loss, as an array of one number."""
+        return np.array([self.loss.forward(x, self.labels)], x.dtype)
+
+    def backward(self, dy):
+        """The chain rule's last factor times the loss's own gradient."""
+        return dy * self.loss.backward()
+
+
+class SoftmaxWithoutGradient:
+    """A wrong layer: with dy of ones its zeros are right, since every softmax sums to 1 whatever the logits."""
+
+    def forward(self, x, training=False):
+        """Probabilities."""
+        return softmax(x)
+
+    def backward(self, dy):
+        """Zeros."""
+        return np.zeros_like(dy)
+
+
+def check_of_the_check() -> Report:
+    """A backward of zeros must not pass."""
+    report = check_gradients(SoftmaxWithoutGradient(), normal(3, 4))
+    return Report("the check itself", report.tolerance, faults=["a backward of zeros passed"] if report.passed else [])
+
+
+def check_optimizer(make: Callable, formula: Callable) -> Report:
+    """Five steps with random gradients beside the formula, number by number."""
+    report = Report(make.__name__, 1e-12)
+    parameter = Parameter("weight", normal(3, 4), normal(3, 4, seed=1))
+    optimizer, expected, memory = make([parameter]), parameter.value.copy(), {"m": 0.0, "v": 0.0}
+    for t in range(1, 6):
+        parameter.grad[...] = normal(3, 4, seed=t)
+        optimizer.step()
+        expected = formula(expected, parameter.grad, memory, t)
+    error = relative_error(parameter.value, expected)
+    where = np.unravel_index(np.argmax(np.abs(parameter.value - expected)), expected.shape)
+    numbers = float(parameter.value[where]), float(expected[where])
+    report.rows.append(Row("weight", 12, 12, error, str([int(i) for i in where]), *numbers, passed=error <= 1e-12))
+    return report
+
+
+def sgd(parameters):
+    """SGD with everything switched on."""
+    return SGD(parameters, learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+
+
+def sgd_formula(w, g, memory, t):
+    """See `tinycnn.optim.SGD`."""
+    g = g + 0.01 * w
+    memory["v"] = 0.9 * memory["v"] + g
+    return w - 0.1 * (g + 0.9 * memory["v"])
+
+
+def adam(parameters):
+    """Adam with everything switched on."""
+    return Adam(parameters, learning_rate=0.1, beta1=0.8, beta2=0.95, weight_decay=0.01)
+
+
+def adam_formula(w, g, memory, t):
+    """See `tinycnn.optim.Adam`."""
+    memory["m"] = 0.8 * memory["m"] + 0.2 * g
+    memory["v"] = 0.95 * memory["v"] + 0.05 * g**2
+    mean, square = memory["m"] / (1 - 0.8**t), memory["v"] / (1 - 0.95**t)
+    return w - 0.1 * 0.01 * w - 0.1 * mean / (np.sqrt(square) + 1e-8)
+
+
+def check_preset(name: str) -> Report:
+    """A whole network, two images, a sample of every array."""
+    model = Sequential(PRESETS[name](10).layers, (28, 28, 1), seed=1)
+    return check_gradients(model, normal(2, 28, 28, 1), tolerance=1e-6, samples=10)
+
+
+CHECKS: dict[str, Callable[[], Report]] = {
+    "conv2d": lambda: check_gradients(Conv2D(3, (3, 2), stride=(2, 1), padding=(1, 1)), normal(4, 6, 5, 2)),
+    "conv2d, square": lambda: check_gradients(Conv2D(2, 3, padding=1), normal(3, 5, 5, 2)),
+    "maxpool2d": lambda: check_gradients(MaxPool2D(2), normal(3, 6, 4, 2)),
+    "maxpool2d, overlapping": lambda: check_gradients(MaxPool2D((3, 2), stride=(1, 2)), normal(3, 6, 5, 2)),
+    "maxpool2d, tied": lambda: check_gradients(MaxPool2D(2), whole_numbers(3, 6, 4, 2)),
+    "relu": lambda: check_gradients(ReLU(), normal(4, 5)),
+    "relu, at the kink": lambda: check_gradients(ReLU(), whole_numbers(4, 5)),
+    "dense": lambda: check_gradients(Dense(5), normal(4, 5)),
+    "batchnorm": lambda: check_gradients(BatchNorm(), normal(4, 3, 5)),
+    "dropout": lambda: check_gradients(Dropout(0.4), normal(4, 3, 2)),
+    "flatten": lambda: check_gradients(Flatten(), normal(4, 3, 2, 2)),
+    "normalize": lambda: check_gradients(Normalize([0.1, 0.2], [0.5, 0.6]), normal(4, 3, 3, 2)),
+    "softmax and cross-entropy": lambda: check_gradients(LossAsLayer(np.array([2, 0, 1, 1])), normal(4, 3)),
+    "sgd": lambda: check_optimizer(sgd, sgd_formula),
+    "adam": lambda: check_optimizer(adam, adam_formula),
+    "the check itself": check_of_the_check,
+    **{f"preset {name}": lambda name=name: check_preset(name) for name in PRESETS},
+}
+
+# ---------------------------------------------------------------------------------------------------------------- bugs
+
+
+@dataclass
+class Bug:
+    """A mistake: owner.attribute becomes patch(the original) while it is planted."""
+
+    name: str
+    check: str  # the one that must catch it
+    caught_by: str  # the array whose gradient is wrong, or the beginning of the promise that breaks
+    does: str
+    shows: str
+    owner: Any
+    attribute: str
+    patch: Callable
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        """The bug is there inside the with block, and gone after it."""
+        original = getattr(self.owner, self.attribute)
+        setattr(self.owner, self.attribute, self.patch(original))
+        try:
+            yield
+        finally:
+            setattr(self.owner, self.attribute, original)
+
+
+def in_dx(change: Callable) -> Callable:
+    """A patch of `convolve` for its use as input gradient: change(dy, w, keywords) -> dy, w, keywords."""
+
+    def patch(original):
+        def convolve(x, w, b, size, *positional, **keywords):
+            if keywords:
+                x, w, keywords = change(x, w, keywords)
+            return original(x, np.ascontiguousarray(w), b, size, *positional, **keywords)
+
+        return convolve
+
+    return patch
+
+
+def in_result(change: Callable) -> Callable:
+    """A patch that changes what a function or method returns: change(result, *arguments)."""
+
+    def patch(original):
+        return lambda *arguments, **keywords: change(original(*arguments, **keywords), *arguments)
+
+    return patch
+
+
+def in_arguments(change: Callable) -> Callable:
+    """A patch that changes what a function or method is given: change(*arguments) -> arguments."""
+
+    def patch(original):
+        return lambda *arguments: original(*change(*arguments))
+
+    return patch
+
+
+def instead(function: Callable) -> Callable:
+    """A patch that puts another function there."""
+    return lambda original: function
+
+
+def accumulating(original):
+    """parameter_gradients that adds to what is there."""
+
+    def parameter_gradients(self, dy):
+        before = self.weight.grad.copy()
+        original(self, dy)
+        self.weight.grad += before
+
+    return parameter_gradients
+
+
+def averaging_bias(original):
+    """parameter_gradients with the mean where the sum belongs."""
+
+    def parameter_gradients(self, dy):
+        original(self, dy)
+        self.bias.grad /= len(dy)
+
+    return parameter_gradients
+
+
+def in_float32(original):
+    """A convolution in single precision, whatever is asked for."""
+
+    def convolve(x, w, b, *sizes, **keywords):
+        single = [a.astype(np.float32) for a in (x, w, b)]
+        return original(*single, *sizes, **keywords).astype(x.dtype)
+
+    return convolve
+
+
+def keeping_x(backward: Callable) -> Callable:
+    """A patch of MaxPool2D.forward that makes backward(layer, dy, x) the layer's own."""
+
+    def patch(original):
+        def forward(self, x, training=False):
+            y = original(self, x, training)
+            self.backward = lambda dy: backward(self, dy, np.asarray(x))
+            return y
+
+        return forward
+
+    return patch
+
+
+def to_every_maximum(layer, dy, x):
+    """2×2 windows side by side: all cells that equal the maximum receive dy."""
+    y = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1)
+    return ((y == y.max(axis=(2, 4), keepdims=True)) * dy[:, :, None, :, None]).reshape(x.shape).astype(dy.dtype)
+
+
+def to_all_evenly(layer, dy, x):
+    """As an average pool would."""
+    return np.kron(dy, np.ones((1, 2, 2, 1), dy.dtype)) / 4
+
+
+def overwriting(layer, dy, x):
+    """Windows overlap, but each writes = where += belongs."""
+    dx = np.zeros_like(x, dtype=dy.dtype)
+    (pool_h, pool_w), (stride_h, stride_w) = layer.pool_size, layer.stride
+    for n, i, j, c in np.ndindex(dy.shape):
+        window = x[n, i * stride_h : i * stride_h + pool_h, j * stride_w : j * stride_w + pool_w, c]
+        a, b = np.unravel_index(window.argmax(), window.shape)
+        dx[n, i * stride_h + a, j * stride_w + b, c] = dy[n, i, j, c]
+    return dx
+
+
+def relu_in_place(self, x, training=False):
+    """Saves memory, and ruins the input for everyone else."""
+    self._memory = (x.shape, x.copy())
+    np.maximum(x, 0, out=x)
+    return x.copy()
+
+
+def one_buffer(original):
+    """forward that returns the same memory each time."""
+    buffers = {}
+
+    def forward(self, x, training=False):
+        y = original(self, x, training)
+        buffer = buffers.setdefault((y.shape, y.dtype), y)
+        buffer[...] = y
+        return buffer
+
+    return forward
+
+
+def new_mask(self, dy):
+    """Dropout's backward with a mask of its own."""
+    return dy * (self.generator.random(dy.shape) >= self.rate) / (1 - self.rate)
+
+
+def without_target(original):
+    """The gradient of the softmax part alone."""
+
+    def forward(self, logits, labels):
+        value = original(self, logits, labels)
+        self._dlogits = softmax(logits) / logits.dtype.type(len(logits))
+        return value
+
+    return forward
+
+
+def resetting(original):
+    """Adam that forgets what it has seen."""
+
+    def adam(value, grad, mean, square, *rates):
+        mean[...] = square[...] = 0
+        original(value, grad, mean, square, *rates)
+
+    return adam
+
+
+BUGS = [
+    Bug(
+        "conv-kernel-not-flipped",
+        "conv2d",
+        "input",
+        "dX convolves dy with the kernel as it is, not turned by 180 degrees.",
+        "dX is right only where a kernel is symmetric; the layer still learns, the layers before it get nonsense.",
+        layers,
+        "convolve",
+        in_dx(lambda dy, w, k: (dy, w[::-1, ::-1], k)),
+    ),
+    Bug(
+        "conv-channels-not-swapped",
+        "conv2d, square",
+        "input",
+        "dX uses w[a, b, c, o] with c and o in each other's place.",
+        "Shapes fit only where a layer has as many filters as channels, and there it goes unseen.",
+        layers,
+        "convolve",
+        in_dx(lambda dy, w, k: (dy, w.transpose(0, 1, 3, 2), k)),
+    ),
+    Bug(
+        "conv-padding-forgotten-in-dx",
+        "conv2d",
+        "input",
+        "dX is cut out of dz without moving by the padding.",
+        "Every gradient arrives a few pixels away from where it belongs.",
+        layers,
+        "convolve",
+        in_dx(lambda dy, w, k: (dy, w, {**k, "offset": (w.shape[0] - 1, w.shape[1] - 1)})),
+    ),
+    Bug(
+        "conv-stride-forgotten-in-dx",
+        "conv2d",
+        "input",
+        "dX takes neighbouring dy for neighbouring windows, though the kernel jumped.",
+        "Right for stride 1, wrong for every other.",
+        layers,
+        "convolve",
+        in_dx(lambda dy, w, k: (dy, w, {**k, "spread": (1, 1)})),
+    ),
+    Bug(
+        "conv-stride-forgotten-in-dw",
+        "conv2d",
+        "conv2d_1.weight",
+        "dW pairs dy[i, j] with the input at (i, j), not at (i · stride, j · stride).",
+        "Right for stride 1, wrong for every other.",
+        layers,
+        "convolve_weight_gradient",
+        in_arguments(lambda x, dy, kernel, stride, padding: (x, dy, kernel, (1, 1), padding)),
+    ),
+    Bug(
+        "conv-padding-forgotten-in-dw",
+        "conv2d",
+        "conv2d_1.weight",
+        "dW reads the input without the zeros around it.",
+        "Right without padding, shifted with it.",
+        layers,
+        "convolve_weight_gradient",
+        in_arguments(lambda x, dy, kernel, stride, padding: (x, dy, kernel, stride, (0, 0))),
+    ),
+    Bug(
+        "conv-bias-gradient-missing",
+        "conv2d",
+        "conv2d_1.bias",
+        "db is left at zero.",
+        "The biases never learn; with BatchNorm behind, nobody would notice.",
+        layers,
+        "convolve_weight_gradient",
+        in_result(lambda result, *_: (result[0], 0 * result[1])),
+    ),
+    Bug(
+        "conv-height-and-width-swapped",
+        "conv2d, square",
+        "conv2d_1.weight",
+        "dW[a, b] and dW[b, a] change places.",
+        "Shapes fit for square kernels; with dy of ones and symmetric inputs even the numbers do.",
+        layers,
+        "convolve_weight_gradient",
+        in_result(lambda result, *_: (result[0].transpose(1, 0, 2, 3), result[1])),
+    ),
+    Bug(
+        "conv-last-image-left-out",
+        "conv2d",
+        "conv2d_1.weight",
+        "dW sums over all images but the last.",
+        "A slightly noisier gradient: training looks normal.",
+        layers,
+        "convolve_weight_gradient",
+        in_arguments(lambda x, dy, *sizes: (x[:-1], dy[:-1], *sizes)),
+    ),
+    Bug(
+        "conv-float32-inside",
+        "conv2d",
+        "input",
+        "The kernel works in float32 even if the layer is in float64.",
+        "Differences of the forward lose all their digits: no gradient could be checked any more.",
+        layers,
+        "convolve",
+        in_float32,
+    ),
+    Bug(
+        "conv-batch-rolled",
+        "conv2d",
+        "input",
+        "Each image receives the dX of its neighbour in the batch.",
+        "Sums over the batch stay right: only a check of single elements sees it.",
+        Conv2D,
+        "backward",
+        in_result(lambda dx, *_: np.roll(dx, 1, axis=0)),
+    ),
+    Bug(
+        "conv-gradient-accumulated",
+        "conv2d",
+        "the gradient of conv2d_1.weight differs",
+        "dW is added to the one before where it should replace it.",
+        "The first step is right, each later one drags all the earlier gradients along.",
+        Conv2D,
+        "parameter_gradients",
+        accumulating,
+    ),
+    Bug(
+        "pool-every-tied-maximum",
+        "maxpool2d, tied",
+        "input",
+        "Every cell that equals the maximum receives all of dy.",
+        "Unseen with random inputs; in plain areas of real images a gradient is counted up to four times.",
+        MaxPool2D,
+        "forward",
+        keeping_x(to_every_maximum),
+    ),
+    Bug(
+        "pool-spread-evenly",
+        "maxpool2d",
+        "input",
+        "dy is shared out to all cells, as an average pool does.",
+        "The sum is right, so a check with dy of ones passes.",
+        MaxPool2D,
+        "forward",
+        keeping_x(to_all_evenly),
+    ),
+    Bug(
+        "pool-windows-overwrite",
+        "maxpool2d, overlapping",
+        "input",
+        "A cell that is the maximum of two windows keeps the gradient of the last one only.",
+        "Right as long as windows stand side by side.",
+        MaxPool2D,
+        "forward",
+        keeping_x(overwriting),
+    ),
+    Bug(
+        "relu-gated-by-the-gradient",
+        "relu",
+        "input",
+        "dx = dy where dy > 0; it should be where x > 0.",
+        "Every gradient is positive: weights can only fall.",
+        layers,
+        "relu_backward",
+        instead(lambda dy, x: dy * (dy > 0)),
+    ),
+    Bug(
+        "relu-lets-all-through",
+        "relu",
+        "input",
+        "dx = dy everywhere.",
+        "Units that did not fire are blamed as well.",
+        layers,
+        "relu_backward",
+        instead(lambda dy, x: dy.copy()),
+    ),
+    Bug(
+        "relu-in-place",
+        "relu",
+        "forward or backward changed the input",
+        "forward writes its result over its input.",
+        "Whoever else uses that array, a branch of the network or the next epoch, finds it changed.",
+        ReLU,
+        "forward",
+        instead(relu_in_place),
+    ),
+    Bug(
+        "relu-one-buffer",
+        "relu",
+        "the output was overwritten",
+        "forward returns the same memory each time.",
+        "A result that somebody kept changes behind his back.",
+        ReLU,
+        "forward",
+        one_buffer,
+    ),
+    Bug(
+        "dense-weights-not-transposed",
+        "dense",
+        "input",
+        "dx = dy · w; it should be dy · wᵀ.",
+        "Shapes fit where a layer has as many units as inputs.",
+        Dense,
+        "backward",
+        in_result(lambda dx, self, dy: dy @ self.weight.value),
+    ),
+    Bug(
+        "dense-bias-gradient-averaged",
+        "dense",
+        "dense_1.bias",
+        "db is the mean over the batch, but the loss has already divided by it.",
+        "Biases learn slower, the more the larger the batch.",
+        Dense,
+        "parameter_gradients",
+        averaging_bias,
+    ),
+    Bug(
+        "batchnorm-without-the-mean's-term",
+        "batchnorm",
+        "input",
+        "dx forgets that every x moves the mean.",
+        "dx no longer sums to zero over a channel.",
+        layers.kernels,
+        "input_gradient",
+        in_arguments(lambda dy, x, mean, scale, constant, slope: (dy, x, mean, scale, 0 * constant, slope)),
+    ),
+    Bug(
+        "batchnorm-without-the-variance's-term",
+        "batchnorm",
+        "input",
+        "dx forgets that every x moves the variance.",
+        "Training still works, a little worse: the mistake of most first versions.",
+        layers.kernels,
+        "input_gradient",
+        in_arguments(lambda dy, x, mean, scale, constant, slope: (dy, x, mean, scale, constant, 0 * slope)),
+    ),
+    Bug(
+        "batchnorm-gamma-forgotten",
+        "batchnorm",
+        "input",
+        "dx lacks the factor gamma.",
+        "Unseen at the start, where gamma is 1: that is why the check moves the parameters first.",
+        BatchNorm,
+        "backward",
+        in_result(lambda dx, self, dy: dx / self.gamma.value),
+    ),
+    Bug(
+        "batchnorm-unbiased-variance",
+        "batchnorm",
+        "input",
+        "forward divides by M − 1, backward believes it was M.",
+        "Off by 1/M: lost in any check with a tolerance of a percent.",
+        layers.kernels,
+        "moments",
+        in_result(lambda result, x: (result[0], result[1] * len(x) / (len(x) - 1))),
+    ),
+    Bug(
+        "dropout-unscaled",
+        "dropout",
+        "input",
+        "backward masks dy but does not divide by 1 − rate.",
+        "Layers before it learn at a smaller rate.",
+        Dropout,
+        "backward",
+        in_result(lambda dx, self, dy: dx * (1 - self.rate)),
+    ),
+    Bug(
+        "dropout-new-mask",
+        "dropout",
+        "input",
+        "backward draws another mask than forward.",
+        "Numbers that were dropped are blamed, others that counted are not.",
+        Dropout,
+        "backward",
+        instead(new_mask),
+    ),
+    Bug(
+        "flatten-in-another-order",
+        "flatten",
+        "input",
+        "backward reads the row column by column.",
+        "All gradients are there, at the wrong pixels.",
+        Flatten,
+        "backward",
+        in_result(lambda dx, self, dy: dy.reshape(dx.shape, order="F")),
+    ),
+    Bug(
+        "normalize-255-forgotten",
+        "normalize",
+        "input",
+        "backward divides by std but not by 255.",
+        "Only a saliency map would show it, by its scale.",
+        Normalize,
+        "backward",
+        in_result(lambda dx, *_: dx * 255),
+    ),
+    Bug(
+        "loss-mean-twice",
+        "softmax and cross-entropy",
+        "input",
+        "The gradient is divided by the batch size once more.",
+        "As if the learning rate were N times smaller; Adam hides it nearly.",
+        SoftmaxCrossEntropy,
+        "backward",
+        in_result(lambda d, self: d / len(d)),
+    ),
+    Bug(
+        "loss-mean-never",
+        "softmax and cross-entropy",
+        "input",
+        "The gradient is that of the sum over the batch, the loss the mean.",
+        "As if the learning rate were N times larger.",
+        SoftmaxCrossEntropy,
+        "backward",
+        in_result(lambda d, self: d * len(d)),
+    ),
+    Bug(
+        "loss-target-forgotten",
+        "softmax and cross-entropy",
+        "input",
+        "The gradient is p, not p − target.",
+        "All logits fall; the loss does not.",
+        SoftmaxCrossEntropy,
+        "forward",
+        without_target,
+    ),
+    Bug(
+        "sgd-momentum-sign",
+        "sgd",
+        "weight",
+        "v ← g − momentum · v.",
+        "It brakes where it should gather speed.",
+        optim.elementwise,
+        "sgd",
+        in_arguments(lambda value, g, v, rate, momentum, *rest: (value, g, v, rate, -momentum, *rest)),
+    ),
+    Bug(
+        "sgd-nesterov-ignored",
+        "sgd",
+        "weight",
+        "nesterov=True does plain momentum.",
+        "Slightly slower, never wrong enough to notice.",
+        optim.elementwise,
+        "sgd",
+        in_arguments(lambda value, g, v, rate, momentum, nesterov, decay: (value, g, v, rate, momentum, False, decay)),
+    ),
+    Bug(
+        "adam-without-bias-correction",
+        "adam",
+        "weight",
+        "m and v are used as they are, too small in the first steps.",
+        "The first steps are too large, since v is the smaller one.",
+        optim.elementwise,
+        "adam",
+        in_arguments(lambda *arguments: (*arguments[:-1], 10**9)),
+    ),
+    Bug(
+        "adam-moments-reset",
+        "adam",
+        "weight",
+        "m and v start at zero at every step.",
+        "Each step has the size of the rate, whatever the gradient: sign descent.",
+        optim.elementwise,
+        "adam",
+        resetting,
+    ),
+    Bug(
+        "adam-decay-in-the-gradient",
+        "adam",
+        "weight",
+        "Weight decay is added to the gradient, as in SGD.",
+        "Adam then divides it by √v: weights with large gradients hardly decay.",
+        optim.elementwise,
+        "adam",
+        in_arguments(lambda w, g, m, v, rate, b1, b2, e, decay, t: (w, g + decay * w, m, v, rate, b1, b2, e, 0.0, t)),
+    ),
+    Bug(
+        "cotangent-of-ones",
+        "the check itself",
+        "a backward of zeros passed",
+        "The check weighs all outputs alike instead of at random.",
+        "A softmax whose backward is zero passes, and so does whatever only mixes up equals.",
+        gradcheck,
+        "_cotangent",
+        instead(lambda shape, random: np.ones(shape)),
+    ),
+]
