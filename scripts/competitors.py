@@ -142,7 +142,7 @@ def keras_model(model: Sequential, jit_compile: bool):
 
 def epoch_of_tinycnn(name: str, batch: int, images: int) -> Functions:
     """An epoch of so many images, in memory, shuffled."""
-    from tinycnn.optim import constant
+    from tinycnn.schedules import constant
     from tinycnn.training import train
 
     model, (x, y) = network(name), epoch_data(images)

@@ -3,8 +3,9 @@
 import numpy as np
 
 from tinycnn import reference
-from tinycnn.layers import BatchNorm, Conv2D, Dense, Dropout, Flatten, MaxPool2D, Normalize, ReLU
+from tinycnn.layers import Conv2D, Dense, Flatten, MaxPool2D, ReLU
 from tinycnn.model import Sequential
+from tinycnn.more_layers import BatchNorm, Dropout, Normalize
 
 
 def reference_forward(model: Sequential, x: np.ndarray, changed: dict[str, np.ndarray] | None = None) -> np.ndarray:
@@ -37,3 +38,34 @@ def _apply(layer, x, values):
         case Flatten():
             return x.reshape(len(x), -1)
     raise TypeError(f"no reference for {layer}")
+
+
+def reference_gradients(model: Sequential, x: np.ndarray, targets: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+    """The loss and its gradient by every parameter, by the reference's forward and backward functions alone."""
+    inputs = []
+    values = {p.name: p.value for p in model.parameters()}
+    for layer in model.layers:
+        inputs.append(x)
+        x = _apply(layer, x, values)
+    loss, dy = reference.softmax_cross_entropy(x, targets), reference.softmax_cross_entropy_backward(x, targets)
+    gradients = {}
+    for layer, x in zip(reversed(model.layers), reversed(inputs), strict=True):
+        match layer:
+            case Conv2D():
+                dy, dw, db = reference.conv2d_backward(dy, x, layer.weight.value, layer.stride, layer.padding)
+                gradients |= {f"{layer.name}.weight": dw, f"{layer.name}.bias": db}
+            case Dense():
+                dy, dw, db = reference.dense_backward(dy, x, layer.weight.value)
+                gradients |= {f"{layer.name}.weight": dw, f"{layer.name}.bias": db}
+            case BatchNorm():
+                dy, dgamma, dbeta = reference.batch_norm_backward(dy, x, layer.gamma.value, layer.epsilon)
+                gradients |= {f"{layer.name}.gamma": dgamma, f"{layer.name}.beta": dbeta}
+            case MaxPool2D():
+                dy = reference.max_pool2d_backward(dy, x, layer.pool_size, layer.stride)
+            case ReLU():
+                dy = reference.relu_backward(dy, x)
+            case Flatten():
+                dy = dy.reshape(x.shape)
+            case _:
+                raise TypeError(f"no reference for {layer}")
+    return float(loss), gradients

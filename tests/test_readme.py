@@ -12,10 +12,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_code_blocks_run_and_print_what_they_say():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks
+    names = {}  # a later block may use what an earlier one has made
     for block in blocks:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(block, "README.md", "exec"), {})
+            exec(compile(block, "README.md", "exec"), names)
         assert printed.getvalue().split("\n")[:-1] == re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
 
 
@@ -28,3 +29,22 @@ def test_every_module_is_in_the_reading_order():
     table = README.split("## Read it in this order")[1].split("\n## ")[0]
     for module in (ROOT / "tinycnn").glob("*.py"):
         assert module.name in table or module.name == "__init__.py", module.name
+
+
+def test_tests_that_are_cited_are_there():
+    """`tests/file.py::test_name`, in the README and in the docstrings of the package and the scripts."""
+    texts = [README, *(p.read_text("utf-8") for d in ("tinycnn", "scripts") for p in (ROOT / d).rglob("*.py"))]
+    cited = [pair for text in texts for pair in re.findall(r"`(tests/\w+\.py)::(\w+)`", text)]
+    assert len(cited) >= 7
+    for file, name in cited:
+        assert f"\ndef {name}(" in (ROOT / file).read_text("utf-8"), (file, name)
+
+
+def test_line_counts_are_true_and_the_core_stays_short():
+    """The reading order names each file's length; the five files of the core have at most 900 lines in all."""
+    table = README.split("## Read it in this order")[1].split("\n## ")[0]
+    counts = {name: int(lines) for name, lines in re.findall(r"^\| `([\w/.]+)` \| (\d+) \|", table, re.MULTILINE)}
+    actual = {name: len((ROOT / name).read_text("utf-8").splitlines()) for name in counts}
+    assert counts == actual
+    core = [f"tinycnn/{name}.py" for name in ("reference", "layers", "loss", "optim", "model")]
+    assert sum(actual[name] for name in core) <= 900

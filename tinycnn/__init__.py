@@ -1,11 +1,13 @@
 """tinycnn: a convolutional network by hand, in NumPy and Numba. See README.md for the order to read it in."""
 
 from tinycnn.idx import read_idx, write_idx
-from tinycnn.layers import BatchNorm, Conv2D, Dense, Dropout, Flatten, Layer, MaxPool2D, Normalize, Parameter, ReLU
+from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, Parameter, ReLU
 from tinycnn.loss import SoftmaxCrossEntropy, softmax
 from tinycnn.mnist import load_mnist
 from tinycnn.model import Sequential
-from tinycnn.optim import SGD, Adam, constant, cosine, one_cycle, step_decay
+from tinycnn.more_layers import BatchNorm, Dropout, Normalize
+from tinycnn.optim import SGD, Adam
+from tinycnn.schedules import constant, cosine, one_cycle, step_decay
 
 __all__ = [
     "SGD",

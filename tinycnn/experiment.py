@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from tinycnn.augment import random_shift
-from tinycnn.layers import Normalize
 from tinycnn.mnist import Data, load_mnist
 from tinycnn.model import Sequential
-from tinycnn.optim import SGD, Adam, Schedule, constant, cosine, one_cycle, step_decay
+from tinycnn.more_layers import Normalize
+from tinycnn.optim import SGD, Adam
 from tinycnn.presets import PRESETS, Recipe
+from tinycnn.schedules import Schedule, constant, cosine, one_cycle, step_decay
 from tinycnn.training import COLUMNS, check_data, evaluate, train
 
 ImagesAndLabels = tuple[np.ndarray, np.ndarray]

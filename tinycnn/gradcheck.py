@@ -26,6 +26,7 @@ import numpy as np
 
 from tinycnn.layers import Layer, Parameter
 from tinycnn.model import Sequential
+from tinycnn.tables import table
 
 
 def complex_step(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, h: float = 1e-30) -> np.ndarray:
@@ -117,9 +118,7 @@ class Report:
             cells.append(
                 (r.name, elements, f"{r.error:.1e}", r.where, f"{r.analytic:.9g}", f"{r.numeric:.9g}", verdict)
             )
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-        lines.insert(1, "─" * max(map(len, lines)))
+        lines = [table(cells)]
         kinks = sum(r.kinks for r in self.rows)
         if kinks:
             lines.append(

@@ -12,15 +12,16 @@ What this file is not: a layer knows no loss, no optimizer and no other layer, a
 """
 
 from dataclasses import dataclass
+from inspect import signature
 from math import prod, sqrt
 
 import numpy as np
 
-from tinycnn.kernels import batch_norm as kernels
+from tinycnn.arguments import pair, whole
 from tinycnn.kernels.convolution import convolve, convolve_weight_gradient
 from tinycnn.kernels.dense import dense, dense_weight_gradient
 from tinycnn.kernels.elementwise import relu, relu_backward
-from tinycnn.kernels.memory import copy, empty
+from tinycnn.kernels.memory import copy
 from tinycnn.kernels.pooling import max_pool, max_pool_backward
 
 Shape = tuple[int, ...]
@@ -41,6 +42,7 @@ class Layer:
     name = ""  # given by the model: "conv2d_1"
     dtype: np.dtype | None = None  # given by the model; until then a layer works in the dtype of its input
     _memory = None
+    _parameters: tuple[Parameter, ...] = ()
 
     def build(self, input_shape: Shape, generator: np.random.Generator, dtype: np.dtype, gain: float) -> Shape:
         """Prepare for inputs of this shape (without the batch), create the parameters; return the output's shape.
@@ -63,15 +65,18 @@ class Layer:
 
     def parameters(self) -> list[Parameter]:
         """What an optimizer changes, always in the same order."""
-        return []
+        return list(self._parameters)
 
     def statistics(self) -> list[tuple[str, np.ndarray]]:
         """Arrays that belong to the trained layer but are not learned by gradient: they are saved with the model."""
         return []
 
     def arguments(self) -> dict:
-        """What to call the class with to make this layer again, in plain numbers and lists (it is saved as JSON)."""
-        return {}
+        """What to call the class with to make this layer again, in plain numbers and lists (it is saved as JSON).
+
+        A layer keeps each argument of its __init__ as an attribute of that name.
+        """
+        return {name: getattr(self, name) for name in signature(type(self)).parameters}
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one image's forward pass."""
@@ -87,8 +92,12 @@ class Layer:
             raise ValueError(f"{self.label()}: got an input of shape {x.shape}, but needs {needs.format(*sizes)}")
         return _for_kernels(x, self.dtype)
 
-    def _value(self, parameter: Parameter) -> np.ndarray:
+    def _value(self, parameter: Parameter | None) -> np.ndarray:
         """A parameter's value as the kernels take it; somebody may have put another array there."""
+        if parameter is None:
+            raise ValueError(
+                f"{self.label()} has no parameters yet: put it into a Sequential, which knows its input shape"
+            )
         if parameter.value.shape != parameter.grad.shape:
             raise ValueError(f"{parameter.name} has shape {parameter.value.shape}, but needs {parameter.grad.shape}")
         return _for_kernels(parameter.value, self.dtype)
@@ -106,46 +115,6 @@ class Layer:
         return _for_kernels(np.asarray(dy), self.dtype), *what
 
 
-class Normalize(Layer):
-    """y = (pixel / 255 − mean) / std: raw uint8 images in, numbers around zero out, in the model's dtype.
-
-    mean and std are numbers or one number a channel. Images without a channel axis, (N, H, W), get one.
-    """
-
-    def __init__(self, mean: float | list[float], std: float | list[float]):
-        if not np.all(np.isfinite(mean)) or not np.all(np.isfinite(std) & (np.asarray(std) > 0)):
-            raise ValueError(f"Normalize: needs a finite mean and a std greater than 0, got {mean} and {std}")
-        self.mean, self.std = mean, std
-        self.dtype = np.dtype(np.float32)
-
-    def build(self, input_shape, generator, dtype, gain):
-        super().build(input_shape, generator, dtype, gain)
-        shape = input_shape if len(input_shape) == 3 else (*input_shape, 1)
-        if not {np.size(self.mean), np.size(self.std)} <= {1, shape[-1]}:
-            raise ValueError(
-                f"{self.label()}: got images of shape {shape}, but has {np.size(self.mean)} means and "
-                f"{np.size(self.std)} standard deviations: it needs one, or one a channel"
-            )
-        return shape
-
-    def forward(self, x, training=False):
-        x = np.asarray(x)
-        y = copy(x, self.dtype).reshape(x.shape if x.ndim == 4 else (*x.shape, 1))
-        y /= 255
-        y -= np.asarray(self.mean, self.dtype)
-        y /= np.asarray(self.std, self.dtype)
-        if training:
-            self._remember(y, x.shape)
-        return y
-
-    def backward(self, dy):
-        dy, input_shape = self._recall(dy)
-        return (dy / np.asarray(self.std, self.dtype) / 255).reshape(input_shape)
-
-    def arguments(self):
-        return {"mean": np.asarray(self.mean).tolist(), "std": np.asarray(self.std).tolist()}
-
-
 class Conv2D(Layer):
     """y[n, i, j, o] = b[o] + Σ_{a,b,c} x[n, i·stride + a, j·stride + b, c] · w[a, b, c, o]   (`reference.conv2d`).
 
@@ -154,10 +123,10 @@ class Conv2D(Layer):
     """
 
     def __init__(self, filters: int, kernel_size, stride=1, padding=0, use_bias: bool = True):
-        self.filters = _whole(filters, "Conv2D: filters")
-        self.kernel_size = _pair(kernel_size, "Conv2D: kernel_size")
-        self.stride = _pair(stride, "Conv2D: stride")
-        self.padding = _pair(padding, "Conv2D: padding", minimum=0)
+        self.filters = whole(filters, "Conv2D: filters")
+        self.kernel_size = pair(kernel_size, "Conv2D: kernel_size")
+        self.stride = pair(stride, "Conv2D: stride")
+        self.padding = pair(padding, "Conv2D: padding", minimum=0)
         self.use_bias = bool(use_bias)
         self.weight = self.bias = None
 
@@ -173,17 +142,17 @@ class Conv2D(Layer):
             )
         channels = input_shape[2]
         self.weight = _new_weight((*self.kernel_size, channels, self.filters), generator, dtype, gain, self.name)
-        self.bias = _new_bias(self.filters, dtype, self.name)
+        self.bias = Parameter(f"{self.name}.bias", np.zeros(self.filters, dtype), np.zeros(self.filters, dtype))
+        self._parameters = (self.weight, self.bias) if self.use_bias else (self.weight,)
         self._multiply_adds = prod(out) * self.weight.value.size
         return (*out, self.filters)
 
     def forward(self, x, training=False):
-        _must_be_built(self, self.weight)
-        x, channels = np.asarray(x), self.weight.grad.shape[2]
+        w, b = self._value(self.weight), self._value(self.bias)
+        x, channels = np.asarray(x), w.shape[2]
         output_size = self._output_size(x.shape[1:]) if x.ndim == 4 else (0, 0)
         fits = min(output_size) >= 1 and x.shape[3] == channels
         x = self._input(x, fits, "(N, H, W, {}) with H, W no smaller than the kernel {}", channels, self.kernel_size)
-        w, b = self._value(self.weight), self._value(self.bias)
         y = convolve(x, w, b, output_size, self.stride, self.padding)
         if training:
             self._remember(y, x)
@@ -204,18 +173,6 @@ class Conv2D(Layer):
             x, dy, self.kernel_size, self.stride, self.padding
         )
 
-    def parameters(self):
-        return _in_order(self.weight, self.bias if self.use_bias else None)
-
-    def arguments(self):
-        return {
-            "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "stride": self.stride,
-            "padding": self.padding,
-            "use_bias": self.use_bias,
-        }
-
     def multiply_adds(self):
         return self._multiply_adds
 
@@ -231,8 +188,8 @@ class MaxPool2D(Layer):
     """
 
     def __init__(self, pool_size, stride=None):
-        self.pool_size = _pair(pool_size, "MaxPool2D: pool_size")
-        self.stride = self.pool_size if stride is None else _pair(stride, "MaxPool2D: stride")
+        self.pool_size = pair(pool_size, "MaxPool2D: pool_size")
+        self.stride = self.pool_size if stride is None else pair(stride, "MaxPool2D: stride")
 
     def build(self, input_shape, generator, dtype, gain):
         super().build(input_shape, generator, dtype, gain)
@@ -254,9 +211,6 @@ class MaxPool2D(Layer):
     def backward(self, dy):
         dy, winners, input_shape = self._recall(dy)
         return max_pool_backward(dy, winners, input_shape, self.pool_size, self.stride)
-
-    def arguments(self):
-        return {"pool_size": self.pool_size, "stride": self.stride}
 
 
 class ReLU(Layer):
@@ -296,7 +250,7 @@ class Dense(Layer):
     """y[n, o] = b[o] + Σ_k x[n, k] · w[k, o]   (`reference.dense`).  x (N, K) -> y (N, units); w (K, units)."""
 
     def __init__(self, units: int, use_bias: bool = True):
-        self.units = _whole(units, "Dense: units")
+        self.units = whole(units, "Dense: units")
         self.use_bias = bool(use_bias)
         self.weight = self.bias = None
 
@@ -305,14 +259,15 @@ class Dense(Layer):
         if len(input_shape) != 1:
             raise ValueError(f"{self.label()}: got {input_shape}, but needs one row an image: put Flatten() before it")
         self.weight = _new_weight((input_shape[0], self.units), generator, dtype, gain, self.name)
-        self.bias = _new_bias(self.units, dtype, self.name)
+        self.bias = Parameter(f"{self.name}.bias", np.zeros(self.units, dtype), np.zeros(self.units, dtype))
+        self._parameters = (self.weight, self.bias) if self.use_bias else (self.weight,)
         return (self.units,)
 
     def forward(self, x, training=False):
-        _must_be_built(self, self.weight)
-        x, inputs = np.asarray(x), len(self.weight.grad)
-        x = self._input(x, x.ndim == 2 and x.shape[1] == inputs, "(N, {})", inputs)
-        y = dense(x, self._value(self.weight), self._value(self.bias))
+        w, b = self._value(self.weight), self._value(self.bias)
+        x = np.asarray(x)
+        x = self._input(x, x.ndim == 2 and x.shape[1] == len(w), "(N, {})", len(w))
+        y = dense(x, w, b)
         if training:
             self._remember(y, x)
         return y
@@ -327,121 +282,8 @@ class Dense(Layer):
         self.weight.grad[:] = dense_weight_gradient(x, dy)
         self.bias.grad[:] = dy.sum(axis=0)
 
-    def parameters(self):
-        return _in_order(self.weight, self.bias if self.use_bias else None)
-
-    def arguments(self):
-        return {"units": self.units, "use_bias": self.use_bias}
-
     def multiply_adds(self):
         return self.weight.value.size
-
-
-class BatchNorm(Layer):
-    """y = gamma · (x − mean) / √(variance + epsilon) + beta, channel by channel   (`reference.batch_norm`).
-
-    x (..., C) -> y (..., C). In training, mean and variance are those of the batch, over all axes but the last, and
-    running = momentum · running + (1 − momentum) · batch keeps their average, which inference then uses. (That is the
-    sense of momentum in Keras; PyTorch's is 1 − ours. The variance is the biased one, also in the running average.)
-    """
-
-    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5):
-        if not 0 <= momentum <= 1 or not epsilon > 0:
-            raise ValueError(f"BatchNorm: needs 0 ≤ momentum ≤ 1 and epsilon > 0, got {momentum} and {epsilon}")
-        self.momentum, self.epsilon = float(momentum), float(epsilon)
-        self.gamma = self.beta = self.running_mean = self.running_variance = None
-
-    def build(self, input_shape, generator, dtype, gain):
-        super().build(input_shape, generator, dtype, gain)
-        channels = input_shape[-1]
-        self.gamma = Parameter(f"{self.name}.gamma", np.ones(channels, dtype), np.zeros(channels, dtype))
-        self.beta = Parameter(f"{self.name}.beta", np.zeros(channels, dtype), np.zeros(channels, dtype))
-        self.running_mean, self.running_variance = np.zeros(channels, dtype), np.ones(channels, dtype)
-        return input_shape
-
-    def forward(self, x, training=False):
-        _must_be_built(self, self.gamma)
-        x, channels = np.asarray(x), len(self.gamma.grad)
-        x = self._input(x, x.ndim >= 2 and x.shape[-1] == channels, "(..., {})", channels)
-        rows = x.reshape(-1, channels)
-        if not training:
-            return self._normalise(rows, self.running_mean, self._sigma(self.running_variance)).reshape(x.shape)
-        if not len(rows):
-            raise ValueError(f"{self.label()}: an empty batch has no mean")
-        mean, variance = kernels.moments(rows)
-        self.running_mean += (1 - self.momentum) * (mean - self.running_mean)
-        self.running_variance += (1 - self.momentum) * (variance - self.running_variance)
-        sigma = self._sigma(variance)
-        y = self._normalise(rows, mean, sigma).reshape(x.shape)
-        self._remember(y, rows, mean, sigma)
-        return y
-
-    def backward(self, dy):
-        dy, x, mean, sigma = self._recall(dy)
-        rows, M = dy.reshape(x.shape), x.dtype.type(len(x))
-        dbeta, dy_times_centred = kernels.gradient_sums(rows, x, mean)
-        dgamma = dy_times_centred / sigma
-        self.gamma.grad[:], self.beta.grad[:] = dgamma, dbeta
-        # dx = gamma / σ · (dy − dbeta / M − x̂ · dgamma / M)  with  x̂ = (x − mean) / σ
-        scale, constant, slope = self._value(self.gamma) / sigma, dbeta / M, dgamma / (M * sigma)
-        return kernels.input_gradient(rows, x, mean, scale, constant, slope).reshape(dy.shape)
-
-    def parameters(self):
-        return _in_order(self.gamma, self.beta)
-
-    def statistics(self):
-        return [
-            (f"{self.name}.running_mean", self.running_mean),
-            (f"{self.name}.running_variance", self.running_variance),
-        ]
-
-    def arguments(self):
-        return {"momentum": self.momentum, "epsilon": self.epsilon}
-
-    def _sigma(self, variance):
-        return np.sqrt(variance + variance.dtype.type(self.epsilon))
-
-    def _normalise(self, x, mean, sigma):
-        return kernels.scale_and_shift(x, mean, self._value(self.gamma) / sigma, self._value(self.beta))
-
-
-class Dropout(Layer):
-    """In training, y = x / (1 − rate) with probability 1 − rate, else 0; in inference y = x   (`reference.dropout`).
-
-    The mask comes from `generator`, which the model seeds.
-    """
-
-    def __init__(self, rate: float):
-        if not 0 <= rate < 1:
-            raise ValueError(f"Dropout: needs 0 ≤ rate < 1, got {rate}")
-        self.rate = float(rate)
-        self.generator = np.random.default_rng(0)
-
-    def build(self, input_shape, generator, dtype, gain):
-        super().build(input_shape, generator, dtype, gain)
-        self.generator = generator.spawn(1)[0]
-        return input_shape
-
-    def forward(self, x, training=False):
-        x = self._input(np.asarray(x))
-        if not training:
-            return copy(x)
-        random = self.generator.random(dtype=np.float32, out=empty(x.shape, np.dtype(np.float32)))
-        factor = copy(random >= self.rate, x.dtype)
-        factor /= 1 - self.rate
-        y = np.multiply(x, factor, out=empty(x.shape, x.dtype))
-        self._remember(y, factor)
-        return y
-
-    def backward(self, dy):
-        dy, factor = self._recall(dy)
-        return np.multiply(dy, factor, out=empty(dy.shape, dy.dtype))
-
-    def arguments(self):
-        return {"rate": self.rate}
-
-
-# ------------------------------------------------------------------------------------------------------- small helpers
 
 
 def _windows(height: int, width: int, size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
@@ -464,32 +306,3 @@ def _new_weight(shape: Shape, generator: np.random.Generator, dtype: np.dtype, g
     fan_in = prod(shape[:-1])
     value = (generator.standard_normal(shape) * sqrt(gain / fan_in)).astype(dtype)
     return Parameter(f"{name}.weight", value, np.zeros_like(value))
-
-
-def _new_bias(size: int, dtype: np.dtype, name: str) -> Parameter:
-    return Parameter(f"{name}.bias", np.zeros(size, dtype), np.zeros(size, dtype))
-
-
-def _in_order(*parameters: Parameter | None) -> list[Parameter]:
-    return [p for p in parameters if p is not None]
-
-
-def _must_be_built(layer: Layer, parameter: Parameter | None) -> None:
-    if parameter is None:
-        raise ValueError(
-            f"{layer.label()} has no parameters yet: put it into a Sequential, which knows its input shape"
-        )
-
-
-def _whole(value, name: str, minimum: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
-    return int(value)
-
-
-def _pair(value, name: str, minimum: int = 1) -> tuple[int, int]:
-    """(height, width) from an int or a pair."""
-    pair = value if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2:
-        raise ValueError(f"{name} must be a number or a pair (height, width), got {value!r}")
-    return _whole(pair[0], name, minimum), _whole(pair[1], name, minimum)

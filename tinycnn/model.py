@@ -5,17 +5,17 @@ It also builds the layers (shapes, weights), predicts, prints a summary, and sav
 What this file is not: no graph of layers, no loss and no optimizer; training is in `tinycnn/training.py`.
 """
 
-import json
-import os
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from tinycnn.layers import BatchNorm, Conv2D, Dense, Dropout, Flatten, Layer, MaxPool2D, Normalize, Parameter, ReLU
+from tinycnn import model_file
+from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, Parameter, ReLU
 from tinycnn.loss import softmax
+from tinycnn.more_layers import BatchNorm, Dropout, Normalize
+from tinycnn.tables import table
 
-FORMAT = "tinycnn model 1"
 CACHE = 1 << 22  # bytes; what a layer hands to the next is found in a CPU's cache if it is no more
 LAYERS = (Normalize, Conv2D, MaxPool2D, BatchNorm, ReLU, Dropout, Flatten, Dense)
 
@@ -60,8 +60,6 @@ class Sequential:
                 raise
         return shapes[1:]
 
-    # ---- what training needs
-
     def forward(self, x: np.ndarray, training: bool = False) -> np.ndarray:
         """The output of the last layer.  x (N, *input_shape) -> (N, ...). training=True prepares for backward.
 
@@ -99,8 +97,6 @@ class Sequential:
         learned = [(p.name, p.value) for p in self.parameters()]
         return learned + [pair for layer in self.layers for pair in layer.statistics()]
 
-    # ---- what users of a trained model need
-
     def predict(self, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """The most probable class of each image.  x (N, *input_shape), any N -> integers (N,)."""
         return self._logits(x, batch_size).argmax(axis=1)
@@ -116,29 +112,12 @@ class Sequential:
             rows.append((layer.label(), " × ".join(map(str, shape)), f"{_size(layer):,}", f"{layer.multiply_adds():,}"))
         totals = sum(map(_size, self.layers)), sum(layer.multiply_adds() for layer in self.layers)
         rows.append(("total", "", f"{totals[0]:,}", f"{totals[1]:,}"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
-        rule = "─" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
-
-    # ---- files
+        return table(rows, right=(2, 3), rules=(1, -1))
 
     def save(self, path: str | Path) -> None:
         """Write architecture and weights to one .npz file; an old one of that name is replaced by a whole one only."""
-        architecture = {
-            "format": FORMAT,
-            "input_shape": self.input_shape,
-            "dtype": self.dtype.name,
-            "layers": [[type(layer).__name__, layer.arguments()] for layer in self.layers],
-        }
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, architecture=np.array(json.dumps(architecture)), **dict(self.state()))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        layers = [[type(layer).__name__, layer.arguments()] for layer in self.layers]
+        model_file.write(path, self.input_shape, self.dtype, layers, dict(self.state()))
 
     @classmethod
     def load(cls, path: str | Path, own_layers: tuple[type[Layer], ...] = ()) -> "Sequential":
@@ -146,34 +125,11 @@ class Sequential:
 
         Raises FileNotFoundError, or ValueError if the file is no tinycnn model or a damaged one.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no model file {path}")
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            architecture = json.loads(str(arrays.pop("architecture")))
-            if architecture["format"] != FORMAT:
-                raise ValueError(f"its format is {architecture['format']!r}, not {FORMAT!r}")
+        with model_file.reading(path) as (input_shape, dtype, layers, arrays):
             classes = {c.__name__: c for c in (*LAYERS, *own_layers)}
-            layers = [classes[name](**arguments) for name, arguments in architecture["layers"]]
-            model = cls(layers, architecture["input_shape"], dtype=architecture["dtype"])
-            model._set_state(arrays)
-        except Exception as error:  # a damaged zip file can make its reader raise nearly anything
-            raise ValueError(f"{path} is not a tinycnn model file, or a damaged one: {error}") from error
+            model = cls([classes[name](**arguments) for name, arguments in layers], input_shape, dtype=dtype)
+            model_file.copy_all(arrays, dict(model.state()))
         return model
-
-    def _set_state(self, arrays: dict[str, np.ndarray]) -> None:
-        """Copy the arrays into this model's own. Raises ValueError unless names, shapes and dtypes are the same."""
-        own = dict(self.state())
-        if own.keys() != arrays.keys():
-            raise ValueError(f"arrays missing or too many: {', '.join(sorted(own.keys() ^ arrays.keys()))}")
-        for name, array in arrays.items():
-            if (array.shape, array.dtype) != (own[name].shape, own[name].dtype):
-                raise ValueError(f"{name} is {array.dtype} {array.shape}, not {own[name].dtype} {own[name].shape}")
-            own[name][...] = array
-
-    # ---- small helpers
 
     def _check(self, x: np.ndarray) -> np.ndarray:
         """x in the model's dtype (Normalize wants the raw images), after checking its shape."""

@@ -12,7 +12,8 @@ What this file is not: nothing here runs; `tinycnn/experiment.py` does what a re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tinycnn.layers import BatchNorm, Conv2D, Dense, Flatten, Layer, MaxPool2D, ReLU
+from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, ReLU
+from tinycnn.more_layers import BatchNorm
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from tinycnn.loss import SoftmaxCrossEntropy
 from tinycnn.model import Sequential
-from tinycnn.optim import SGD, Adam, Schedule
+from tinycnn.optim import SGD, Adam
+from tinycnn.schedules import Schedule
 
 # The columns of a history row. Training figures are means over the epoch, while the weights were still changing and
 # with augmentation and dropout; validation figures are those of the epoch's final weights.

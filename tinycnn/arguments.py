@@ -1,0 +1,32 @@
+"""Checks of arguments: a setting that makes no sense is refused where it is given, by its name.
+
+What this file is not: needed to understand anything else.
+"""
+
+import numpy as np
+
+
+def whole(value, name: str, minimum: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+    return int(value)
+
+
+def pair(value, name: str, minimum: int = 1) -> tuple[int, int]:
+    """(height, width) from an int or a pair."""
+    both = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(both) != 2:
+        raise ValueError(f"{name} must be a number or a pair (height, width), got {value!r}")
+    return whole(both[0], name, minimum), whole(both[1], name, minimum)
+
+
+def positive(name: str, value: float) -> float:
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a number of at least 0, got {value}")
+    return value
+
+
+def fraction(name: str, value: float) -> float:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+    return value

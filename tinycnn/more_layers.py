@@ -1,0 +1,145 @@
+"""The layers that a network can do without, and does better with: Normalize, BatchNorm and Dropout.
+
+Each is written like those of `tinycnn/layers.py`, the place to begin. BatchNorm and Dropout do one thing in training
+and another in inference. The formulas are in `tinycnn/reference.py`.
+
+What this file is not: necessary to understand backpropagation.
+"""
+
+import numpy as np
+
+from tinycnn.kernels import batch_norm as kernels
+from tinycnn.kernels.memory import copy, empty
+from tinycnn.layers import Layer, Parameter
+
+
+class Normalize(Layer):
+    """y = (pixel / 255 − mean) / std: raw uint8 images in, numbers around zero out, in the model's dtype.
+
+    mean and std are numbers or one number a channel. Images without a channel axis, (N, H, W), get one.
+    """
+
+    def __init__(self, mean: float | list[float], std: float | list[float]):
+        if not np.all(np.isfinite(mean)) or not np.all(np.isfinite(std) & (np.asarray(std) > 0)):
+            raise ValueError(f"Normalize: needs a finite mean and a std greater than 0, got {mean} and {std}")
+        self.mean, self.std = np.asarray(mean).tolist(), np.asarray(std).tolist()
+        self.dtype = np.dtype(np.float32)
+
+    def build(self, input_shape, generator, dtype, gain):
+        super().build(input_shape, generator, dtype, gain)
+        shape = input_shape if len(input_shape) == 3 else (*input_shape, 1)
+        if not {np.size(self.mean), np.size(self.std)} <= {1, shape[-1]}:
+            raise ValueError(
+                f"{self.label()}: got images of shape {shape}, but has {np.size(self.mean)} means and "
+                f"{np.size(self.std)} standard deviations: it needs one, or one a channel"
+            )
+        return shape
+
+    def forward(self, x, training=False):
+        x = np.asarray(x)
+        y = copy(x, self.dtype).reshape(x.shape if x.ndim == 4 else (*x.shape, 1))
+        y /= 255
+        y -= np.asarray(self.mean, self.dtype)
+        y /= np.asarray(self.std, self.dtype)
+        if training:
+            self._remember(y, x.shape)
+        return y
+
+    def backward(self, dy):
+        dy, input_shape = self._recall(dy)
+        return (dy / np.asarray(self.std, self.dtype) / 255).reshape(input_shape)
+
+
+class BatchNorm(Layer):
+    """y = gamma · (x − mean) / √(variance + epsilon) + beta, channel by channel   (`reference.batch_norm`).
+
+    x (..., C) -> y (..., C). In training, mean and variance are those of the batch, over all axes but the last, and
+    running = momentum · running + (1 − momentum) · batch keeps their average, which inference then uses. (That is the
+    sense of momentum in Keras; PyTorch's is 1 − ours. The variance is the biased one, also in the running average.)
+    """
+
+    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5):
+        if not 0 <= momentum <= 1 or not epsilon > 0:
+            raise ValueError(f"BatchNorm: needs 0 ≤ momentum ≤ 1 and epsilon > 0, got {momentum} and {epsilon}")
+        self.momentum, self.epsilon = float(momentum), float(epsilon)
+        self.gamma = self.beta = self.running_mean = self.running_variance = None
+
+    def build(self, input_shape, generator, dtype, gain):
+        super().build(input_shape, generator, dtype, gain)
+        channels = input_shape[-1]
+        self.gamma = Parameter(f"{self.name}.gamma", np.ones(channels, dtype), np.zeros(channels, dtype))
+        self.beta = Parameter(f"{self.name}.beta", np.zeros(channels, dtype), np.zeros(channels, dtype))
+        self._parameters = self.gamma, self.beta
+        self.running_mean, self.running_variance = np.zeros(channels, dtype), np.ones(channels, dtype)
+        return input_shape
+
+    def forward(self, x, training=False):
+        x, channels = np.asarray(x), len(self._value(self.gamma))
+        x = self._input(x, x.ndim >= 2 and x.shape[-1] == channels, "(..., {})", channels)
+        rows = x.reshape(-1, channels)
+        if not training:
+            return self._normalise(rows, self.running_mean, self._sigma(self.running_variance)).reshape(x.shape)
+        if not len(rows):
+            raise ValueError(f"{self.label()}: an empty batch has no mean")
+        mean, variance = kernels.moments(rows)
+        self.running_mean += (1 - self.momentum) * (mean - self.running_mean)
+        self.running_variance += (1 - self.momentum) * (variance - self.running_variance)
+        sigma = self._sigma(variance)
+        y = self._normalise(rows, mean, sigma).reshape(x.shape)
+        self._remember(y, rows, mean, sigma)
+        return y
+
+    def backward(self, dy):
+        dy, x, mean, sigma = self._recall(dy)
+        rows, M = dy.reshape(x.shape), x.dtype.type(len(x))
+        dbeta, dy_times_centred = kernels.gradient_sums(rows, x, mean)
+        dgamma = dy_times_centred / sigma
+        self.gamma.grad[:], self.beta.grad[:] = dgamma, dbeta
+        # dx = gamma / σ · (dy − dbeta / M − x̂ · dgamma / M)  with  x̂ = (x − mean) / σ
+        scale, constant, slope = self._value(self.gamma) / sigma, dbeta / M, dgamma / (M * sigma)
+        return kernels.input_gradient(rows, x, mean, scale, constant, slope).reshape(dy.shape)
+
+    def statistics(self):
+        return [
+            (f"{self.name}.running_mean", self.running_mean),
+            (f"{self.name}.running_variance", self.running_variance),
+        ]
+
+    def _sigma(self, variance):
+        return np.sqrt(variance + variance.dtype.type(self.epsilon))
+
+    def _normalise(self, x, mean, sigma):
+        return kernels.scale_and_shift(x, mean, self._value(self.gamma) / sigma, self._value(self.beta))
+
+
+class Dropout(Layer):
+    """In training, y = x / (1 − rate) with probability 1 − rate, else 0; in inference y = x   (`reference.dropout`).
+
+    The mask comes from `generator`, which the model seeds.
+    """
+
+    def __init__(self, rate: float):
+        if not 0 <= rate < 1:
+            raise ValueError(f"Dropout: needs 0 ≤ rate < 1, got {rate}")
+        self.rate = float(rate)
+        self.generator = np.random.default_rng(0)
+
+    def build(self, input_shape, generator, dtype, gain):
+        super().build(input_shape, generator, dtype, gain)
+        self.generator = generator.spawn(1)[0]
+        return input_shape
+
+    def forward(self, x, training=False):
+        x = self._input(np.asarray(x))
+        if not training:
+            return copy(x)
+        random = self.generator.random(dtype=np.float32, out=empty(x.shape, np.dtype(np.float32)))
+        factor = copy(random >= self.rate, x.dtype)
+        factor /= 1 - self.rate
+        y = np.multiply(x, factor, out=empty(x.shape, x.dtype))
+        self._remember(y, factor)
+        return y
+
+    def backward(self, dy):
+        dy, factor = self._recall(dy)
+        return np.multiply(dy, factor, out=empty(dy.shape, dy.dtype))

@@ -1,0 +1,21 @@
+"""Tables of plain text: what `Sequential.summary` and `check_gradients` print."""
+
+
+def table(rows: list[tuple[str, ...]], right: tuple[int, ...] = (), rules: tuple[int, ...] = (1,)) -> str:
+    """The rows as lines, their columns aligned, those in `right` to the right; a rule goes before each row in `rules`.
+
+    >>> print(table([("name", "size"), ("conv", "12"), ("pool", "0")], right=(1,)))
+    name  size
+    ──────────
+    conv    12
+    pool     0
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    rule = "─" * max(map(len, lines))
+    for place in sorted((place % len(rows) for place in rules), reverse=True):
+        lines.insert(place, rule)
+    return "\n".join(lines)
