@@ -1,9 +1,12 @@
 """The tools of proof, themselves proven: on functions whose derivative is known, and on gradients that are wrong."""
 
+import re
+
 import numpy as np
 import pytest
 
-from tinycnn.gradcheck import central_difference, complex_step, relative_error
+from tinycnn import Conv2D, Dense, Dropout, Layer, Parameter, ReLU, Sequential
+from tinycnn.gradcheck import central_difference, check_gradients, complex_step, relative_error
 
 
 def test_complex_step_is_exact(random):
@@ -42,3 +45,159 @@ def test_a_wrong_gradient_has_a_large_error(random):
 def test_even_a_small_error_shows(random, factor):
     x = random.normal(size=5)
     assert relative_error(factor * 2 * x, complex_step(lambda x: (x * x).sum(), x)) > 1e-7
+
+
+class Cube:
+    """An object of nobody's class: no parameters, no build, only forward and backward."""
+
+    def forward(self, x, training=False):
+        self.x = x
+        return x**3
+
+    def backward(self, dy):
+        return 3 * self.x**2 * dy
+
+
+class Scale:
+    """With a parameter."""
+
+    def __init__(self):
+        self.factor = Parameter("factor", np.float32([2.0]), np.zeros(1, np.float32))
+
+    def parameters(self):
+        return [self.factor]
+
+    def forward(self, x, training=False):
+        self.x = x
+        return x * self.factor.value
+
+    def backward(self, dy):
+        self.factor.grad = np.array([(dy * self.x).sum()], self.x.dtype)
+        return dy * self.factor.value
+
+
+def test_any_object_with_the_protocol_is_checked_and_left_alone(random):
+    scale = Scale()
+    report = check_gradients(scale, random.normal(size=(2, 3)))
+    assert report.passed
+    assert [(row.name, row.size) for row in report.rows] == [("input", 6), ("factor", 1)]
+    assert scale.factor.value.dtype == np.float32
+    assert scale.factor.value == 2
+    assert not scale.factor.grad.any()
+    assert check_gradients(Cube(), random.normal(size=5)).passed
+
+
+def test_a_layer_alone_is_built_and_a_model_is_copied(random):
+    layer = Conv2D(2, 3)
+    assert check_gradients(layer, random.normal(size=(2, 5, 4, 3))).passed
+    assert layer.weight is None
+    assert layer.name == ""
+    model = Sequential([Dense(3), ReLU(), Dropout(0.5), Dense(2)], (4,))  # float32, and random in training
+    before = [p.value.copy() for p in model.parameters()]
+    assert check_gradients(model, random.normal(size=(6, 4))).passed
+    for p, value in zip(model.parameters(), before, strict=True):
+        np.testing.assert_array_equal(p.value, value)
+        assert p.value.dtype == np.float32
+
+
+def test_the_table_shows_where_and_by_how_much(random, monkeypatch):
+    x = random.normal(size=(4, 3))
+
+    def wrong_at_one_place(self, dy):
+        dx = 3 * self.x**2 * dy
+        dx[self.x == x[2, 1]] *= 1.5
+        return dx
+
+    monkeypatch.setattr(Cube, "backward", wrong_at_one_place)
+    report = check_gradients(Cube(), x)
+    (row,) = report.rows
+    assert not report.passed
+    assert row.where == "[2, 1]"
+    assert row.error == pytest.approx(1 / 3, abs=1e-6)
+    assert row.analytic == pytest.approx(1.5 * row.numeric, rel=1e-6)
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["array", "elements", "worst", "error", "where", "analytic", "numeric"]
+    assert lines[2].split()[:4] == ["input", "12", "of", "12"]
+    assert lines[2].endswith("FAIL")
+    assert "Cube FAILED with tolerance 1e-07: " in lines[-1]
+    assert report.failures() == ["input"]
+
+
+def test_large_arrays_are_sampled_but_every_element_counts(random, monkeypatch):
+    """One wrong element out of 10,000 that no sample meets shows in the directions in which all move."""
+    x = random.normal(size=(100, 100))
+    monkeypatch.setattr(Cube, "backward", lambda self, dy: 3 * self.x**2 * dy + (self.x == x[71, 13]))
+    (row,) = check_gradients(Cube(), x, samples=5).rows
+    assert (row.size, row.checked, row.passed) == (10_000, 5, False)
+    assert row.where.startswith("all")
+
+
+def test_kinks_are_noticed_and_any_slope_between_will_do():
+    x = np.array([[-1.0, 0.0, 0.0, 2.0]])
+    (row,) = check_gradients(ReLU(), x).rows
+    assert row.passed
+    assert row.kinks >= 2
+    assert "at kinks" in str(check_gradients(ReLU(), x))
+
+    class Steeper(ReLU):
+        def backward(self, dy):
+            return super().backward(dy) + 2 * dy * (self._memory[1] == 0)
+
+    assert not check_gradients(Steeper(), x).passed
+
+
+def test_a_kink_nearby_is_stepped_around(random):
+    x = random.normal(size=(5, 6))
+    x[0, :3] = [1e-3, -2e-5, 3e-7]
+    report = check_gradients(ReLU(), x)
+    assert report.passed
+    assert report.rows[0].kinks == 0
+
+
+class Careless(Layer):
+    """Breaks one promise a time."""
+
+    def __init__(self, how):
+        self.how = how
+
+    def forward(self, x, training=False):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.how == "changes its input":
+            x *= 1
+            x[0] += 1
+        if self.how == "is in float32":
+            x = x.astype(np.float32)
+        if self.how == "is in float64":
+            x = x.astype(np.float64)
+        return 2 * x + (self.calls if self.how == "counts" else 0)
+
+    def backward(self, dy):
+        if self.how == "changes dy":
+            dy *= 2
+            return dy.copy()
+        if self.how == "returns nothing":
+            return None
+        return (2 * dy)[:, :2] if self.how == "loses a column" else 2 * dy
+
+
+@pytest.mark.parametrize(
+    ("how", "fault"),
+    [
+        ("changes its input", "forward or backward changed the input"),
+        ("changes dy", "forward or backward changed dy"),
+        ("counts", "the output differs when the same is computed again"),
+        ("is in float32", "the output is float32 for an input of float64"),
+        ("is in float64", "the output is float64 for an input of float32"),
+        ("returns nothing", "backward returned NoneType, not an array"),
+        ("loses a column", r"dx has shape \(2, 2\), its array \(2, 3\)"),
+    ],
+)
+def test_broken_promises_are_named(how, fault, random):
+    report = check_gradients(Careless(how), random.normal(size=(2, 3)))
+    assert not report.passed
+    assert any(re.match(fault, f) for f in report.faults), report.faults
+    assert f"FAIL: {report.faults[0]}" in str(report)
+
+
+def test_not_a_number_fails():
+    assert not check_gradients(Cube(), np.array([1.0, np.nan])).passed
