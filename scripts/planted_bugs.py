@@ -49,6 +49,12 @@ def whole_numbers(*shape: int) -> np.ndarray:
     return np.random.default_rng(6).integers(-1, 2, shape)
 
 
+def frozen(layer: BatchNorm) -> BatchNorm:
+    """The layer as it is when only looked at."""
+    layer.frozen = True
+    return layer
+
+
 class LossAsLayer:
     """The loss seen as a layer with fixed labels: logits in, one number out."""
 
@@ -139,6 +145,7 @@ CHECKS: dict[str, Callable[[], Report]] = {
     "relu, at the kink": lambda: check_gradients(ReLU(), whole_numbers(4, 5)),
     "dense": lambda: check_gradients(Dense(5), normal(4, 5)),
     "batchnorm": lambda: check_gradients(BatchNorm(), normal(4, 3, 5)),
+    "batchnorm, frozen": lambda: check_gradients(frozen(BatchNorm()), normal(4, 3, 5)),
     "dropout": lambda: check_gradients(Dropout(0.4), normal(4, 3, 2)),
     "flatten": lambda: check_gradients(Flatten(), normal(4, 3, 2, 2)),
     "normalize": lambda: check_gradients(Normalize([0.1, 0.2], [0.5, 0.6]), normal(4, 3, 3, 2)),

@@ -56,7 +56,10 @@ class BatchNorm(Layer):
     x (..., C) -> y (..., C). In training, mean and variance are those of the batch, over all axes but the last, and
     running = momentum · running + (1 − momentum) · batch keeps their average, which inference then uses. (That is the
     sense of momentum in Keras; PyTorch's is 1 − ours. The variance is the biased one, also in the running average.)
+    A frozen BatchNorm uses the running ones in training as well, and leaves them as they are.
     """
+
+    frozen = False
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5):
         if not 0 <= momentum <= 1 or not epsilon > 0:
@@ -77,26 +80,30 @@ class BatchNorm(Layer):
         x, channels = np.asarray(x), len(self._value(self.gamma))
         x = self._input(x, x.ndim >= 2 and x.shape[-1] == channels, "(..., {})", channels)
         rows = x.reshape(-1, channels)
-        if not training:
-            return self._normalise(rows, self.running_mean, self._sigma(self.running_variance)).reshape(x.shape)
-        if not len(rows):
-            raise ValueError(f"{self.label()}: an empty batch has no mean")
-        mean, variance = kernels.moments(rows)
-        self.running_mean += (1 - self.momentum) * (mean - self.running_mean)
-        self.running_variance += (1 - self.momentum) * (variance - self.running_variance)
-        sigma = self._sigma(variance)
-        y = self._normalise(rows, mean, sigma).reshape(x.shape)
-        self._remember(y, rows, mean, sigma)
+        mean, variance = self.running_mean, self.running_variance
+        if training and not self.frozen:
+            if not len(rows):
+                raise ValueError(f"{self.label()}: an empty batch has no mean")
+            mean, variance = kernels.moments(rows)
+            self.running_mean += (1 - self.momentum) * (mean - self.running_mean)
+            self.running_variance += (1 - self.momentum) * (variance - self.running_variance)
+        sigma = np.sqrt(variance + variance.dtype.type(self.epsilon))
+        scale, shift = self._value(self.gamma) / sigma, self._value(self.beta)
+        y = kernels.scale_and_shift(rows, mean, scale, shift).reshape(x.shape)
+        if training:
+            self._remember(y, rows, mean, sigma, self.frozen)
         return y
 
     def backward(self, dy):
-        dy, x, mean, sigma = self._recall(dy)
+        dy, x, mean, sigma, frozen = self._recall(dy)
         rows, M = dy.reshape(x.shape), x.dtype.type(len(x))
         dbeta, dy_times_centred = kernels.gradient_sums(rows, x, mean)
         dgamma = dy_times_centred / sigma
         self.gamma.grad[:], self.beta.grad[:] = dgamma, dbeta
         # dx = gamma / σ · (dy − dbeta / M − x̂ · dgamma / M)  with  x̂ = (x − mean) / σ
         scale, constant, slope = self._value(self.gamma) / sigma, dbeta / M, dgamma / (M * sigma)
+        if frozen:  # mean and σ do not move with x
+            constant, slope = 0 * constant, 0 * slope
         return kernels.input_gradient(rows, x, mean, scale, constant, slope).reshape(dy.shape)
 
     def statistics(self):
@@ -104,12 +111,6 @@ class BatchNorm(Layer):
             (f"{self.name}.running_mean", self.running_mean),
             (f"{self.name}.running_variance", self.running_variance),
         ]
-
-    def _sigma(self, variance):
-        return np.sqrt(variance + variance.dtype.type(self.epsilon))
-
-    def _normalise(self, x, mean, sigma):
-        return kernels.scale_and_shift(x, mean, self._value(self.gamma) / sigma, self._value(self.beta))
 
 
 class Dropout(Layer):

@@ -1,0 +1,221 @@
+"""From any picture of a digit to the 28×28 that a network trained on MNIST expects.
+
+MNIST was made so: a scanned digit in black and white was fitted into 20×20, keeping its aspect (which left grey edges),
+and put into 28×28 with its centre of mass in the middle; ink is 255, paper 0. `to_mnist` does the same to a picture of
+any size, colour and lighting: it finds what is ink, drops specks and what touches the edge, and gives strokes that are
+much thinner or thicker than MNIST's about their width.
+
+Source: LeCun et al., Gradient-based learning applied to document recognition (1998), section III.A.
+
+What this file is not: it finds one digit, not several, and turns nothing upright.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+
+SIDE, BOX = 28, 20  # of the result, and of the square that the digit fits into
+WORKING_SIDE = 160  # pictures are made this small first: enough to see every stroke
+LEAST_CONTRAST = 0.06  # between ink and paper, of the whole range from black to white
+THIN, THICK = 2.0, 4.0  # strokes in MNIST are about as wide, in pixels of the result
+
+
+class NoDigitFound(ValueError):
+    """There is nothing in the picture that could be a digit."""
+
+
+def read_picture(path: str | Path) -> np.ndarray:
+    """A PNG, JPEG or other picture file as grey numbers (H, W) from 0 (black) to 1 (white), float32.
+
+    A photo is turned the way the camera was held. What is transparent takes the colour that its ink stands out from.
+    Raises FileNotFoundError, or ValueError naming the file if it can't be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.draft("L", (4 * WORKING_SIDE, 4 * WORKING_SIDE))  # a large JPEG is read at a smaller size
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode in ("I;16", "I", "F"):
+                grey = np.asarray(picture, np.float32)
+                return grey / max(1.0, float(grey.max()))
+            colours = np.asarray(picture.convert("RGBA"), np.float32) / 255
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no picture {path}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a picture in a known format") from None
+    except Exception as error:  # a damaged file can make its reader raise nearly anything
+        raise ValueError(f"{path} can't be read as a picture: {error}") from error
+    grey, alpha = colours[..., :3] @ np.float32([0.299, 0.587, 0.114]), colours[..., 3]
+    if alpha.min() == 1:
+        return grey
+    behind = 0.0 if (grey * alpha).sum() > 0.5 * alpha.sum() else 1.0
+    return grey * alpha + behind * (1 - alpha)
+
+
+def to_mnist(grey: np.ndarray) -> np.ndarray:
+    """grey (H, W), any size, any range, dark on light or light on dark -> uint8 (28, 28), ink 255 on 0.
+
+    Raises NoDigitFound for a blank picture.
+    """
+    grey = np.asarray(grey, np.float32)
+    if grey.ndim != 2 or not grey.size:
+        raise ValueError(f"a grey picture has the shape (height, width), not {grey.shape}")
+    if not np.isfinite(grey).all():
+        raise ValueError("the picture holds NaN or infinite pixels")
+    ink = find_ink(_shrunk(grey))
+    rows, columns = np.flatnonzero(ink.max(axis=1) > 0.3), np.flatnonzero(ink.max(axis=0) > 0.3)
+    cropped = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return centred(fitted(cropped))
+
+
+def find_ink(grey: np.ndarray) -> np.ndarray:
+    """How much of each pixel is ink, 0 … 1, of the same shape. Raises NoDigitFound."""
+    grey = np.pad(grey, 2, mode="edge")
+    span = float(grey.max() - grey.min())
+    ink = _stands_out(grey if _is_dark_on_light(grey) else -grey)
+    strongest = float(np.percentile(ink, 99.7))
+    if strongest < LEAST_CONTRAST or span < LEAST_CONTRAST:
+        raise NoDigitFound("no digit found: the picture is blank, or nearly")
+    threshold = _otsu(ink[ink > 0.1 * strongest])
+    full = float(np.median(ink[ink >= threshold]))
+    ink = np.clip((ink - 0.35 * threshold) / (full - 0.35 * threshold), 0, 1)
+    return _without_specks(ink)[2:-2, 2:-2]
+
+
+def _is_dark_on_light(grey: np.ndarray) -> bool:
+    """Which way the picture departs further from a plane laid through its border, where only paper should be."""
+    i, j = np.mgrid[: grey.shape[0], : grey.shape[1]]
+    plane = np.stack([np.ones(grey.size), i.ravel(), j.ravel()], axis=1)
+    rim = max(1, min(grey.shape) // 12)
+    inside = (i >= rim) & (i < grey.shape[0] - rim) & (j >= rim) & (j < grey.shape[1] - rim)
+    border = ~inside.ravel()
+    fit, *_ = np.linalg.lstsq(plane[border], grey.ravel()[border], rcond=None)
+    departure = grey.ravel() - plane @ fit
+    return -np.percentile(departure, 0.5) > np.percentile(departure, 99.5)
+
+
+def fitted(ink: np.ndarray) -> np.ndarray:
+    """The cropped digit (H, W) with its longer side at 20 pixels, strokes about as wide as MNIST's."""
+    fine = 4  # strokes are measured and mended at four times the size
+    scale = BOX * fine / max(ink.shape)
+    size = [max(1, round(n * scale)) for n in ink.shape]
+    large = _resized(ink, size)
+    width = stroke_width(large) / fine
+    if width < THIN:
+        large = _grown(large, round((THIN + 0.4 - width) * fine / 2))
+    elif width > THICK:
+        large = 1 - _grown(1 - np.pad(large, fine), round((width - THICK) * fine / 2))
+        large = _cropped(large)
+    scale = BOX / max(large.shape)
+    return _resized(large, [max(1, round(n * scale)) for n in large.shape])
+
+
+def centred(ink: np.ndarray) -> np.ndarray:
+    """ink (h, w ≤ 20) -> uint8 (28, 28), its centre of mass as near to the middle as whole pixels allow."""
+    result = np.zeros((SIDE, SIDE), np.float32)
+    corner = []
+    for axis, length in enumerate(ink.shape):
+        mass = ink.sum(axis=1 - axis)
+        centre = float((mass * np.arange(length)).sum() / mass.sum())
+        corner.append(int(np.clip(round(SIDE / 2 - centre), 0, SIDE - length)))
+    result[corner[0] : corner[0] + ink.shape[0], corner[1] : corner[1] + ink.shape[1]] = ink
+    return np.round(255 * np.clip(result, 0, 1)).astype(np.uint8)
+
+
+def stroke_width(ink: np.ndarray) -> float:
+    """The typical width of a stroke in pixels: twice the area over the length of the outline."""
+    solid = np.pad(ink > 0.5, 1)
+    outline = (
+        np.abs(np.diff(solid.astype(np.int8), axis=0)).sum() + np.abs(np.diff(solid.astype(np.int8), axis=1)).sum()
+    )
+    # Counted along pixels an outline is 4/π times too long on average over all directions.
+    return 2 * float(solid.sum()) / max(1.0, outline * np.pi / 4)
+
+
+def _shrunk(grey: np.ndarray) -> np.ndarray:
+    """At most WORKING_SIDE pixels high and wide, range 0 … 1 where it was 0 … 255."""
+    if grey.max() > 1:
+        grey = grey / 255
+    scale = WORKING_SIDE / max(grey.shape)
+    return grey if scale >= 1 else _resized(grey, [max(1, round(n * scale)) for n in grey.shape])
+
+
+def _stands_out(grey: np.ndarray) -> np.ndarray:
+    """How much darker a pixel is than the paper around it, whose light may change slowly over the picture."""
+    small = Image.fromarray(_resized(grey, [max(1, n // 3) for n in grey.shape]))
+    window = max(small.size) // 3 | 1  # wider than any stroke
+    paper = np.asarray(small.filter(ImageFilter.MaxFilter(window)).filter(ImageFilter.MinFilter(window)), np.float32)
+    paper = _resized(_resized(paper, [max(1, n // 4) for n in paper.shape]), grey.shape)  # smooth
+    return np.maximum(0, paper - grey)
+
+
+def _otsu(values: np.ndarray) -> float:
+    """The threshold that parts the values into the two most uniform groups (Otsu, 1979)."""
+    counts, edges = np.histogram(values, 64)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    sums = np.cumsum(counts * centres)
+    apart = sums / np.maximum(1, below) - (sums[-1] - sums) / np.maximum(1, above)
+    between = below * above * apart**2
+    return float(centres[between.argmax()]) if between.any() else float(values.mean())
+
+
+def _without_specks(ink: np.ndarray) -> np.ndarray:
+    """Only the connected parts that are large beside the largest; those at the edge of the picture go if others stay."""
+    labels, count = _connected(ink > 0.4)
+    if not count:
+        raise NoDigitFound("no digit found: nothing in the picture stands out")
+    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    sides = labels[:4], labels[-4:], labels[:, :4], labels[:, -4:]  # two of the four were added by find_ink
+    edge = np.unique(np.concatenate([side.ravel() for side in sides]))
+    inside = np.ones(count, bool)
+    inside[edge[edge > 0] - 1] = False
+    if inside.any() and areas[inside].max() >= 0.1 * areas.max():
+        areas = np.where(inside, areas, 0)
+    if areas.max() < 6:
+        raise NoDigitFound("no digit found: only specks")
+    kept = np.concatenate([[False], areas >= 0.06 * areas.max()])
+    near = np.asarray(Image.fromarray((255 * kept[labels]).astype(np.uint8)).filter(ImageFilter.MaxFilter(5))) > 0
+    return np.where(near, ink, 0)
+
+
+def _connected(solid: np.ndarray) -> tuple[np.ndarray, int]:
+    """(a number for each pixel, the same for all that hang together, 0 outside; how many). In blocks of 2×2 pixels."""
+    even = np.pad(solid, ((0, solid.shape[0] % 2), (0, solid.shape[1] % 2)))
+    blocks = np.pad(even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2).any(axis=(1, 3)), 1)
+    labels, count = np.zeros(blocks.shape, int), 0
+    for start in map(tuple, np.argwhere(blocks)):
+        if labels[start]:
+            continue
+        count += 1
+        labels[start], waiting = count, [start]
+        while waiting:
+            i, j = waiting.pop()
+            for place in ((a, b) for a in (i - 1, i, i + 1) for b in (j - 1, j, j + 1)):
+                if blocks[place] and not labels[place]:
+                    labels[place] = count
+                    waiting.append(place)
+    labels = labels[1:-1, 1:-1].repeat(2, axis=0).repeat(2, axis=1)
+    return np.where(solid, labels[: solid.shape[0], : solid.shape[1]], 0), count
+
+
+def _grown(ink: np.ndarray, pixels: int) -> np.ndarray:
+    """Every stroke wider by so many pixels on each side, with room for it around."""
+    padded = np.pad(ink, pixels)
+    for _ in range(pixels):
+        padded = np.asarray(Image.fromarray(padded).filter(ImageFilter.MaxFilter(3)))
+    return padded
+
+
+def _cropped(ink: np.ndarray) -> np.ndarray:
+    rows, columns = np.flatnonzero(ink.max(axis=1) > 0.3), np.flatnonzero(ink.max(axis=0) > 0.3)
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else ink
+
+
+def _resized(grey: np.ndarray, size) -> np.ndarray:
+    """The mean over what each new pixel covers when smaller, smooth when larger."""
+    height, width = size
+    smaller = height < grey.shape[0]
+    kind = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(np.ascontiguousarray(grey, np.float32)).resize((width, height), kind), np.float32)

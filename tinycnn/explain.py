@@ -1,0 +1,69 @@
+"""Looking into a trained network: what every layer makes of an image, which pixels decide, and what a pixel sees.
+
+All of it is the network's own forward and backward. In training BatchNorm looks at the batch and Dropout at chance;
+here both do what they do in inference, but remember what backward needs: `for_looking` makes such a copy.
+
+What this file is not: it draws nothing (`tinycnn/plots.py`).
+"""
+
+import copy
+
+import numpy as np
+
+from tinycnn.layers import Conv2D, MaxPool2D
+from tinycnn.model import Sequential
+from tinycnn.more_layers import BatchNorm, Dropout
+
+
+def for_looking(model: Sequential) -> Sequential:
+    """A copy whose forward(x, training=True) computes what inference computes."""
+    result = copy.deepcopy(model)
+    for layer in result.layers:
+        if isinstance(layer, BatchNorm):
+            layer.frozen = True
+        if isinstance(layer, Dropout):
+            layer.rate = 0.0
+    return result
+
+
+def feature_maps(model: Sequential, image: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """(name, output) of every layer for one image of the model's input shape, or without its channel axis."""
+    x, result = np.asarray(image)[None], []
+    x = x.reshape(1, *model.input_shape)
+    for layer in model.layers:
+        x = layer.forward(x)
+        result.append((layer.name, x[0]))
+    return result
+
+
+def saliency(model: Sequential, image: np.ndarray, label: int) -> np.ndarray:
+    """∂ logit[label] / ∂ pixel: how much the score of a class would rise with each pixel.  (H, W) or the image's shape.
+
+    Source: Simonyan, Vedaldi & Zisserman, Deep inside convolutional networks (2014).
+    """
+    looking = for_looking(model)
+    x = np.asarray(image, model.dtype).reshape(1, *model.input_shape)
+    logits = looking.forward(x, training=True)
+    if not 0 <= label < logits.shape[1]:
+        raise ValueError(f"label {label} is outside 0 … {logits.shape[1] - 1}")
+    dlogits = np.zeros_like(logits)
+    dlogits[0, label] = 1
+    return looking.backward(dlogits).reshape(np.shape(image))
+
+
+def receptive_field(model: Sequential, layer: int, i: int, j: int) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of the pixels that output pixel (i, j) of the layer can see, padding cut off.
+
+    layer counts from 0. A layer after Flatten sees the whole image.
+    """
+    height, width = model.input_shape[:2]
+    if len(model.output_shapes[layer]) != 3:
+        return 0, 0, height, width
+    top, left, bottom, right = i, j, i + 1, j + 1
+    for one in reversed(model.layers[: layer + 1]):
+        if isinstance(one, (Conv2D, MaxPool2D)):
+            size = one.kernel_size if isinstance(one, Conv2D) else one.pool_size
+            padding = one.padding if isinstance(one, Conv2D) else (0, 0)
+            top, bottom = top * one.stride[0] - padding[0], (bottom - 1) * one.stride[0] - padding[0] + size[0]
+            left, right = left * one.stride[1] - padding[1], (right - 1) * one.stride[1] - padding[1] + size[1]
+    return max(0, top), max(0, left), min(height, bottom), min(width, right)
