@@ -162,7 +162,7 @@ def _otsu(values: np.ndarray) -> float:
 
 
 def _without_specks(ink: np.ndarray) -> np.ndarray:
-    """Only the connected parts that are large beside the largest; those at the edge of the picture go if others stay."""
+    """Only connected parts that are large beside the largest; those at the edge of the picture go if others stay."""
     labels, count = _connected(ink > 0.4)
     if not count:
         raise NoDigitFound("no digit found: nothing in the picture stands out")

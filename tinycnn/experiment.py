@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from tinycnn.augment import random_shift
+from tinycnn.explain import feature_maps, saliency
+from tinycnn.metrics import confusion_matrix, cross_entropy
 from tinycnn.mnist import Data, load_mnist
 from tinycnn.model import Sequential
 from tinycnn.more_layers import Normalize
 from tinycnn.optim import SGD, Adam
 from tinycnn.presets import PRESETS, Recipe
 from tinycnn.schedules import Schedule, constant, cosine, one_cycle, step_decay
-from tinycnn.training import COLUMNS, check_data, evaluate, train
+from tinycnn.training import COLUMNS, check_data, train
 
 ImagesAndLabels = tuple[np.ndarray, np.ndarray]
 
@@ -57,6 +59,7 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
     recipe = change(recipe_of(classes), settings.changes)
     model = make_model(recipe, train_set[0], settings.seed)
     optimizer = make_optimizer(recipe, model)
+    first_weights = model.parameters()[0].value.copy()
     schedule = make_schedule(recipe, steps_an_epoch=ceil(len(train_set[0]) / recipe.batch_size))
     say(model.summary())
     shuffling, shifting = (np.random.default_rng([settings.seed, stream]) for stream in (1, 2))
@@ -86,13 +89,14 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
     )
     seconds_training = time.perf_counter() - training_started
 
-    test_loss, test_accuracy = evaluate(model, *test_set)
+    probabilities = model.predict_proba(test_set[0])
+    test_loss = cross_entropy(test_set[1], probabilities)
+    test_accuracy = float((probabilities.argmax(axis=1) == test_set[1]).mean())
     images = recipe.epochs * len(train_set[0])
-    del data, train_set, validation_set, test_set  # drawing needs memory as well
-
-    from tinycnn import plots  # not before it is needed: Matplotlib takes as long to load as everything else together
-
-    plots.save(plots.training(history, model.parameters()[0].value), out / "training.png")
+    samples = train_set[0][:6].copy()
+    del data, train_set, validation_set  # drawing needs memory as well
+    draw_training(out, history, model, first_weights, samples, recipe.shift)
+    draw_test(out, model, *test_set, probabilities)
     metrics = {
         "preset": settings.preset,
         "seed": settings.seed,
@@ -108,6 +112,37 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+def draw_training(out: Path, history: list[dict], model, start: np.ndarray, samples: np.ndarray, shift: int) -> None:
+    """training.png, learning_curves.png, filters.png and augmented.png. start: the first weights before training."""
+    from tinycnn import plots  # not before it is needed: Matplotlib takes as long to load as everything else together
+
+    weights = model.parameters()[0].value
+    plots.save(plots.learning_curves(history), out / "learning_curves.png")
+    if weights.ndim == 4:
+        plots.save(plots.training(history, weights), out / "training.png")
+        plots.save(plots.filters(weights, start), out / "filters.png")
+    if samples.ndim == 3:
+        generator = np.random.default_rng(0)
+        changed = np.stack([random_shift(samples, shift, generator) for _ in range(7)], axis=1)
+        plots.save(plots.augmented(samples, changed), out / "augmented.png")
+
+
+def draw_test(out: Path, model: Sequential, images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    """confusion.png, mistakes.png, predictions.png, feature_maps.png and saliency.png."""
+    from tinycnn import plots
+
+    guesses = probabilities.argmax(axis=1)
+    plots.save(plots.confusion(confusion_matrix(labels, guesses, probabilities.shape[1])), out / "confusion.png")
+    plots.save(plots.mistakes(images, labels, probabilities), out / "mistakes.png")
+    first = slice(0, 32)
+    title = f"The first {len(images[first])} test images"
+    plots.save(plots.predictions(images[first], labels[first], probabilities[first], title), out / "predictions.png")
+    grey = images[0].reshape(*images.shape[1:3], -1).mean(axis=2)
+    plots.save(plots.feature_maps(grey, feature_maps(model, images[0])), out / "feature_maps.png")
+    gradient = saliency(model, images[0], int(guesses[0])).reshape(*images.shape[1:3], -1).sum(axis=2)
+    plots.save(plots.saliency(grey, gradient, int(guesses[0]), probabilities[0].max()), out / "saliency.png")
 
 
 def count_classes(data: Data) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 FORMAT = "tinycnn model 1"
+TRAINED = Path(__file__).parent / "trained" / "standard.npz"  # comes with the package
 
 
 def write(

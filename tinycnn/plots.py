@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of Okabe and Ito: told apart by everyone
 TRAIN, VALIDATION = PALETTE[:2]
+WIDE = {"left": 0.06, "right": 0.98, "top": 0.9, "bottom": 0.15, "wspace": 0.25}
 
 
 def training(history: list[dict], first_weights: np.ndarray) -> Figure:
@@ -23,6 +24,175 @@ def training(history: list[dict], first_weights: np.ndarray) -> Figure:
     _curve(left, history, "loss", "loss (nats)")
     _curve(middle, history, "accuracy", "accuracy")
     _filters(right, first_weights)
+    return figure
+
+
+def learning_curves(history: list[dict]) -> Figure:
+    """Loss, accuracy and learning rate by epoch; history as `tinycnn.training.train` returns it."""
+    figure = Figure(figsize=(12, 3.6))
+    left, middle, right = figure.subplots(1, 3, gridspec_kw=WIDE)
+    _curve(left, history, "loss", "loss (nats)")
+    _curve(middle, history, "accuracy", "accuracy")
+    epochs = [row["epoch"] for row in history]
+    right.plot(epochs, [row["learning_rate"] for row in history], color=PALETTE[2], marker="o")
+    right.set(title="Learning rate at the end of each epoch", xlabel="epoch", ylabel="learning rate")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    right.set_xlim(0.5, len(epochs) + 0.5)
+    right.set_ylim(0, None)
+    right.grid(alpha=0.3)
+    return figure
+
+
+def confusion(matrix: np.ndarray) -> Figure:
+    """matrix (K, K): counts of true class (row) against predicted class (column). The colours show mistakes only."""
+    figure = Figure(figsize=(6.4, 5.6))
+    axes = figure.add_axes((0.08, 0.1, 0.77, 0.8))
+    mistakes = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
+    image = axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(1, mistakes.max()))
+    for (i, j), count in np.ndenumerate(matrix):
+        if count:
+            dark = mistakes[i, j] > 0.6 * max(1, mistakes.max())
+            axes.text(j, i, str(count), ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    right = np.trace(matrix) / max(1, matrix.sum())
+    axes.set(title=f"Confusion matrix: {right:.2%} right", xlabel="taken for", ylabel="true class")
+    axes.set(xticks=range(len(matrix)), yticks=range(len(matrix)))
+    bar = figure.add_axes((0.87, 0.1, 0.025, 0.8))
+    figure.colorbar(image, cax=bar, label="mistakes").locator = MaxNLocator(integer=True)
+    return figure
+
+
+def predictions(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, title: str) -> Figure:
+    """A grid of images (N, H, W), each with what it was taken for and how surely; mistakes in vermilion with the truth.
+
+    labels (N,), probabilities (N, K).
+    """
+    columns = min(8, max(1, len(images)))
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(1.25 * columns, 1.5 * rows + 0.5))
+    axes = figure.add_axes((0.01, 0.01, 0.98, 1 - 0.55 / (1.5 * rows + 0.5)))
+    axes.set_title(title)
+    axes.axis("off")
+    if not len(images):
+        return figure
+    height, width = images.shape[1:3]
+    cell_h, cell_w = height + 10 * height // 28, width + 4
+    cells = np.full((rows * columns, cell_h, cell_w), np.nan)
+    cells[: len(images), cell_h - height :, 2 : 2 + width] = images.reshape(len(images), height, width, -1).mean(axis=3)
+    axes.imshow(np.block([list(row) for row in cells.reshape(rows, columns, cell_h, cell_w)]), cmap="gray_r")
+    for k, (label, p) in enumerate(zip(labels, probabilities, strict=True)):
+        guess = int(p.argmax())
+        right = guess == label
+        text = f"{guess}  {p[guess]:.0%}" if right else f"{guess}  {p[guess]:.0%}, is {label}"
+        x, y = (k % columns + 0.5) * cell_w, k // columns * cell_h + 0.5 * (cell_h - height)
+        axes.text(x, y, text, ha="center", va="center", fontsize=9, color="black" if right else VALIDATION)
+    return figure
+
+
+def mistakes(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, most: int = 32) -> Figure:
+    """The images that were taken for another class with the most confidence, the worst first."""
+    guesses = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(guesses != labels)
+    worst = wrong[np.argsort(-probabilities[wrong, guesses[wrong]], kind="stable")][:most]
+    title = f"The most confident of {len(wrong)} mistakes among {len(labels):,}"
+    return predictions(images[worst], labels[worst], probabilities[worst], title)
+
+
+def filters(weights: np.ndarray, start: np.ndarray) -> Figure:
+    """The first convolution's filters (kernel_h, kernel_w, channels, filters), and their change since the start."""
+    figure = Figure(figsize=(9, 4))
+    left, right = figure.subplots(1, 2)
+    _filters(left, weights)
+    _filters(right, weights - start)
+    right.set_title("Their change since the start")
+    return figure
+
+
+def feature_maps(image: np.ndarray, maps: list[tuple[str, np.ndarray]]) -> Figure:
+    """The image (H, W), and below it what every layer makes of it: (name, (h, w, channels) or a row of numbers) each.
+
+    The first 32 channels are shown; each layer has its own scale, from dark for its lowest number to bright.
+    """
+    cell, gap, columns = 28, 2, 16
+    width = columns * (cell + gap)
+    strips, places, top = [], [], 0
+    for name, values in [("image", image[..., None]), *maps]:
+        low, high = float(values.min()), float(values.max())
+        shades = (values - low) / ((high - low) or 1.0)
+        if values.ndim == 3:
+            shown = shades[..., :32]
+            strip = np.full((-(-shown.shape[2] // columns) * (cell + gap), width), np.nan)
+            for c in range(shown.shape[2]):
+                down, across = c // columns * (cell + gap), c % columns * (cell + gap)
+                strip[down : down + cell, across : across + cell] = _stretched(shown[..., c], cell, cell)
+        else:
+            strip = _stretched(shades.reshape(1, -1), cell // 2, width - gap)
+            strip = np.pad(strip, ((0, gap), (0, gap)), constant_values=np.nan)
+        places.append((top + strip.shape[0] / 2, name))
+        strips += [strip, np.full((6, width), np.nan)]
+        top += strip.shape[0] + 6
+    mosaic = np.concatenate(strips)
+    height = len(mosaic) / 60 + 0.5
+    figure = Figure(figsize=(width / 60 + 1.4, height))
+    axes = figure.add_axes((1.35 / (width / 60 + 1.4), 0.01, 1 - 1.4 / (width / 60 + 1.4), 1 - 0.5 / height))
+    axes.imshow(mosaic, cmap="viridis", interpolation="nearest", aspect="auto")
+    axes.set_title("One image through every layer")
+    axes.axis("off")
+    for middle, name in places:
+        axes.text(-8, middle, name, ha="right", va="center", fontsize=9)
+    return figure
+
+
+def _stretched(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Each number repeated over its part of height × width."""
+    rows, columns = np.arange(height) * values.shape[0] // height, np.arange(width) * values.shape[1] // width
+    return values[np.ix_(rows, columns)]
+
+
+def saliency(image: np.ndarray, gradient: np.ndarray, label: int, probability: float) -> Figure:
+    """The image (H, W), and over it the gradient of a class's score by its pixels: red raises it, blue lowers."""
+    figure = Figure(figsize=(8.6, 4))
+    left, right = (figure.add_axes((x, 0.03, 0.42, 0.86)) for x in (0.01, 0.45))
+    left.imshow(image, cmap="gray_r")
+    left.set_title(f"Taken for {label} ({probability:.1%})")
+    limit = float(np.abs(gradient).max()) or 1.0
+    right.imshow(image, cmap="gray_r", alpha=0.5)
+    drawn = right.imshow(gradient, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.75)
+    right.set_title(f"What more ink would do to the score of {label}")
+    for axes in (left, right):
+        axes.axis("off")
+    figure.colorbar(drawn, cax=figure.add_axes((0.885, 0.08, 0.02, 0.76)), label="∂ score / ∂ pixel")
+    return figure
+
+
+def augmented(originals: np.ndarray, changed: np.ndarray) -> Figure:
+    """originals (N, H, W) in the first column, their variants changed (N, V, H, W) beside them."""
+    count, variants = changed.shape[:2]
+    figure = Figure(figsize=(1.0 * (variants + 1), 1.0 * count + 0.5))
+    axes = figure.add_axes((0.01, 0.01, 0.98, 1 - 0.55 / (count + 0.5)))
+    cells = np.concatenate([originals[:, None], changed], axis=1).astype(float)
+    cells = np.pad(cells, ((0, 0), (0, 0), (0, 2), (0, 2)), constant_values=np.nan)
+    axes.imshow(np.block([list(row) for row in cells]), cmap="gray_r")
+    axes.set_title("Original (left), and as training sees it")
+    axes.axis("off")
+    return figure
+
+
+def prediction(picture: np.ndarray, seen: np.ndarray, probabilities: np.ndarray) -> Figure:
+    """The picture that came in (H, W) grey, the 28×28 that the network saw, and the probability of each class (K,)."""
+    figure = Figure(figsize=(11, 3.6))
+    left, middle, right = figure.subplots(1, 3)
+    left.imshow(picture, cmap="gray")
+    left.set_title("What came in")
+    middle.imshow(seen, cmap="gray_r")
+    middle.set_title("What the network sees")
+    for axes in (left, middle):
+        axes.axis("off")
+    best = int(probabilities.argmax())
+    colours = [VALIDATION if k == best else TRAIN for k in range(len(probabilities))]
+    right.barh(range(len(probabilities)), probabilities, color=colours)
+    right.set(title=f"It is a {best} ({probabilities[best]:.1%})", xlabel="probability", ylabel="class", xlim=(0, 1))
+    right.set_yticks(range(len(probabilities)))
+    right.invert_yaxis()
     return figure
 
 

@@ -1,0 +1,63 @@
+"""How good is a trained model? Accuracy, loss, each class, the confusion matrix; with --plots, pictures as well.
+
+python scripts/evaluate.py runs/standard/model.npz
+python scripts/evaluate.py runs/a/model.npz runs/b/model.npz        the mean of their probabilities
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tinycnn import Sequential, load_mnist
+from tinycnn.experiment import count_classes, draw_test
+from tinycnn.metrics import class_table, confusion_matrix, confusion_table, cross_entropy
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Load, predict, print; return the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        models = [Sequential.load(path) for path in options.models]
+        data = load_mnist(options.data_dir)
+        count_classes(data)
+        images, labels = data[1]
+        probabilities = mean_probabilities(models, images)
+        if labels.max() >= probabilities.shape[1]:
+            raise ValueError(f"the data have {labels.max() + 1} classes, but the models know {probabilities.shape[1]}")
+        if options.plots:
+            options.plots.mkdir(parents=True, exist_ok=True)
+            draw_test(options.plots, models[0], images, labels, probabilities)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    confusion = confusion_matrix(labels, probabilities.argmax(axis=1), probabilities.shape[1])
+    who = options.models[0] if len(models) == 1 else f"the mean of {len(models)} models"
+    print(f"{who} on {len(labels):,} test images")
+    print(f"accuracy {np.trace(confusion) / len(labels):.2%}, loss {cross_entropy(labels, probabilities):.4f}")
+    print(f"\n{class_table(confusion)}\n\n{confusion_table(confusion)}")
+    if options.plots:
+        print(f"\ndrawn in {options.plots}: confusion, mistakes, predictions, feature_maps, saliency (.png)")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("models", nargs="+", metavar="MODEL", help="model.npz of a training")
+    result.add_argument("--data-dir", metavar="DIR", help="with the four IDX files (default: found or downloaded)")
+    result.add_argument("--plots", type=Path, metavar="DIR", help="draw pictures there")
+    return result
+
+
+def mean_probabilities(models: list[Sequential], images: np.ndarray) -> np.ndarray:
+    """Every model has one vote.  (N, classes). Raises ValueError if they don't know the same number of classes."""
+    probabilities = [model.predict_proba(images) for model in models]
+    if len({p.shape for p in probabilities}) > 1:
+        raise ValueError(f"the models know different numbers of classes: {sorted({p.shape[1] for p in probabilities})}")
+    return np.mean(probabilities, axis=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Which digit is in a picture? Any PNG or JPEG: photo, scan or screenshot, dark on light or light on dark.
+
+python scripts/predict.py photo.jpg
+python scripts/predict.py *.png --plot runs/seen.png        also draw what the network saw
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tinycnn import Sequential
+from tinycnn.digits import NoDigitFound, read_picture, to_mnist
+from tinycnn.model_file import TRAINED
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """A line for each picture; the exit status is 1 if one of them could not be read."""
+    options = parser().parse_args(arguments)
+    try:
+        model = Sequential.load(options.model)
+        if model.input_shape != (28, 28, 1):
+            raise ValueError(f"{options.model} is for images of {model.input_shape}, not of 28 × 28 grey pixels")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    status = 0
+    for number, path in enumerate(options.pictures):
+        try:
+            grey = read_picture(path)
+            seen = to_mnist(grey)
+        except NoDigitFound as nothing:
+            print(f"{path}: {nothing}")
+            continue
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 1
+            continue
+        probabilities = model.predict_proba(seen[None])[0]
+        print(f"{path}: {line(probabilities)}")
+        if options.plot:
+            draw(plot_path(options.plot, number, len(options.pictures)), grey, seen, probabilities)
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("pictures", nargs="+", metavar="IMAGE", help="PNG or JPEG files")
+    result.add_argument("--model", default=TRAINED, metavar="FILE", help="model.npz (default: comes with tinycnn)")
+    result.add_argument("--plot", type=Path, metavar="FILE", help="PNG; with several pictures a number is added")
+    return result
+
+
+def line(probabilities: np.ndarray) -> str:
+    """The digit, how sure, and what else it might be."""
+    order = np.argsort(-probabilities, kind="stable")
+    others = ", ".join(f"{k} {probabilities[k]:.1%}" for k in order[1:] if probabilities[k] >= 0.001)
+    return f"{order[0]} ({probabilities[order[0]]:.1%})" + (f", or {others}" if others else "")
+
+
+def plot_path(path: Path, number: int, count: int) -> Path:
+    """seen.png, or seen-1.png, seen-2.png, … for several pictures."""
+    return path if count == 1 else path.with_stem(f"{path.stem}-{number + 1}")
+
+
+def draw(path: Path, grey: np.ndarray, seen: np.ndarray, probabilities: np.ndarray) -> None:
+    """What came in, what the network saw, what it thinks."""
+    from tinycnn import plots
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plots.save(plots.prediction(grey, seen, probabilities), path)
+    print(f"  drawn in {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""How good a trained network is, class by class, from labels and probabilities.
+
+What this file is not: it runs no network and draws nothing.
+"""
+
+import numpy as np
+
+from tinycnn.tables import table
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """counts[i, j] = how many images of class i were taken for class j.  Integers (N,), (N,) -> (classes, classes).
+
+    >>> confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), classes=2)
+    array([[1, 1],
+           [0, 1]])
+    """
+    return np.bincount(np.asarray(labels) * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def precision_recall_f1(confusion: np.ndarray) -> np.ndarray:
+    """For each class (a row): precision = of those taken for it, the part that is; recall = of those that are, the part
+    that was found; F1 = their harmonic mean. 0 where there are none.  (K, K) -> (K, 3).
+    """
+    right = np.diag(confusion).astype(float)
+    precision = right / np.maximum(1, confusion.sum(axis=0))
+    recall = right / np.maximum(1, confusion.sum(axis=1))
+    f1 = 2 * precision * recall / np.where(precision + recall == 0, 1, precision + recall)
+    return np.stack([precision, recall, f1], axis=1)
+
+
+def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """−mean log p[label], in nats. A probability of 0 counts as the smallest number that is not 0."""
+    p = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(p, np.finfo(np.float64).tiny)).mean())
+
+
+def class_table(confusion: np.ndarray) -> str:
+    """Images, precision, recall and F1 of each class as text."""
+    rows = [("class", "images", "precision", "recall", "F1")]
+    for k, figures in enumerate(precision_recall_f1(confusion)):
+        rows.append((str(k), f"{confusion[k].sum():,}", *(f"{value:.2%}" for value in figures)))
+    return table(rows, right=(1, 2, 3, 4))
+
+
+def confusion_table(confusion: np.ndarray) -> str:
+    """The matrix as text: a row for each true class, a column for what it was taken for; · for never."""
+    rows = [("true \\ taken for", *map(str, range(len(confusion))))]
+    rows += [(str(i), *(str(n) if n else "·" for n in row)) for i, row in enumerate(confusion)]
+    return table(rows, right=tuple(range(1, len(confusion) + 1)))
