@@ -50,3 +50,88 @@ def test_growth(tmp_path):
     np.testing.assert_allclose(batch.lines[1].get_ydata(), [1, 2, 4])  # as the arithmetic
     np.testing.assert_allclose(by_threads.lines[1].get_ydata(), [6, 3])  # shared out evenly
     plots.save(figure, tmp_path / "a.png")
+
+
+def test_learning_curves_have_the_rate():
+    history = [{**row, "learning_rate": 0.1 / row["epoch"]} for row in rows(3, True)]
+    loss, accuracy, rate = plots.learning_curves(history).axes
+    assert [line.get_label() for line in accuracy.lines] == ["train", "validation"]
+    np.testing.assert_allclose(rate.lines[0].get_ydata(), [0.1, 0.05, 0.1 / 3])
+    assert loss.get_ylabel() == "loss (nats)"
+
+
+def test_confusion_writes_every_count_and_colours_mistakes():
+    matrix = np.array([[5, 2], [0, 7]])
+    axes, bar = plots.confusion(matrix).axes
+    assert {(t.get_position(), t.get_text()) for t in axes.texts} == {((0, 0), "5"), ((1, 0), "2"), ((1, 1), "7")}
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[0, 2], [0, 0]])
+    assert axes.get_title() == "Confusion matrix: 85.71% right"
+    assert bar.get_ylabel() == "mistakes"
+
+
+def test_predictions_say_what_and_how_surely(random):
+    images = random.integers(0, 256, (3, 28, 28), np.uint8)
+    probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]])
+    (axes,) = plots.predictions(images, np.array([0, 0, 0]), probabilities, "three").axes
+    assert [t.get_text() for t in axes.texts] == ["0  90%", "1  70%, is 0", "0  60%"]
+    assert [t.get_color() for t in axes.texts] == ["black", plots.VALIDATION, "black"]
+    mosaic = axes.images[0].get_array().filled(np.nan)
+    np.testing.assert_array_equal(mosaic[10:38, 34:62], images[1])
+
+
+def test_mistakes_are_the_most_confident_first(random):
+    images = random.integers(0, 256, (4, 6, 6), np.uint8)
+    probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.6, 0.4]])
+    (axes,) = plots.mistakes(images, np.array([0, 0, 0, 1]), probabilities, most=2).axes
+    assert [t.get_text() for t in axes.texts] == ["1  80%, is 0", "1  70%, is 0"]
+    assert axes.get_title() == "The most confident of 3 mistakes among 4"
+    assert not plots.mistakes(images[:1], np.array([0]), probabilities[:1]).axes[0].texts  # none is no error
+
+
+def test_filters_show_the_change(random):
+    weights, start = random.normal(size=(2, 3, 3, 1, 4))
+    left, right, *_ = plots.filters(weights, start).axes
+    np.testing.assert_allclose(left.images[0].get_array().filled(0)[:3, :3], weights[:, :, 0, 0])
+    np.testing.assert_allclose(right.images[0].get_array().filled(0)[:3, :3], (weights - start)[:, :, 0, 0])
+
+
+def test_feature_maps_draw_every_layer(random):
+    maps = [("conv", random.normal(size=(14, 14, 20))), ("flat", random.normal(size=30)), ("zero", np.zeros((2, 2, 1)))]
+    (axes,) = plots.feature_maps(np.eye(28), maps).axes
+    assert [t.get_text() for t in axes.texts] == ["image", "conv", "flat", "zero"]
+    mosaic = axes.images[0].get_array().filled(np.nan)
+    np.testing.assert_array_equal(mosaic[:28, :28], np.eye(28))
+    channel = maps[0][1][..., 17]  # in the second row of 16
+    shades = (channel - maps[0][1].min()) / np.ptp(maps[0][1])
+    np.testing.assert_allclose(mosaic[36 + 30 : 36 + 58, 30:58], shades.repeat(2, 0).repeat(2, 1))
+
+
+def test_saliency_has_one_scale_for_both_signs(random):
+    gradient = random.normal(size=(5, 5))
+    _, right, _ = plots.saliency(np.eye(5), gradient, 3, 0.98).axes
+    np.testing.assert_array_equal(right.images[1].get_array(), gradient)
+    assert right.images[1].get_clim() == (-np.abs(gradient).max(), np.abs(gradient).max())
+    assert "3" in right.get_title()
+
+
+def test_augmented_stand_beside_their_original(random):
+    originals, changed = random.random((2, 4, 4)), random.random((2, 3, 4, 4))
+    (axes,) = plots.augmented(originals, changed).axes
+    mosaic = axes.images[0].get_array().filled(np.nan)
+    np.testing.assert_array_equal(mosaic[6:10, :4], originals[1])
+    np.testing.assert_array_equal(mosaic[6:10, 12:16], changed[1, 1])
+
+
+def test_prediction_marks_the_answer():
+    left, middle, right = plots.prediction(np.zeros((9, 7)), np.eye(28), np.array([0.1, 0.7, 0.2])).axes
+    assert [bar.get_width() for bar in right.patches] == [0.1, 0.7, 0.2]
+    assert right.get_title() == "It is a 1 (70.0%)"
+    assert left.images[0].get_array().shape == (9, 7)
+    assert middle.images[0].get_array().shape == (28, 28)
+
+
+def test_derivative_errors(tmp_path):
+    steps = np.array([1.0, 0.1, 0.01])
+    (axes,) = plots.derivative_errors(steps, {"a": np.array([1, 0.1, 0]), "b": np.array([0.5, 0, 0])}).axes
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [1, 0.1, 1e-16])
+    assert [line.get_label() for line in axes.lines] == ["a", "b"]

@@ -51,19 +51,31 @@ def saliency(model: Sequential, image: np.ndarray, label: int) -> np.ndarray:
     return looking.backward(dlogits).reshape(np.shape(image))
 
 
+def receptive_step(model: Sequential, layer: int) -> dict[str, tuple[int, int]]:
+    """What output (i, j) of a layer of images sees: the pixels from start + step · (i, j) on, `size` of them.
+
+    All are (down, across). Padding counts as pixels: start may be negative. layer counts from 0.
+    """
+    start, step, size = [0, 0], [1, 1], [1, 1]
+    for one in reversed(model.layers[: layer + 1]):
+        if isinstance(one, (Conv2D, MaxPool2D)):
+            window = one.kernel_size if isinstance(one, Conv2D) else one.pool_size
+            padding = one.padding if isinstance(one, Conv2D) else (0, 0)
+            for axis in (0, 1):
+                start[axis] = start[axis] * one.stride[axis] - padding[axis]
+                step[axis] *= one.stride[axis]
+                size[axis] = (size[axis] - 1) * one.stride[axis] + window[axis]
+    return {"start": tuple(start), "step": tuple(step), "size": tuple(size)}
+
+
 def receptive_field(model: Sequential, layer: int, i: int, j: int) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) of the pixels that output pixel (i, j) of the layer can see, padding cut off.
+    """(top, left, bottom, right) of the pixels that output (i, j) of a layer can see, padding cut off.
 
     layer counts from 0. A layer after Flatten sees the whole image.
     """
     height, width = model.input_shape[:2]
     if len(model.output_shapes[layer]) != 3:
         return 0, 0, height, width
-    top, left, bottom, right = i, j, i + 1, j + 1
-    for one in reversed(model.layers[: layer + 1]):
-        if isinstance(one, (Conv2D, MaxPool2D)):
-            size = one.kernel_size if isinstance(one, Conv2D) else one.pool_size
-            padding = one.padding if isinstance(one, Conv2D) else (0, 0)
-            top, bottom = top * one.stride[0] - padding[0], (bottom - 1) * one.stride[0] - padding[0] + size[0]
-            left, right = left * one.stride[1] - padding[1], (right - 1) * one.stride[1] - padding[1] + size[1]
-    return max(0, top), max(0, left), min(height, bottom), min(width, right)
+    sees = receptive_step(model, layer)
+    top, left = (sees["start"][axis] + sees["step"][axis] * place for axis, place in ((0, i), (1, j)))
+    return max(0, top), max(0, left), min(height, top + sees["size"][0]), min(width, left + sees["size"][1])

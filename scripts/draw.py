@@ -1,0 +1,59 @@
+"""Draw a digit in the browser and look into the network: python scripts/draw.py"""
+
+import argparse
+import sys
+import webbrowser
+
+from tinycnn import Sequential, load_mnist
+from tinycnn.model_file import TRAINED
+from tinycnn.server import Studio, make_server
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve the page until Ctrl-C; return the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        model = Sequential.load(options.model)
+        if model.input_shape != (28, 28, 1):
+            raise ValueError(f"{options.model} is for images of {model.input_shape}, not of 28 × 28 grey pixels")
+        server = make_server(Studio(model, test_set(options.data_dir)), options.port)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    address = f"http://127.0.0.1:{server.server_address[1]}/"
+    print(f"draw a digit at {address}  (Ctrl-C ends it)", flush=True)
+    if not options.no_browser:
+        webbrowser.open(address)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+    finally:
+        server.server_close()
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description=__doc__)
+    result.add_argument("--model", default=TRAINED, metavar="FILE", help="model.npz (default: comes with tinycnn)")
+    result.add_argument("--port", type=int, default=0, metavar="N", help="(default: a free one)")
+    result.add_argument("--no-browser", action="store_true", help="only print the address")
+    result.add_argument(
+        "--data-dir", metavar="DIR", help="test images to start from (default: those of tinycnn[mnist])"
+    )
+    return result
+
+
+def test_set(data_dir: str | None):
+    """The test images to start from, if they are here; nothing is downloaded for that."""
+    try:
+        return load_mnist(data_dir, mirrors=())[1]
+    except (ValueError, OSError):
+        if data_dir is not None:
+            raise
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

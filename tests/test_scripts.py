@@ -1,0 +1,110 @@
+"""evaluate.py, predict.py and draw.py as commands: what they print, and what they make of bad input."""
+
+import importlib
+import re
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tinycnn import load_mnist
+from tinycnn.model_file import TRAINED
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """script("predict") is the module."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three test images as large dark-on-light PNGs; and their labels."""
+    _, (images, labels) = load_mnist()
+    paths = []
+    for k in range(3):
+        paths.append(tmp_path / f"{k}.png")
+        Image.fromarray(255 - images[k]).resize((150, 150), Image.Resampling.BICUBIC).save(paths[-1])
+    return paths, labels[:3]
+
+
+def test_predict(script, pictures, capsys, tmp_path):
+    paths, labels = pictures
+    assert script("predict").main([*map(str, paths), "--plot", str(tmp_path / "seen.png")]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    for line, path, label in zip(lines, paths, labels, strict=True):
+        assert line.startswith(f"{path}: {label} (")
+    assert [(tmp_path / f"seen-{k}.png").exists() for k in (1, 2, 3)] == [True] * 3
+
+
+def test_predict_goes_on_after_a_bad_picture(script, pictures, capsys, tmp_path):
+    (first, *_), labels = pictures
+    Image.new("L", (50, 50), 200).save(tmp_path / "blank.png")
+    (tmp_path / "text.png").write_text("no picture")
+    files = [tmp_path / "text.png", tmp_path / "nothing.jpg", tmp_path / "blank.png", first]
+    assert script("predict").main([*map(str, files)]) == 1
+    printed = capsys.readouterr()
+    assert "text.png is not a picture" in printed.err
+    assert "there is no picture" in printed.err
+    assert "blank.png: no digit found" in printed.out
+    assert f"{first}: {labels[0]} (" in printed.out
+
+
+def test_predict_with_a_bad_model(script, pictures, capsys, tmp_path):
+    assert script("predict").main([str(pictures[0][0]), "--model", str(tmp_path / "no.npz")]) == 1
+    assert "there is no model file" in capsys.readouterr().err
+
+
+def test_evaluate(script, capsys, tmp_path):
+    assert script("evaluate").main([str(TRAINED), "--plots", str(tmp_path / "plots")]) == 0
+    printed = capsys.readouterr().out
+    accuracy, loss = re.search(r"accuracy (\d\d\.\d\d)%, loss (\d\.\d{4})", printed).groups()
+    assert float(accuracy) > 99.3
+    assert float(loss) < 0.02
+    assert "precision" in printed
+    assert "true \\ taken for" in printed
+    names = {"confusion", "mistakes", "predictions", "feature_maps", "saliency"}
+    assert {path.stem for path in (tmp_path / "plots").glob("*.png")} == names
+
+
+def test_evaluate_means_the_probabilities_of_several(script, capsys):
+    evaluate = script("evaluate")
+
+    class Sure:
+        def __init__(self, *p):
+            self.p = np.array([p])
+
+        def predict_proba(self, images):
+            return self.p
+
+    np.testing.assert_allclose(evaluate.mean_probabilities([Sure(0.9, 0.1), Sure(0.2, 0.8)], None), [[0.55, 0.45]])
+    with pytest.raises(ValueError, match="different numbers of classes"):
+        evaluate.mean_probabilities([Sure(0.9, 0.1), Sure(1.0)], None)
+    assert evaluate.main([str(TRAINED), str(TRAINED)]) == 0
+    assert "the mean of 2 models" in capsys.readouterr().out
+    assert evaluate.main(["nothing.npz"]) == 1
+
+
+def test_draw_serves_the_page():
+    process = subprocess.Popen(
+        [sys.executable, SCRIPTS / "draw.py", "--no-browser"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0]
+        with urllib.request.urlopen(address, timeout=10) as response:
+            assert b"Draw a digit" in response.read()
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def test_draw_refuses_a_bad_model(script, capsys):
+    assert script("draw").main(["--no-browser", "--model", "nothing.npz"]) == 1
+    assert "there is no model file" in capsys.readouterr().err
