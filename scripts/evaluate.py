@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from train_mnist import show
 
 from tinycnn import Sequential, load_mnist
 from tinycnn.experiment import count_classes, draw_test
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\n{class_table(confusion)}\n\n{confusion_table(confusion)}")
     if options.plots:
         print(f"\ndrawn in {options.plots}: confusion, mistakes, predictions, feature_maps, saliency (.png)")
-    return 0
+    return show(sorted(options.plots.glob("*.png"))) if options.show and options.plots else 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("models", nargs="+", metavar="MODEL", help="model.npz of a training")
     result.add_argument("--data-dir", metavar="DIR", help="with the four IDX files (default: found or downloaded)")
     result.add_argument("--plots", type=Path, metavar="DIR", help="draw pictures there")
+    result.add_argument("--show", action="store_true", help="open the pictures of --plots in windows")
     return result
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from train_mnist import show
 
 from tinycnn import Sequential
 from tinycnn.digits import NoDigitFound, read_picture, to_mnist
@@ -41,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{path}: {line(probabilities)}")
         if options.plot:
             draw(plot_path(options.plot, number, len(options.pictures)), grey, seen, probabilities)
+    if options.show and options.plot:
+        drawn = [plot_path(options.plot, number, len(options.pictures)) for number in range(len(options.pictures))]
+        status = show([path for path in drawn if path.exists()]) or status
     return status
 
 
@@ -50,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("pictures", nargs="+", metavar="IMAGE", help="PNG or JPEG files")
     result.add_argument("--model", default=TRAINED, metavar="FILE", help="model.npz (default: comes with tinycnn)")
     result.add_argument("--plot", type=Path, metavar="FILE", help="PNG; with several pictures a number is added")
+    result.add_argument("--show", action="store_true", help="open the pictures of --plot in windows")
     return result
 
 

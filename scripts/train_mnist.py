@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numba
 
@@ -33,8 +34,20 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"test accuracy {metrics['test_accuracy']:.2%}, test loss {metrics['test_loss']:.4f} "
         f"({metrics['seconds_total']:.1f} s in all, {metrics['images_per_second']:,.0f} images/s in training)\n"
-        f"saved in {out}: model.npz, history.csv, metrics.json, training.png"
+        f"saved in {out}: model.npz, history.csv, metrics.json, training.png and other pictures"
     )
+    return show(sorted(Path(out).glob("*.png"))) if options.show else 0
+
+
+def show(pictures: list[Path]) -> int:
+    """Open them in windows; the exit status is 1 if there is no display."""
+    from tinycnn import plots
+
+    try:
+        plots.show(pictures)
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -75,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data-dir", metavar="DIR", help="with the four IDX files, packed or not (default: found or downloaded)")
     add("--out", metavar="DIR", help="where the results go (default: runs/PRESET)")
     add("--threads", type=whole(1), metavar="N", help="CPU threads (default: all)")
+    add("--show", action="store_true", help="open the pictures in windows at the end")
     add("--quiet", action="store_true", help="print the final result only")
     return result
 

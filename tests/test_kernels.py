@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinycnn import reference
-from tinycnn.kernels import batch_norm, vector, winograd
+from tinycnn.kernels import batch_norm, convolution, elementwise, vector, winograd
 from tinycnn.kernels.convolution import convolve, convolve_weight_gradient
 from tinycnn.kernels.dense import dense, dense_weight_gradient
 from tinycnn.kernels.pooling import max_pool, max_pool_backward
@@ -312,3 +312,75 @@ def test_empty_batches():
 def test_tile_shape_fits_the_registers(monkeypatch, registers, rows, columns, expected):
     monkeypatch.setattr(vector, "vector_registers", lambda: registers)
     assert vector.tile_shape.__wrapped__(rows, columns, np.dtype(np.float32)) == expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "cpu_name", "expected"),
+    [
+        ("aarch64", "", None, (16, 32)),
+        ("arm64", "", None, (16, 32)),
+        ("x86_64", "+sse4.2,+avx,+avx2,+avx512f", None, (64, 32)),
+        ("x86_64", "+sse4.2,+avx,+avx2", None, (32, 16)),
+        ("x86_64", "+sse4.2", None, (16, 16)),
+        ("x86_64", "+avx512f", "haswell", (32, 16)),  # told to compile for a CPU without
+    ],
+)
+def test_vector_registers_of_other_processors(monkeypatch, machine, features, cpu_name, expected):
+    monkeypatch.setattr(vector.platform, "machine", lambda: machine)
+    host = type("Features", (), {"flatten": lambda self: features})
+    monkeypatch.setattr(vector.llvmlite.binding, "get_host_cpu_features", host)
+    monkeypatch.setattr(vector.config, "CPU_NAME", cpu_name)
+    monkeypatch.setattr(vector.config, "CPU_FEATURES", None)
+    assert vector.vector_registers.__wrapped__() == expected
+
+
+def test_two_pixels_as_one_are_the_same_convolution(random, monkeypatch):
+    """The way for few output channels gives the direct sums, also where this processor would not take it."""
+    x, w, b = (random.normal(size=s) for s in ((3, 6, 9, 5), (3, 2, 5, 7), (7,)))
+    dy = random.normal(size=(3, 4, 8, 7))
+    results = []
+    for pays in (False, True):
+        monkeypatch.setattr(
+            convolution, "_pairs_pay", lambda out_w, shape, stride, dtype, pays=pays: pays and shape[3] == 7
+        )
+        results.append([convolve(x, w, b, (4, 8)), *convolve_weight_gradient(x, dy, (3, 2))])
+    for direct, paired in zip(*results, strict=True):
+        np.testing.assert_allclose(direct, paired, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [5, 100_003])  # one part, and eight of different lengths
+def test_number_by_number_operations(random, size):
+    x, dy = random.normal(size=(2, size))
+    x[:3] = 0
+    np.testing.assert_array_equal(elementwise.relu(x), np.maximum(x, 0))
+    np.testing.assert_array_equal(elementwise.relu_backward(dy, x), np.where(x > 0, dy, 0))
+    value, velocity = x.copy(), dy.copy()
+    elementwise.sgd(value, 2 * x, velocity, 0.1, 0.9, False, 0.0)
+    np.testing.assert_allclose(velocity, 0.9 * dy + 2 * x, rtol=1e-13)
+    np.testing.assert_allclose(value, x - 0.1 * velocity, rtol=1e-13)
+    value, mean, square = x.copy(), dy.copy(), dy**2
+    elementwise.adam(value, 2 * x, mean, square, 0.1, 0.8, 0.9, 1e-3, 0.01, 2)
+    np.testing.assert_allclose(mean, 0.8 * dy + 0.4 * x, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(square, 0.9 * dy**2 + 0.4 * x**2, rtol=1e-9, atol=1e-12)
+    step = 0.1 * mean / (1 - 0.8**2) / (np.sqrt(square / (1 - 0.9**2)) + 1e-3)
+    np.testing.assert_allclose(value, 0.999 * x - step, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(70, 130, 75), (300, 40, 50)])
+def test_large_dense_layers_are_shared_out(random, shape):
+    """Large enough for eight parts, each of whole tiles."""
+    n, k, o = shape
+    x, w, b, dy = (random.normal(size=s) for s in ((n, k), (k, o), (o,), (n, o)))
+    np.testing.assert_allclose(dense(x, w, b), x @ w + b, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(dense_weight_gradient(x, dy), x.T @ dy, rtol=1e-11, atol=1e-11)
+
+
+def test_large_pools_are_shared_out(random):
+    x = random.integers(0, 9, size=(21, 30, 31, 6)).astype(np.float64)
+    y, winners = max_pool(x, (3, 2), (2, 2))
+    np.testing.assert_array_equal(y, reference.max_pool2d(x, (3, 2), (2, 2)))
+    dy = random.normal(size=y.shape)
+    expected = reference.max_pool2d_backward(dy, x, (3, 2), (2, 2))
+    np.testing.assert_allclose(
+        max_pool_backward(dy, winners, x.shape, (3, 2), (2, 2)), expected, rtol=1e-12, atol=1e-12
+    )

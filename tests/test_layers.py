@@ -451,3 +451,18 @@ def test_batch_norm_of_an_empty_batch_is_an_error():
     Sequential([layer], (3,))
     with pytest.raises(ValueError, match="empty batch"):
         layer.forward(np.zeros((0, 3), np.float32), training=True)
+
+
+def test_a_pool_may_be_as_large_as_the_image(random):
+    model = Sequential([MaxPool2D((3, 2))], (3, 2, 4), dtype=np.float64)
+    x = random.normal(size=(2, 3, 2, 4))
+    np.testing.assert_array_equal(model.layers[0].forward(x), x.max(axis=(1, 2), keepdims=True))
+    for shape in ((2, 2, 4), (3, 1, 4), (12,)):
+        with pytest.raises(ValueError, match=r"MaxPool2D|maxpool2d"):
+            Sequential([MaxPool2D((3, 2))], shape)
+
+
+def test_relu_stays_shut_at_zero():
+    layer = ReLU()
+    layer.forward(np.array([-1.0, 0.0, 1.0]), training=True)
+    np.testing.assert_array_equal(layer.backward(np.ones(3)), [0, 0, 1])

@@ -126,6 +126,13 @@ def test_optimizers_find_a_minimum():
         assert p.value[0] == pytest.approx(3, abs=1e-3)
 
 
+def test_schedules_at_their_limits():
+    assert step_decay(1.0, every=1)(2) == pytest.approx(0.01)  # by a tenth unless told otherwise
+    schedule = one_cycle(1.0, total_steps=4, warm_up=0.0)  # the first step is always on the way up
+    assert [schedule(step) for step in range(5)] == pytest.approx([0.1, 1.0, 0.75, 0.25, 0.0])
+    assert one_cycle(1.0, total_steps=1)(0) == pytest.approx(0.1)
+
+
 def test_schedules():
     assert [constant(0.3)(step) for step in (0, 10**6)] == [0.3, 0.3]
     assert [step_decay(8.0, every=2, factor=0.5)(step) for step in range(5)] == [8, 8, 4, 4, 2]

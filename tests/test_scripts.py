@@ -44,6 +44,14 @@ def test_predict(script, pictures, capsys, tmp_path):
     assert [(tmp_path / f"seen-{k}.png").exists() for k in (1, 2, 3)] == [True] * 3
 
 
+def test_without_a_display_show_says_so(script, pictures, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    plot = tmp_path / "seen.png"
+    assert script("predict").main([str(pictures[0][0]), "--plot", str(plot), "--show"]) == 1
+    assert "there is no display" in capsys.readouterr().err
+    assert plot.exists()
+
+
 def test_predict_goes_on_after_a_bad_picture(script, pictures, capsys, tmp_path):
     (first, *_), labels = pictures
     Image.new("L", (50, 50), 200).save(tmp_path / "blank.png")

@@ -237,6 +237,21 @@ def derivative_errors(steps: np.ndarray, errors: dict[str, np.ndarray]) -> Figur
     return figure
 
 
+def show(paths: list[Path]) -> None:
+    """Open saved pictures in windows, and wait until they are closed. Raises RuntimeError where there is no display."""
+    from matplotlib import pyplot  # only here: it looks for a display when it is loaded
+
+    if pyplot.get_backend().lower() == "agg":
+        raise RuntimeError("there is no display to show pictures on; they are saved all the same")
+    for path in paths:
+        picture = pyplot.imread(path)
+        figure = pyplot.figure(path.name, figsize=(picture.shape[1] / 100, picture.shape[0] / 100))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.imshow(picture)
+        axes.axis("off")
+    pyplot.show()
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Write the figure as PNG."""
     figure.savefig(path, dpi=120)
