@@ -60,7 +60,9 @@ def test_what_it_prints_and_writes(options, data_dir, tmp_path, capsys):
     for part in ("conv2d_2", "total", "epoch 1/4", "epoch 4/4", "test accuracy", "test loss", "images/s", str(out)):
         assert part in printed.out
     assert "epoch 4/4" in printed.err  # the progress bar
-    assert sorted(p.name for p in out.iterdir()) == ["history.csv", "metrics.json", "model.npz", "training.png"]
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        ["history.csv", "metrics.json", "model.npz", *experiment.PICTURES]
+    )
 
     metrics = metrics_of(out)
     _, (test_images, test_labels) = load_mnist(data_dir)

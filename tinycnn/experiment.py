@@ -27,6 +27,8 @@ from tinycnn.presets import PRESETS, Recipe
 from tinycnn.schedules import Schedule, constant, cosine, one_cycle, step_decay
 from tinycnn.training import COLUMNS, check_data, train
 
+PICTURES = [f"{name}.png" for name in ("training", "learning_curves", "filters", "augmented")]
+PICTURES += [f"{name}.png" for name in ("confusion", "mistakes", "predictions", "feature_maps", "saliency")]
 ImagesAndLabels = tuple[np.ndarray, np.ndarray]
 
 
@@ -44,7 +46,7 @@ class Settings:
 
 
 def run(settings: Settings, say: Callable[[str], None] = print, progress: bool = True) -> dict:
-    """Train as the settings say; write model.npz, history.csv, metrics.json and training.png; return the metrics.
+    """Train as the settings say; write model.npz, history.csv, metrics.json and the PICTURES; return the metrics.
 
     Raises ValueError or FileNotFoundError, before any training, for settings or data that can't work; and
     TrainingDiverged, after which model.npz and history.csv are those of the last whole epoch.
@@ -68,8 +70,8 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
     def after_epoch(row: dict) -> None:
         history.append(row)
         model.save(out / "model.npz")
-        for of_an_earlier_run in (out / "metrics.json", out / "training.png"):
-            of_an_earlier_run.unlink(missing_ok=True)
+        for of_an_earlier_run in ("metrics.json", *PICTURES):
+            (out / of_an_earlier_run).unlink(missing_ok=True)
         write_history(out / "history.csv", history)
         say(_line(row, recipe.epochs))
 
@@ -248,7 +250,7 @@ def _writable_directory(path: Path) -> Path:
             pass
     except OSError as error:
         raise ValueError(f"can't write to {path}: {error}") from error
-    for file in (path / name for name in ("model.npz", "history.csv", "metrics.json", "training.png")):
+    for file in (path / name for name in ("model.npz", "history.csv", "metrics.json", *PICTURES)):
         if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
             raise ValueError(f"can't write to {file}: it is there, and not a file that may be replaced")
     return path

@@ -173,6 +173,7 @@ def handler(studio: Studio) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = 10  # seconds that a client may keep silent
+        disable_nagle_algorithm = True  # or an answer waits 40 ms for the client to confirm its headers
 
         def do_GET(self):
             if self._is_foreign():
