@@ -19,8 +19,8 @@ def training(history: list[dict], first_weights: np.ndarray) -> Figure:
 
     history: rows as `tinycnn.training.train` returns them; first_weights (kernel_h, kernel_w, channels, filters).
     """
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure = Figure(figsize=(12, 3.6))
+    left, middle, right = figure.subplots(1, 3, gridspec_kw={**WIDE, "right": 0.95})
     _curve(left, history, "loss", "loss (nats)")
     _curve(middle, history, "accuracy", "accuracy")
     _filters(right, first_weights)
@@ -254,7 +254,7 @@ def show(paths: list[Path]) -> None:
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write the figure as PNG."""
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100, pil_kwargs={"compress_level": 2})  # half the time, a tenth more bytes
 
 
 def _curve(axes, history: list[dict], quantity: str, label: str) -> None:
