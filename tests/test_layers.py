@@ -466,3 +466,9 @@ def test_relu_stays_shut_at_zero():
     layer = ReLU()
     layer.forward(np.array([-1.0, 0.0, 1.0]), training=True)
     np.testing.assert_array_equal(layer.backward(np.ones(3)), [0, 0, 1])
+
+
+def test_normalize_gives_images_without_channels_one(random):
+    model = Sequential([Normalize(0.25, 0.5), Conv2D(2, 3)], (6, 5))
+    assert model.output_shapes == [(6, 5, 1), (4, 3, 2)]
+    assert model.forward(random.integers(0, 256, (3, 6, 5), np.uint8)).shape == (3, 4, 3, 2)
