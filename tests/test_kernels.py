@@ -302,6 +302,7 @@ def test_empty_batches():
         ((64, 32), 12, 10, (12, 16)),  # fewer channels than lanes
         ((64, 32), 12, 40, (12, 32)),  # two blocks of two vectors, not three of one: that reads more than it multiplies
         ((64, 32), 1, 1, (1, 16)),
+        ((32, 16), 7, 16, (4, 16)),  # a tile of 7 × 2 vectors would fill all sixteen registers, and spill
         ((32, 16), 24, 16, (6, 16)),  # AVX2: 12 sums, 2 vectors of w and a number of x in 16 registers
         ((32, 16), 24, 8, (12, 8)),
         ((16, 32), 24, 16, (12, 8)),  # NEON: vectors of four
@@ -344,8 +345,10 @@ def test_two_pixels_as_one_are_the_same_convolution(random, monkeypatch):
             convolution, "_pairs_pay", lambda out_w, shape, stride, dtype, pays=pays: pays and shape[3] == 7
         )
         results.append([convolve(x, w, b, (4, 8)), *convolve_weight_gradient(x, dy, (3, 2))])
-    for direct, paired in zip(*results, strict=True):
-        np.testing.assert_allclose(direct, paired, rtol=1e-12, atol=1e-12)
+    exact = [reference.conv2d(x, w, b), *reference.conv2d_backward(dy, x, w)[1:]]
+    for direct, paired, formula in zip(*results, exact, strict=True):
+        np.testing.assert_allclose(direct, formula, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(paired, formula, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [5, 100_003])  # one part, and eight of different lengths
