@@ -14,8 +14,8 @@ from itertools import cycle
 
 import numpy as np
 
+import tinycnn as ours
 from tinycnn import Adam, Conv2D, Dense, Flatten, MaxPool2D, ReLU, Sequential, SoftmaxCrossEntropy
-from tinycnn import layers as ours
 from tinycnn.kernels.convolution import convolve, convolve_weight_gradient
 from tinycnn.kernels.parallel import numbers, run, task
 from tinycnn.kernels.vector import multiply_add, read, tile, vector_registers, write
