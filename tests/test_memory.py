@@ -48,6 +48,15 @@ def test_a_block_is_used_again(nothing_waits):
     assert address(memory.empty((10, 1700), FLOAT32)) != place  # not a fifth of it
 
 
+def test_given_back_is_given_back(nothing_waits):
+    kept = memory.empty(SHAPE, FLOAT32)
+    del kept
+    assert memory._waiting_bytes > 0
+    memory.give_back()
+    assert memory._waiting_bytes == 0
+    assert not memory._waiting
+
+
 @pytest.mark.parametrize(
     "view", [lambda a: a[1:2, ::7], lambda a: a.reshape(-1)[-1:], lambda a: a.T, memoryview, lambda a: a.view(np.uint8)]
 )

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 
 from tinycnn import plots
 
@@ -96,14 +97,16 @@ def test_filters_show_the_change(random):
 
 
 def test_feature_maps_draw_every_layer(random):
-    maps = [("conv", random.normal(size=(14, 14, 20))), ("flat", random.normal(size=30)), ("zero", np.zeros((2, 2, 1)))]
-    (axes,) = plots.feature_maps(np.eye(28), maps).axes
+    maps = [("conv", random.normal(size=(18, 18, 20))), ("flat", random.normal(size=30)), ("zero", np.zeros((2, 2, 1)))]
+    (axes,) = plots.feature_maps(np.eye(18), maps).axes
     assert [t.get_text() for t in axes.texts] == ["image", "conv", "flat", "zero"]
-    mosaic = axes.images[0].get_array().filled(np.nan)
-    np.testing.assert_array_equal(mosaic[:28, :28], np.eye(28))
+    mosaic, viridis = axes.images[0].get_array(), colormaps["viridis"]
+    np.testing.assert_array_equal(mosaic[:36, :36], viridis(np.eye(18).repeat(2, 0).repeat(2, 1), bytes=True))
     channel = maps[0][1][..., 17]  # in the second row of 16
     shades = (channel - maps[0][1].min()) / np.ptp(maps[0][1])
-    np.testing.assert_allclose(mosaic[36 + 30 : 36 + 58, 30:58], shades.repeat(2, 0).repeat(2, 1))
+    expected = viridis(shades.astype(np.float32).repeat(2, 0).repeat(2, 1), bytes=True)
+    np.testing.assert_array_equal(mosaic[44 + 38 : 44 + 74, 38:74], expected)
+    assert not mosaic[:36, 36:38].any()  # the gaps are transparent
 
 
 def test_saliency_has_one_scale_for_both_signs(random):

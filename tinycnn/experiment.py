@@ -18,6 +18,7 @@ import numpy as np
 
 from tinycnn.augment import random_shift
 from tinycnn.explain import feature_maps, saliency
+from tinycnn.kernels.memory import give_back
 from tinycnn.metrics import confusion_matrix, cross_entropy
 from tinycnn.mnist import Data, load_mnist
 from tinycnn.model import Sequential
@@ -96,7 +97,10 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
     test_accuracy = float((probabilities.argmax(axis=1) == test_set[1]).mean())
     images = recipe.epochs * len(train_set[0])
     samples = train_set[0][:6].copy()
-    del data, train_set, validation_set  # drawing needs memory as well
+    # Drawing needs memory as well: away with the images, and with all that the layers and the optimizer remember.
+    del data, train_set, validation_set, optimizer
+    model = Sequential.load(out / "model.npz") if history else model
+    give_back()
     draw_training(out, history, model, first_weights, samples, recipe.shift)
     draw_test(out, model, *test_set, probabilities)
     metrics = {

@@ -6,6 +6,7 @@ What this file is not: it computes nothing but what drawing needs.
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -112,7 +113,7 @@ def feature_maps(image: np.ndarray, maps: list[tuple[str, np.ndarray]]) -> Figur
 
     The first 32 channels are shown; each layer has its own scale, from dark for its lowest number to bright.
     """
-    cell, gap, columns = 28, 2, 16
+    cell, gap, columns = 36, 2, 16
     width = columns * (cell + gap)
     strips, places, top = [], [], 0
     for name, values in [("image", image[..., None]), *maps]:
@@ -130,11 +131,12 @@ def feature_maps(image: np.ndarray, maps: list[tuple[str, np.ndarray]]) -> Figur
         places.append((top + strip.shape[0] / 2, name))
         strips += [strip, np.full((6, width), np.nan)]
         top += strip.shape[0] + 6
-    mosaic = np.concatenate(strips)
-    height = len(mosaic) / 60 + 0.5
-    figure = Figure(figsize=(width / 60 + 1.4, height))
-    axes = figure.add_axes((1.35 / (width / 60 + 1.4), 0.01, 1 - 1.4 / (width / 60 + 1.4), 1 - 0.5 / height))
-    axes.imshow(mosaic, cmap="viridis", interpolation="nearest", aspect="auto")
+    mosaic = np.concatenate(strips).astype(np.float32)
+    height = len(mosaic) / 100 + 0.4
+    figure = Figure(figsize=(width / 100 + 1.2, height))
+    axes = figure.add_axes((1.15 / (width / 100 + 1.2), 0, 1 - 1.2 / (width / 100 + 1.2), 1 - 0.4 / height))
+    colours = colormaps["viridis"](mosaic, bytes=True)  # imshow would do it with ten times the memory
+    axes.imshow(colours, interpolation="nearest", aspect="auto")
     axes.set_title("One image through every layer")
     axes.axis("off")
     for middle, name in places:

@@ -37,6 +37,13 @@ def copy(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
     return result
 
 
+def give_back() -> None:
+    """Leave all blocks that wait to the operating system: for after the training, when something else needs memory."""
+    global _waiting_bytes
+    _waiting.clear()
+    _waiting_bytes = 0
+
+
 class _Owner:
     """Owns a block for an array and all its views. When they are gone so is it, and the block waits for another."""
 
