@@ -4,7 +4,9 @@ import argparse
 import sys
 import webbrowser
 
-from tinycnn import Sequential, load_mnist
+from predict import load_model
+
+from tinycnn import load_mnist
 from tinycnn.model_file import TRAINED
 from tinycnn.server import Studio, make_server
 
@@ -13,10 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve the page until Ctrl-C; return the exit status."""
     options = parser().parse_args(arguments)
     try:
-        model = Sequential.load(options.model)
-        if model.input_shape != (28, 28, 1):
-            raise ValueError(f"{options.model} is for images of {model.input_shape}, not of 28 × 28 grey pixels")
-        server = make_server(Studio(model, test_set(options.data_dir)), options.port)
+        server = make_server(Studio(load_model(options.model), test_set(options.data_dir)), options.port)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -20,9 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     """A line for each picture; the exit status is 1 if one of them could not be read."""
     options = parser().parse_args(arguments)
     try:
-        model = Sequential.load(options.model)
-        if model.input_shape != (28, 28, 1):
-            raise ValueError(f"{options.model} is for images of {model.input_shape}, not of 28 × 28 grey pixels")
+        model = load_model(options.model)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -46,6 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
         drawn = [plot_path(options.plot, number, len(options.pictures)) for number in range(len(options.pictures))]
         status = show([path for path in drawn if path.exists()]) or status
     return status
+
+
+def load_model(path: str | Path) -> Sequential:
+    """A model for pictures as `to_mnist` makes them. Raises ValueError or FileNotFoundError."""
+    model = Sequential.load(path)
+    if model.input_shape != (28, 28, 1):
+        raise ValueError(f"{path} is for images of {model.input_shape}, not of 28 × 28 grey pixels")
+    return model
 
 
 def parser() -> argparse.ArgumentParser:
