@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from planted_bugs import BUGS, CHECKS, Bug
+from gradient_checks import CHECKS
+from planted_bugs import BUGS, Bug
 
 from tinycnn import plots, reference
 from tinycnn.gradcheck import Report
