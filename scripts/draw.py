@@ -7,8 +7,8 @@ import webbrowser
 from predict import load_model
 
 from tinycnn import load_mnist
-from tinycnn.model_file import TRAINED
 from tinycnn.server import Studio, make_server
+from tinycnn.trained import TRAINED
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from train_mnist import show
 
 from tinycnn import Sequential
 from tinycnn.digits import NoDigitFound, read_picture, to_mnist
-from tinycnn.model_file import TRAINED
+from tinycnn.trained import TRAINED
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tinycnn import Sequential, load_mnist
 from tinycnn.digits import NoDigitFound, read_picture, stroke_width, to_mnist
-from tinycnn.model_file import TRAINED
+from tinycnn.trained import TRAINED
 
 
 @pytest.fixture(scope="module")

@@ -308,10 +308,10 @@ def rewrite(path, **changes):
         np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
 
 
-def damaged_architecture(path, **changes):
+def damaged_description(path, **changes):
     with np.load(path) as file:
-        architecture = json.loads(str(file["architecture"])) | changes
-    rewrite(path, architecture=np.array(json.dumps(architecture)))
+        description = json.loads(str(file["description"])) | changes
+    rewrite(path, description=np.array(json.dumps(description)))
 
 
 @pytest.mark.parametrize(
@@ -324,23 +324,23 @@ def damaged_architecture(path, **changes):
         lambda path: path.write_bytes(path.read_bytes().replace(b"NUMPY", b"NUMPI")),
         lambda path: path.write_bytes(saved_array(np.zeros(3))),
         lambda path: zipfile.ZipFile(path, "w").close(),
-        lambda path: rewrite(path, architecture=None),
-        lambda path: rewrite(path, architecture=np.array("{")),
-        lambda path: rewrite(path, architecture=np.array(3)),
+        lambda path: rewrite(path, description=None),
+        lambda path: rewrite(path, description=np.array("{")),
+        lambda path: rewrite(path, description=np.array(3)),
         lambda path: rewrite(path, **{"dense_10.bias": None}),
         lambda path: rewrite(path, extra=np.zeros(3)),
         lambda path: rewrite(path, **{"dense_10.bias": np.zeros(4, np.float32)}),
         lambda path: rewrite(path, **{"dense_10.bias": np.zeros(3, np.float64)}),
-        lambda path: damaged_architecture(path, layers=[["Dense", {"units": 0}]]),
-        lambda path: damaged_architecture(path, layers=[["Dense", {"unit": 3}]]),
-        lambda path: damaged_architecture(path, layers=[["os.system", {}]]),
-        lambda path: damaged_architecture(path, layers=7),
-        lambda path: damaged_architecture(path, format="tinycnn model 99"),
-        lambda path: damaged_architecture(path, layers=[["Flatten", {}], ["Dense", {"units": 10**14}]]),
-        lambda path: rewrite(path, architecture=np.array("[" * 100_000)),
-        lambda path: damaged_architecture(path, dtype="object"),
-        lambda path: damaged_architecture(path, input_shape=[0]),
-        lambda path: damaged_architecture(path, input_shape=["a"]),
+        lambda path: damaged_description(path, layers=[["Dense", {"units": 0}]]),
+        lambda path: damaged_description(path, layers=[["Dense", {"unit": 3}]]),
+        lambda path: damaged_description(path, layers=[["os.system", {}]]),
+        lambda path: damaged_description(path, layers=7),
+        lambda path: damaged_description(path, format="tinycnn model 99"),
+        lambda path: damaged_description(path, layers=[["Flatten", {}], ["Dense", {"units": 10**14}]]),
+        lambda path: rewrite(path, description=np.array("[" * 100_000)),
+        lambda path: damaged_description(path, dtype="object"),
+        lambda path: damaged_description(path, input_shape=[0]),
+        lambda path: damaged_description(path, input_shape=["a"]),
     ],
 )
 def test_a_file_that_is_no_model_is_an_error_that_names_it(model, tmp_path, damage):
@@ -355,13 +355,13 @@ def test_a_pickle_is_never_opened(tmp_path):
     """An array of objects would be unpickled, and a pickle can run anything."""
     path = tmp_path / "m.npz"
     with open(path, "wb") as file:
-        np.savez(file, architecture=np.array([{"layers": []}], dtype=object))
+        np.savez(file, description=np.array([{"layers": []}], dtype=object))
     with pytest.raises(ValueError, match="not a tinycnn model"):
         Sequential.load(path)
 
 
 def test_a_missing_model_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no model file .*nothing"):
+    with pytest.raises(FileNotFoundError, match=r"there is no tinycnn model file .*nothing"):
         Sequential.load(tmp_path / "nothing.npz")
 
 

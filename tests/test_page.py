@@ -10,8 +10,8 @@ import threading
 import pytest
 
 from tinycnn import Sequential
-from tinycnn.model_file import TRAINED
 from tinycnn.server import Studio, make_server
+from tinycnn.trained import TRAINED
 
 selenium = pytest.importorskip("selenium", reason="Selenium is not installed (extra browser)")
 if not (shutil.which("chromium") and shutil.which("chromedriver")):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tinycnn import load_mnist
-from tinycnn.model_file import TRAINED
+from tinycnn.trained import TRAINED
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

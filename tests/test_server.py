@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tinycnn import Sequential
-from tinycnn.model_file import TRAINED
 from tinycnn.server import Studio, make_server
+from tinycnn.trained import TRAINED
 
 SEVEN = np.zeros((56, 56), int)
 SEVEN[10:15, 14:42] = 255

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinycnn import model_file
+from tinycnn import archive
 from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, Parameter, ReLU
 from tinycnn.loss import softmax
 from tinycnn.more_layers import BatchNorm, Dropout, Normalize
@@ -117,7 +117,8 @@ class Sequential:
     def save(self, path: str | Path) -> None:
         """Write architecture and weights to one .npz file; an old one of that name is replaced by a whole one only."""
         layers = [[type(layer).__name__, layer.arguments()] for layer in self.layers]
-        model_file.write(path, self.input_shape, self.dtype, layers, dict(self.state()))
+        description = {"input_shape": self.input_shape, "dtype": self.dtype.name, "layers": layers}
+        archive.write(path, archive.MODEL, description, dict(self.state()))
 
     @classmethod
     def load(cls, path: str | Path, own_layers: tuple[type[Layer], ...] = ()) -> "Sequential":
@@ -125,10 +126,11 @@ class Sequential:
 
         Raises FileNotFoundError, or ValueError if the file is no tinycnn model or a damaged one.
         """
-        with model_file.reading(path) as (input_shape, dtype, layers, arrays):
+        with archive.reading(path, archive.MODEL) as (found, arrays):
             classes = {c.__name__: c for c in (*LAYERS, *own_layers)}
-            model = cls([classes[name](**arguments) for name, arguments in layers], input_shape, dtype=dtype)
-            model_file.copy_all(arrays, dict(model.state()))
+            layers = [classes[name](**arguments) for name, arguments in found["layers"]]
+            model = cls(layers, found["input_shape"], dtype=found["dtype"])
+            archive.copy_all(arrays, dict(model.state()))
         return model
 
     def _check(self, x: np.ndarray) -> np.ndarray:
