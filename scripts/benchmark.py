@@ -349,7 +349,7 @@ FIRST_STEP = """
 import sys
 from math import ceil
 from tinycnn import SoftmaxCrossEntropy, load_mnist
-from tinycnn.experiment import make_model, make_optimizer
+from tinycnn.preparation import make_model, make_optimizer
 from tinycnn.presets import PRESETS
 (images, labels), _ = load_mnist(sys.argv[3])
 recipe = PRESETS[sys.argv[2]](10)

@@ -12,8 +12,9 @@ import numpy as np
 from train_mnist import show
 
 from tinycnn import Sequential, load_mnist
-from tinycnn.experiment import count_classes, draw_test
 from tinycnn.metrics import class_table, confusion_matrix, confusion_table, cross_entropy
+from tinycnn.preparation import count_classes
+from tinycnn.results import draw_test
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Train a convolutional network on MNIST, from scratch, on the CPU. Without options: 5 epochs, to about 99.5 %."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.no_augment:
         changes["shift"] = 0
     out = options.out or f"runs/{options.preset}"
-    settings = Settings(options.preset, changes, options.seed, options.validation, options.limit, options.data_dir, out)
+    settings = Settings(
+        options.preset, changes, options.seed, options.validation, options.limit, options.data_dir, out, options.resume
+    )
     try:
         if options.threads:
             numba.set_num_threads(options.threads)
@@ -29,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nstopped; what the last whole epoch had learned, if there was one, is in {out}", file=sys.stderr)
+        print(f"\nstopped. {how_to_resume(sys.argv[1:] if arguments is None else arguments, out)}", file=sys.stderr)
         return 130
     print(
         f"test accuracy {metrics['test_accuracy']:.2%}, test loss {metrics['test_loss']:.4f} "
@@ -37,6 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
         f"saved in {out}: model.npz, history.csv, metrics.json, training.png and other pictures"
     )
     return show(sorted(Path(out).glob("*.png"))) if options.show else 0
+
+
+def how_to_resume(arguments: list[str], out: str) -> str:
+    """The command that goes on."""
+    if not (Path(out) / "checkpoint.npz").exists():
+        return "It had not begun, so there is nothing to go on from."
+    again = [*arguments, *(["--resume"] if "--resume" not in arguments else [])]
+    return f"To go on: {shlex.join(['python', sys.argv[0], *again])}"
 
 
 def show(pictures: list[Path]) -> int:
@@ -87,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument_group("where and how").add_argument
     add("--data-dir", metavar="DIR", help="with the four IDX files, packed or not (default: found or downloaded)")
     add("--out", metavar="DIR", help="where the results go (default: runs/PRESET)")
+    add("--resume", action="store_true", help="go on with the training that stopped in the same --out")
     add("--threads", type=whole(1), metavar="N", help="CPU threads (default: all)")
     add("--show", action="store_true", help="open the pictures in windows at the end")
     add("--quiet", action="store_true", help="print the final result only")

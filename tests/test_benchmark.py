@@ -75,7 +75,7 @@ def test_the_pytorch_job_is_the_same_job(tmp_path, random, monkeypatch):
     import train_mnist_pytorch as job
 
     from tinycnn import write_idx
-    from tinycnn.experiment import make_model
+    from tinycnn.preparation import make_model
     from tinycnn.presets import fast
 
     recipe = fast(10)

@@ -15,8 +15,10 @@ import pytest
 from test_mnist import small_data, write_files
 
 from tinycnn import Sequential, experiment, load_mnist
-from tinycnn.experiment import Settings, make_optimizer, make_schedule, pixel_statistics, run, split
+from tinycnn.experiment import Settings, run
+from tinycnn.preparation import change, make_optimizer, make_schedule, pixel_statistics, split
 from tinycnn.presets import PRESETS, Recipe
+from tinycnn.results import PICTURES
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_mnist.py"
 main = runpy.run_path(str(SCRIPT))["main"]
@@ -61,7 +63,7 @@ def test_what_it_prints_and_writes(options, data_dir, tmp_path, capsys):
         assert part in printed.out
     assert "epoch 4/4" in printed.err  # the progress bar
     assert sorted(p.name for p in out.iterdir()) == sorted(
-        ["history.csv", "metrics.json", "model.npz", *experiment.PICTURES]
+        [".lock", "checkpoint.npz", "history.csv", "metrics.json", "model.npz", *PICTURES]
     )
 
     metrics = metrics_of(out)
@@ -317,14 +319,14 @@ def test_results_in_a_directory_are_of_one_run(options, tmp_path, monkeypatch):
         experiment, "make_schedule", lambda recipe, steps_an_epoch: lambda step: 0.01 if step < 10 else 1e30
     )
     assert main([*options, "--epochs", "3", "--optimizer", "sgd", "--quiet"]) == 1
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["history.csv", "model.npz"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("[!.]*")) == ["checkpoint.npz", "history.csv", "model.npz"]
 
 
 def test_another_optimizer_does_not_inherit_the_weight_decay():
     recipe = PRESETS["standard"](10)
-    assert experiment.change(recipe, {"optimizer": "sgd"}).weight_decay == 0
-    assert experiment.change(recipe, {"optimizer": "sgd", "weight_decay": 0.1}).weight_decay == 0.1
-    assert experiment.change(recipe, {"optimizer": "adam"}).weight_decay == recipe.weight_decay > 0
+    assert change(recipe, {"optimizer": "sgd"}).weight_decay == 0
+    assert change(recipe, {"optimizer": "sgd", "weight_decay": 0.1}).weight_decay == 0.1
+    assert change(recipe, {"optimizer": "adam"}).weight_decay == recipe.weight_decay > 0
 
 
 def test_a_diverged_training_keeps_what_was_saved_before(options, tmp_path, monkeypatch, capsys):
@@ -344,7 +346,7 @@ def test_ctrl_c(options, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setitem(main.__globals__, "run", interrupted)
     assert main(options) == 130
-    assert "what the last whole epoch had learned" in capsys.readouterr().err
+    assert "nothing to go on from" in capsys.readouterr().err
 
 
 def test_as_a_command(options):

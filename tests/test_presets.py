@@ -3,7 +3,8 @@
 import pytest
 
 from tinycnn import load_mnist
-from tinycnn.experiment import Settings, make_model, run
+from tinycnn.experiment import Settings, run
+from tinycnn.preparation import make_model
 from tinycnn.presets import PRESETS
 
 

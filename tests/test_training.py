@@ -119,7 +119,7 @@ def test_same_seeds_same_weights_bit_for_bit(stripes):
 
 def test_each_epoch_is_reported(stripes):
     seen = []
-    _, history = run(stripes, after_epoch=seen.append)
+    _, history = run(stripes, after_epoch=lambda position: seen.append(position.history[-1]))
     assert seen == history
 
 
@@ -146,7 +146,7 @@ def test_a_loss_that_is_not_finite_stops_and_restores(stripes, poison):
             stripes,
             model,
             augment=augment,
-            after_epoch=lambda row: after_first.extend(a.copy() for _, a in model.state()),
+            after_epoch=lambda _: after_first.extend(a.copy() for _, a in model.state()),
         )
     for (name, now), then in zip(model.state(), after_first, strict=True):
         np.testing.assert_array_equal(now, then, err_msg=name)

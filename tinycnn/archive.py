@@ -7,31 +7,24 @@ What this file is not: it knows no model and no training, and never unpickles an
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from tinycnn.files import replacing
+
 MODEL, CHECKPOINT = "tinycnn model 2", "tinycnn checkpoint 1"  # what a file can be
 
 
 def write(path: str | Path, format: str, description: dict, arrays: dict[str, np.ndarray]) -> None:
-    """Write the file beside its place, and move it there when it is whole and on the disk.
+    """Write the file, whole or not at all.
 
     format: MODEL or CHECKPOINT; `reading` wants the same. description: anything JSON can hold.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, description=np.array(json.dumps({"format": format, **description})), **arrays)
-            file.flush()
-            os.fsync(file.fileno())  # or the new name might reach the disk before the content does
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        np.savez(file, description=np.array(json.dumps({"format": format, **description})), **arrays)
 
 
 @contextmanager

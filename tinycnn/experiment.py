@@ -4,33 +4,41 @@
 `tinycnn/training.py`, the networks are in `tinycnn/presets.py`.
 """
 
-import csv
 import json
-import os
-import tempfile
+import signal
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 
 from tinycnn.augment import random_shift
-from tinycnn.explain import feature_maps, saliency
+from tinycnn.checkpoint import Checkpoint
+from tinycnn.files import alone_in, replacing
 from tinycnn.kernels.memory import give_back
-from tinycnn.metrics import confusion_matrix, cross_entropy
-from tinycnn.mnist import Data, load_mnist
+from tinycnn.metrics import cross_entropy
+from tinycnn.mnist import load_mnist
 from tinycnn.model import Sequential
-from tinycnn.more_layers import Normalize
-from tinycnn.optim import SGD, Adam
-from tinycnn.presets import PRESETS, Recipe
-from tinycnn.schedules import Schedule, constant, cosine, one_cycle, step_decay
-from tinycnn.training import COLUMNS, check_data, train
+from tinycnn.preparation import (
+    ImagesAndLabels,
+    change,
+    count_classes,
+    identity,
+    make_model,
+    make_optimizer,
+    make_schedule,
+    preset,
+    split,
+)
+from tinycnn.presets import Recipe
+from tinycnn.results import draw_test, draw_training, writable_directory, write_results
+from tinycnn.training import Position, TrainingDiverged, check_weights, train
 
-PICTURES = [f"{name}.png" for name in ("training", "learning_curves", "filters", "augmented")]
-PICTURES += [f"{name}.png" for name in ("confusion", "mistakes", "predictions", "feature_maps", "saliency")]
-ImagesAndLabels = tuple[np.ndarray, np.ndarray]
+SAVE_EVERY = 30.0  # seconds: so much of a training can be lost
 
 
 @dataclass(frozen=True)
@@ -44,223 +52,165 @@ class Settings:
     limit: int | None = None  # train on the first so many of the others only
     data_dir: str | Path | None = None
     out: str | Path | None = None  # default: runs/<preset>
+    resume: bool = False  # go on with the training that stopped in `out`, if there is one
 
 
 def run(settings: Settings, say: Callable[[str], None] = print, progress: bool = True) -> dict:
     """Train as the settings say; write model.npz, history.csv, metrics.json and the PICTURES; return the metrics.
 
-    Raises ValueError or FileNotFoundError, before any training, for settings or data that can't work; and
-    TrainingDiverged, after which model.npz and history.csv are those of the last whole epoch.
+    A checkpoint is written after every epoch and every SAVE_EVERY seconds. Ctrl-C ends the step that is being made,
+    writes one more and raises KeyboardInterrupt; a training resumed from it ends with the same numbers, bit for bit.
+
+    Raises ValueError or FileNotFoundError, before any training, for settings or data that can't work, for a checkpoint
+    of other ones, and if another process is training into the same directory; and TrainingDiverged, after which
+    model.npz and history.csv are those of the last whole epoch.
     """
     started = time.perf_counter()
-    recipe_of = _preset(settings.preset)
-    out = _writable_directory(Path(settings.out or f"runs/{settings.preset}"))
-    data = load_mnist(settings.data_dir)
-    classes = count_classes(data)
-    train_set, validation_set, test_set = split(data, settings.validation, settings.limit)
+    recipe_of = preset(settings.preset)
+    out = writable_directory(Path(settings.out or f"runs/{settings.preset}"))
+    with alone_in(out):
+        data = load_mnist(settings.data_dir)
+        recipe = change(recipe_of(count_classes(data)), settings.changes)
+        train_set, validation_set, test_set = split(data, settings.validation, settings.limit)
+        model = make_model(recipe, train_set[0], settings.seed)
+        first_weights = model.parameters()[0].value.copy()
+        say(model.summary())
+        checkpoint = Checkpoint(
+            out / "checkpoint.npz",
+            {
+                **{name: getattr(settings, name) for name in ("preset", "seed", "validation", "limit")},
+                **identity(recipe, model, data),
+            },
+            model,
+            make_optimizer(recipe, model),
+            {name: np.random.default_rng([settings.seed, n]) for n, name in ((1, "shuffling"), (2, "augmentation"))},
+        )
+        position = Position()
+        if settings.resume:
+            position = _restored(checkpoint, out, say)
+        earlier = position.seconds + sum(row["seconds"] for row in position.history)
+        history = _train(checkpoint, recipe, train_set, validation_set, position, out, say, progress)
 
-    recipe = change(recipe_of(classes), settings.changes)
-    model = make_model(recipe, train_set[0], settings.seed)
-    optimizer = make_optimizer(recipe, model)
-    first_weights = model.parameters()[0].value.copy()
-    schedule = make_schedule(recipe, steps_an_epoch=ceil(len(train_set[0]) / recipe.batch_size))
-    say(model.summary())
-    shuffling, shifting = (np.random.default_rng([settings.seed, stream]) for stream in (1, 2))
-    history = []
-
-    def after_epoch(row: dict) -> None:
-        history.append(row)
-        model.save(out / "model.npz")
-        for of_an_earlier_run in ("metrics.json", *PICTURES):
-            (out / of_an_earlier_run).unlink(missing_ok=True)
-        write_history(out / "history.csv", history)
-        say(_line(row, recipe.epochs))
-
-    training_started = time.perf_counter()
-    train(
-        model,
-        optimizer,
-        schedule,
-        *train_set,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        generator=shuffling,
-        augment=(lambda images: random_shift(images, recipe.shift, shifting)) if recipe.shift else None,
-        validation=validation_set,
-        after_epoch=after_epoch,
-        progress=progress,
-    )
-    seconds_training = time.perf_counter() - training_started
-
-    probabilities = model.predict_proba(test_set[0])
-    test_loss = cross_entropy(test_set[1], probabilities)
-    test_accuracy = float((probabilities.argmax(axis=1) == test_set[1]).mean())
-    images = recipe.epochs * len(train_set[0])
-    samples = train_set[0][:6].copy()
-    # Drawing needs memory as well: away with the images, and with all that the layers and the optimizer remember.
-    del data, train_set, validation_set, optimizer
-    model = Sequential.load(out / "model.npz") if history else model
-    give_back()
-    draw_training(out, history, model, first_weights, samples, recipe.shift)
-    draw_test(out, model, *test_set, probabilities)
-    metrics = {
-        "preset": settings.preset,
-        "seed": settings.seed,
-        "epochs": recipe.epochs,
-        "parameters": sum(p.value.size for p in model.parameters()),
-        "test_accuracy": test_accuracy,
-        "test_loss": test_loss,
-        "train_accuracy": history[-1]["train_accuracy"],
-        "validation_accuracy": history[-1]["validation_accuracy"],
-        "seconds_total": time.perf_counter() - started,
-        "seconds_training": seconds_training,
-        "images_per_second": images / sum(row["seconds"] for row in history),
-    }
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        probabilities = model.predict_proba(test_set[0])
+        metrics = {
+            "preset": settings.preset,
+            "seed": settings.seed,
+            "epochs": recipe.epochs,
+            "parameters": sum(p.value.size for p in model.parameters()),
+            "test_accuracy": float((probabilities.argmax(axis=1) == test_set[1]).mean()),
+            "test_loss": cross_entropy(test_set[1], probabilities),
+            "train_accuracy": history[-1]["train_accuracy"],
+            "validation_accuracy": history[-1]["validation_accuracy"],
+        }
+        seconds_training = sum(row["seconds"] for row in history)
+        images = recipe.epochs * len(train_set[0])
+        samples = train_set[0][:6].copy()
+        # Drawing needs memory as well: away with the images, and with all that layers and optimizer remember.
+        del data, train_set, validation_set, checkpoint
+        model = Sequential.load(out / "model.npz")
+        give_back()
+        draw_training(out, history, model, first_weights, samples, recipe.shift)
+        draw_test(out, model, *test_set, probabilities)
+        metrics |= {
+            "seconds_total": earlier + time.perf_counter() - started,
+            "seconds_training": seconds_training,
+            "images_per_second": images / seconds_training,
+        }
+        with replacing(out / "metrics.json") as file:
+            file.write((json.dumps(metrics, indent=2) + "\n").encode())
     return metrics
 
 
-def draw_training(out: Path, history: list[dict], model, start: np.ndarray, samples: np.ndarray, shift: int) -> None:
-    """training.png, learning_curves.png, filters.png and augmented.png. start: the first weights before training."""
-    from tinycnn import plots  # not before it is needed: Matplotlib takes as long to load as everything else together
+def _train(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    train_set: ImagesAndLabels,
+    validation_set: ImagesAndLabels | None,
+    position: Position,
+    out: Path,
+    say: Callable[[str], None],
+    progress: bool,
+) -> list[dict]:
+    """From the position to the end of the recipe; returns the history."""
+    model, optimizer, generators = checkpoint.model, checkpoint.optimizer, checkpoint.generators
+    saved, saved_at = position != Position(), time.monotonic()
 
-    weights = model.parameters()[0].value
-    plots.save(plots.learning_curves(history), out / "learning_curves.png")
-    if weights.ndim == 4:
-        plots.save(plots.training(history, weights), out / "training.png")
-        plots.save(plots.filters(weights, start), out / "filters.png")
-    if samples.ndim == 3:
-        generator = np.random.default_rng(0)
-        changed = np.stack([random_shift(samples, shift, generator) for _ in range(7)], axis=1)
-        plots.save(plots.augmented(samples, changed), out / "augmented.png")
+    def save(position: Position) -> None:
+        nonlocal saved, saved_at
+        checkpoint.save(position)
+        saved, saved_at = True, time.monotonic()
 
+    def after_step(position: Position) -> None:
+        if interrupted() or time.monotonic() - saved_at > SAVE_EVERY:
+            when = f"after step {position.step} of epoch {position.epoch}"
+            check_weights(model, train_set[0][:100], train_set[1][:100], when, optimizer.learning_rate)
+            save(position)
+        if interrupted():
+            raise KeyboardInterrupt
 
-def draw_test(out: Path, model: Sequential, images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> None:
-    """confusion.png, mistakes.png, predictions.png, feature_maps.png and saliency.png."""
-    from tinycnn import plots
+    def after_epoch(position: Position) -> None:
+        write_results(out, model, position.history)
+        save(position)
+        say(line(position.history[-1], recipe.epochs))
+        if interrupted():
+            raise KeyboardInterrupt
 
-    guesses = probabilities.argmax(axis=1)
-    plots.save(plots.confusion(confusion_matrix(labels, guesses, probabilities.shape[1])), out / "confusion.png")
-    plots.save(plots.mistakes(images, labels, probabilities), out / "mistakes.png")
-    first = slice(0, 32)
-    title = f"The first {len(images[first])} test images"
-    plots.save(plots.predictions(images[first], labels[first], probabilities[first], title), out / "predictions.png")
-    grey = images[0].reshape(*images.shape[1:3], -1).mean(axis=2)
-    plots.save(plots.feature_maps(grey, feature_maps(model, images[0])), out / "feature_maps.png")
-    gradient = saliency(model, images[0], int(guesses[0])).reshape(*images.shape[1:3], -1).sum(axis=2)
-    plots.save(plots.saliency(grey, gradient, int(guesses[0]), probabilities[0].max()), out / "saliency.png")
-
-
-def count_classes(data: Data) -> int:
-    """The largest training label + 1. Raises ValueError unless all images and labels fit that and each other."""
-    (images, labels), (test_images, test_labels) = data
-    most = max(1000, len(labels))  # a larger label is no class, and a network for it might not fit into memory
-    check_data(images, labels, classes=most)
-    classes = int(labels.max()) + 1
-    check_data(test_images, test_labels, classes)
-    if images.shape[1:] != test_images.shape[1:]:
-        raise ValueError(f"training images are {images.shape[1:]}, but test images {test_images.shape[1:]}")
-    return classes
-
-
-def change(recipe: Recipe, changes: dict) -> Recipe:
-    """The recipe with some numbers replaced. Another optimizer does not inherit the weight decay: its sense differs."""
-    if changes.get("optimizer", recipe.optimizer) != recipe.optimizer:
-        changes = {"weight_decay": 0.0} | changes
-    return replace(recipe, **changes)
-
-
-def split(
-    data: Data, validation: int, limit: int | None
-) -> tuple[ImagesAndLabels, ImagesAndLabels | None, ImagesAndLabels]:
-    """(training, validation or None, test): the last `validation` training images held out, `limit` others kept."""
-    (images, labels), test_set = data
-    if validation < 0 or validation >= max(1, len(images)):
-        raise ValueError(
-            f"validation must be at least 0 and leave images to train on; got {validation} of {len(images)}"
-        )
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1 image, got {limit}")
-    kept = len(images) - validation
-    held_out = (images[kept:], labels[kept:]) if validation else None
-    return (images[:kept][:limit], labels[:kept][:limit]), held_out, test_set
+    with _ctrl_c_noted() as interrupted:
+        try:
+            return train(
+                model,
+                optimizer,
+                make_schedule(recipe, steps_an_epoch=ceil(len(train_set[0]) / recipe.batch_size)),
+                *train_set,
+                epochs=recipe.epochs,
+                batch_size=recipe.batch_size,
+                generator=generators["shuffling"],
+                augment=(lambda x: random_shift(x, recipe.shift, generators["augmentation"])) if recipe.shift else None,
+                validation=validation_set,
+                position=position,
+                after_step=after_step,
+                after_epoch=after_epoch,
+                progress=progress,
+            )
+        except TrainingDiverged as error:
+            last = f"the last good checkpoint is {checkpoint.path}" if saved else "there is no checkpoint yet"
+            raise TrainingDiverged(f"{error}; {last}") from None
 
 
-def make_model(recipe: Recipe, images: np.ndarray, seed: int) -> Sequential:
-    """The recipe's network for images like these (N, H, W) or (N, H, W, C), beginning with their own Normalize."""
-    mean, std = pixel_statistics(images)
-    input_shape = images.shape[1:] if images.ndim == 4 else (*images.shape[1:], 1)
-    return Sequential([Normalize(mean, std), *recipe.layers], input_shape, seed=seed)
+def _restored(checkpoint: Checkpoint, out: Path, say: Callable[[str], None]) -> Position:
+    """The position of the checkpoint, if there is one, else the beginning."""
+    if not checkpoint.path.exists():
+        say(f"there is no checkpoint in {out} to go on from: beginning anew")
+        return Position()
+    position = checkpoint.restore()
+    say(f"going on after step {position.step} of epoch {position.epoch}")
+    if position.history:
+        write_results(out, checkpoint.model, position.history)
+    return position
 
 
-def pixel_statistics(images: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of all pixels / 255, a thousand images at a time. Where all are equal, std is 1.
+@contextmanager
+def _ctrl_c_noted() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether Ctrl-C was pressed. Pressed once more it does what it always does."""
+    pressed = []
 
-    >>> pixel_statistics(np.array([[[0, 255]]], np.uint8))
-    (0.5, 0.5)
-    """
-    sums = np.zeros(2)
-    for i in range(0, len(images), 1000):
-        pixels = images[i : i + 1000].astype(np.float32) / 255
-        sums += pixels.sum(dtype=np.float64), np.square(pixels).sum(dtype=np.float64)
-    mean, mean_square = sums / max(1, images.size)
-    return float(mean), float(np.sqrt(max(0.0, mean_square - mean**2))) or 1.0
+    def note(*_) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
 
-
-def make_optimizer(recipe: Recipe, model: Sequential) -> SGD | Adam:
-    """The recipe's optimizer over the model's parameters."""
-    if recipe.optimizer == "sgd":
-        return SGD(model.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay)
-    if recipe.optimizer == "adam":
-        return Adam(
-            model.parameters(), recipe.learning_rate, recipe.beta1, recipe.beta2, weight_decay=recipe.weight_decay
-        )
-    raise ValueError(f"unknown optimizer {recipe.optimizer!r}; there are sgd and adam")
-
-
-def make_schedule(recipe: Recipe, steps_an_epoch: int) -> Schedule:
-    """The recipe's schedule over all of its steps. "step" divides the rate by 10 after each third."""
-    total = recipe.epochs * steps_an_epoch
-    if recipe.schedule == "constant":
-        return constant(recipe.learning_rate)
-    if recipe.schedule == "step":
-        return step_decay(recipe.learning_rate, every=ceil(total / 3))
-    if recipe.schedule == "cosine":
-        return cosine(recipe.learning_rate, total)
-    if recipe.schedule == "one-cycle":
-        return one_cycle(recipe.learning_rate, total, recipe.warm_up)
-    raise ValueError(f"unknown schedule {recipe.schedule!r}; there are constant, step, cosine and one-cycle")
-
-
-def write_history(path: Path, history: list[dict]) -> None:
-    """A CSV file with a row an epoch."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(history)
-
-
-def _preset(name: str) -> Callable[[int], Recipe]:
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
-def _writable_directory(path: Path) -> Path:
-    """The directory, made if need be. Finding out after the training that it can't be written would be too late."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: False  # somebody else minds it
+        return
+    signal.signal(signal.SIGINT, note)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ValueError(f"can't write to {path}: {error}") from error
-    for file in (path / name for name in ("model.npz", "history.csv", "metrics.json", *PICTURES)):
-        if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
-            raise ValueError(f"can't write to {file}: it is there, and not a file that may be replaced")
-    return path
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _line(row: dict, epochs: int) -> str:
+def line(row: dict, epochs: int) -> str:
     validation = ""
     if row["validation_accuracy"] is not None:
         validation = f"  validation loss {row['validation_loss']:.4f}  accuracy {row['validation_accuracy']:.2%}"

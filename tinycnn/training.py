@@ -5,7 +5,9 @@ What this file is not: it reads and writes no file and knows no preset; `tinycnn
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 from tqdm import tqdm
@@ -32,6 +34,20 @@ class TrainingDiverged(ValueError):
     """The loss became NaN or infinite."""
 
 
+@dataclass
+class Position:
+    """Where a training stands: what it needs, besides its arrays and generators, to go on as if it had not stopped."""
+
+    epoch: int = 1
+    step: int = 0  # steps made in this epoch
+    shuffling: dict | None = None  # the generator's state before it drew this epoch's order
+    loss: float = 0.0  # a sum over the images seen in this epoch, as the next two
+    correct: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+    history: list[dict] = field(default_factory=list)
+
+
 def train(
     model: Sequential,
     optimizer: SGD | Adam,
@@ -43,39 +59,43 @@ def train(
     generator: np.random.Generator,
     augment: Callable[[np.ndarray], np.ndarray] | None = None,
     validation: tuple[np.ndarray, np.ndarray] | None = None,
-    after_epoch: Callable[[dict], None] | None = None,
+    position: Position | None = None,
+    after_step: Callable[[Position], None] | None = None,
+    after_epoch: Callable[[Position], None] | None = None,
     progress: bool = False,
 ) -> list[dict]:
     """Train the model in place; return the history: a dict with the keys COLUMNS for each epoch.
 
     images (N, *model.input_shape), labels (N,) integers. The images are shuffled anew each epoch, by `generator`.
     schedule: the learning rate as a function of the number of steps made. augment: from a batch of images to another.
-    after_epoch is called with each new row of the history.
+    position: where an earlier training stopped; model, optimizer and generators must be what they were there.
+    after_step is called with the position after each step but the last of an epoch, after_epoch with that at the
+    beginning of the next epoch.
 
     Raises ValueError for data that doesn't fit, and TrainingDiverged if a loss is NaN or infinite: the model is then
-    again what it was after the last whole epoch.
+    again what it was after the last whole epoch, or at `position`.
     """
     check_data(images, labels, classes=model.output_shapes[-1][0])
     if epochs < 0 or batch_size < 1:
         raise ValueError(f"needs at least 0 epochs and batches of at least 1 image, got {epochs} and {batch_size}")
-    history = []
-    for epoch in range(1, epochs + 1):
-        before = [(array, array.copy()) for _, array in model.state()]
-        try:
-            with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is reported, once
-                row = _train_epoch(
-                    model, optimizer, schedule, images, labels, epoch, epochs, batch_size, generator, augment, progress
-                )
-        except TrainingDiverged:
-            for array, old in before:
-                array[...] = old
-            raise
-        if validation is not None:
-            row["validation_loss"], row["validation_accuracy"] = evaluate(model, *validation)
-        history.append(row)
+    position = position or Position()
+    steps = math.ceil(len(images) / batch_size)
+    while position.epoch <= epochs:
+        started = time.perf_counter() - position.seconds
+        with _restored_if_it_diverges(model), _bar(position, epochs, len(images), progress) as bar:
+            for x, y in _batches(images, labels, batch_size, generator, augment, position):
+                optimizer.learning_rate = schedule((position.epoch - 1) * steps + position.step)
+                _train_step(model, optimizer, x, y, position)
+                position.seconds = time.perf_counter() - started
+                _show(bar, position)
+                if after_step and position.step < steps:
+                    after_step(position)
+            first = slice(batch_size)
+            row = _history_row(model, optimizer.learning_rate, (images[first], labels[first]), validation, position)
+        position = Position(position.epoch + 1, history=[*position.history, row])
         if after_epoch:
-            after_epoch(row)
-    return history
+            after_epoch(position)
+    return position.history
 
 
 def evaluate(model: Sequential, images: np.ndarray, labels: np.ndarray, batch_size: int = 128) -> tuple[float, float]:
@@ -105,49 +125,82 @@ def check_data(images: np.ndarray, labels: np.ndarray, classes: int) -> None:
         raise ValueError("the images hold NaN or infinite pixels")
 
 
-def _train_epoch(
-    model, optimizer, schedule, images, labels, epoch, epochs, batch_size, generator, augment, progress
-) -> dict:
-    started = time.perf_counter()
-    loss = SoftmaxCrossEntropy()
-    steps = math.ceil(len(images) / batch_size)
-    order = generator.permutation(len(images))
-    total_loss, correct, seen = 0.0, 0, 0
-    with tqdm(
-        total=len(images), desc=f"epoch {epoch}/{epochs}", unit=" images", disable=not progress, leave=False
-    ) as bar:
-        for step in range(steps):
-            chosen = order[step * batch_size : (step + 1) * batch_size]
-            x, y = images[chosen], labels[chosen]
-            if augment:
-                x = augment(x)
-            optimizer.learning_rate = schedule((epoch - 1) * steps + step)
-            logits = model.forward(x, training=True)
-            batch_loss = loss.forward(logits, y)
-            if not math.isfinite(batch_loss):
-                raise TrainingDiverged(
-                    f"the loss is {batch_loss} at step {step + 1} of epoch {epoch}, learning rate "
-                    f"{optimizer.learning_rate:.3g}; a lower learning rate may help"
-                )
-            model.parameter_gradients(loss.backward())
-            optimizer.step()
-            total_loss += batch_loss * len(x)
-            correct += int((logits.argmax(axis=1) == y).sum())
-            seen += len(x)
-            bar.update(len(x))
-            bar.set_postfix(loss=f"{total_loss / seen:.4f}", accuracy=f"{correct / seen:.2%}", refresh=False)
-    # The last step's weights have made no loss yet: they must not be kept unseen.
-    if not math.isfinite(final := loss.forward(model.forward(x), y)):
+def check_weights(model: Sequential, images: np.ndarray, labels: np.ndarray, when: str, learning_rate: float) -> None:
+    """Raises TrainingDiverged if the images have no finite loss: weights are not to be kept before they made one."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        _check_finite("loss", evaluate(model, images, labels)[0], when, learning_rate)
+
+
+def _check_finite(what: str, loss: float, when: str, learning_rate: float) -> None:
+    if not math.isfinite(loss):
         raise TrainingDiverged(
-            f"the loss is {final} after epoch {epoch}, learning rate {optimizer.learning_rate:.3g}; "
-            f"a lower learning rate may help"
+            f"the {what} is {loss} {when}, learning rate {learning_rate:.3g}; a lower learning rate may help"
         )
-    return {
-        "epoch": epoch,
-        "learning_rate": optimizer.learning_rate,
-        "train_loss": total_loss / seen,
-        "train_accuracy": correct / seen,
-        "validation_loss": None,
-        "validation_accuracy": None,
-        "seconds": time.perf_counter() - started,
-    }
+
+
+@contextmanager
+def _restored_if_it_diverges(model: Sequential) -> Iterator[None]:
+    before = [(array, array.copy()) for _, array in model.state()]
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is reported, once
+            yield
+    except TrainingDiverged:
+        for array, old in before:
+            array[...] = old
+        raise
+
+
+def _batches(images, labels, batch_size, generator, augment, position) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The epoch's batches from the position on."""
+    position.shuffling = position.shuffling or generator.bit_generator.state
+    generator.bit_generator.state = position.shuffling
+    order = generator.permutation(len(images))
+    for start in range(position.step * batch_size, len(images), batch_size):
+        chosen = order[start : start + batch_size]
+        yield augment(images[chosen]) if augment else images[chosen], labels[chosen]
+
+
+def _train_step(model, optimizer, x, y, position) -> None:
+    """One step of gradient descent: x (N, ...) forward, loss, backward, better weights."""
+    loss = SoftmaxCrossEntropy()
+    logits = model.forward(x, training=True)
+    batch_loss = loss.forward(logits, y)
+    position.step += 1
+    when = f"at step {position.step} of epoch {position.epoch}"
+    _check_finite("loss", batch_loss, when, optimizer.learning_rate)
+    model.parameter_gradients(loss.backward())
+    optimizer.step()
+    position.loss += batch_loss * len(x)
+    position.correct += int((logits.argmax(axis=1) == y).sum())
+    position.seen += len(x)
+
+
+def _history_row(model, learning_rate, some_images, validation, position) -> dict:
+    """The figures of an epoch whose steps are made."""
+    when = f"after epoch {position.epoch}"
+    check_weights(model, *some_images, when, learning_rate)
+    validation_loss = validation_accuracy = None
+    if validation is not None:
+        validation_loss, validation_accuracy = evaluate(model, *validation)
+        _check_finite("validation loss", validation_loss, when, learning_rate)
+    figures = (
+        position.epoch,
+        learning_rate,
+        position.loss / position.seen,
+        position.correct / position.seen,
+        validation_loss,
+        validation_accuracy,
+        position.seconds,
+    )
+    return dict(zip(COLUMNS, figures, strict=True))
+
+
+def _bar(position: Position, epochs: int, images: int, progress: bool) -> tqdm:
+    name = f"epoch {position.epoch}/{epochs}"
+    return tqdm(total=images, initial=position.seen, desc=name, unit=" images", disable=not progress, leave=False)
+
+
+def _show(bar: tqdm, position: Position) -> None:
+    bar.update(position.seen - bar.n)
+    loss, accuracy = position.loss / position.seen, position.correct / position.seen
+    bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{accuracy:.2%}", refresh=False)

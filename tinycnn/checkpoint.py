@@ -1,0 +1,111 @@
+"""A training that was stopped goes on as if it had not been: all that it consists of, in one file.
+
+That is the model's arrays and the optimizer's, the states of the random generators, and the position with the history.
+Beside them stand the settings: with others it would be another training, which is refused.
+
+What this file is not: it decides neither when to save nor where; `tinycnn/experiment.py` does.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tinycnn import archive
+from tinycnn.arguments import positive, whole
+from tinycnn.model import Sequential
+from tinycnn.optim import SGD, Adam
+from tinycnn.training import COLUMNS, Position
+
+
+@dataclass
+class Checkpoint:
+    """The file of one training.
+
+    settings: all that makes the training what it is, by name; anything JSON can hold. generators: those that it draws
+    from, by name, besides those of the model's own layers.
+    """
+
+    path: Path
+    settings: dict
+    model: Sequential
+    optimizer: SGD | Adam
+    generators: dict[str, np.random.Generator]
+
+    def save(self, position: Position) -> None:
+        """Write the file, whole or not at all."""
+        description = {
+            "settings": self.settings,
+            "position": asdict(position),
+            "generators": {name: g.bit_generator.state for name, g in self._all_generators().items()},
+            "optimizer_steps": getattr(self.optimizer, "t", 0),
+        }
+        archive.write(self.path, archive.CHECKPOINT, description, self._arrays())
+
+    def restore(self) -> Position:
+        """Put model, optimizer and generators where the file's were; return its position.
+
+        Raises FileNotFoundError, and ValueError, with nothing changed: naming the settings that differ, or the fault if
+        the file is damaged.
+        """
+        with archive.reading(self.path, archive.CHECKPOINT) as (description, arrays):
+            differences = list(_differences(description["settings"], json.loads(json.dumps(self.settings))))
+            if not differences:
+                position = _position(description["position"])
+                steps = whole(description["optimizer_steps"], "optimizer_steps", 0)
+                states = description["generators"]
+                restored = {name: _generator(states[name]) for name in self._all_generators()}
+                archive.copy_all(arrays, self._arrays())
+        if differences:
+            raise ValueError(f"{self.path} is of another training: {'; '.join(differences)}")
+        for name, generator in self._all_generators().items():
+            generator.bit_generator.state = restored[name].bit_generator.state
+        if isinstance(self.optimizer, Adam):
+            self.optimizer.t = steps
+        return position
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Every array by name: the model's own, and one or two of the optimizer for each parameter."""
+        arrays = dict(self.model.state())
+        for kind in ("velocities",) if isinstance(self.optimizer, SGD) else ("means", "squares"):
+            for parameter, array in zip(self.optimizer.parameters, getattr(self.optimizer, kind), strict=True):
+                arrays[f"{parameter.name}.{kind}"] = array
+        return arrays
+
+    def _all_generators(self) -> dict[str, np.random.Generator]:
+        """Also those of layers such as Dropout."""
+        own = {layer.name: layer.generator for layer in self.model.layers if hasattr(layer, "generator")}
+        return {**self.generators, **own}
+
+
+def _differences(then: dict, now: dict) -> Iterator[str]:
+    for name in {**then, **now}:
+        if then.get(name) != now.get(name):
+            yield f"{name} was {then.get(name)}, is {now.get(name)} now"
+
+
+def _position(found: dict) -> Position:
+    """The position that `asdict` made the dict of. Raises ValueError, TypeError or KeyError if none could have."""
+    position = Position(**found)
+    for name, least in (("epoch", 1), ("step", 0), ("correct", 0), ("seen", 0)):
+        whole(found[name], name, least)
+    for name in ("loss", "seconds"):
+        positive(name, found[name])
+    if position.step:
+        _generator(position.shuffling)
+    if len(position.history) != position.epoch - 1 or any(tuple(row) != COLUMNS for row in position.history):
+        raise ValueError("the history does not fit the epoch")
+    for row in position.history:
+        for name, value in row.items():
+            if value is not None:
+                positive(name, value)
+    return position
+
+
+def _generator(state: dict) -> np.random.Generator:
+    """A generator in that state. Raises ValueError, TypeError or KeyError if there is no such state."""
+    generator = np.random.default_rng(0)
+    generator.bit_generator.state = state
+    return generator

@@ -1,0 +1,121 @@
+"""From data and a recipe to what is trained: a model, an optimizer, a schedule, and which images are for what.
+
+What this file is not: nothing is trained here, and nothing written.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from math import ceil
+
+import numpy as np
+
+from tinycnn.mnist import Data
+from tinycnn.model import Sequential
+from tinycnn.more_layers import Normalize
+from tinycnn.optim import SGD, Adam
+from tinycnn.presets import PRESETS, Recipe
+from tinycnn.schedules import Schedule, constant, cosine, one_cycle, step_decay
+from tinycnn.training import check_data
+
+ImagesAndLabels = tuple[np.ndarray, np.ndarray]
+
+
+def preset(name: str) -> Callable[[int], Recipe]:
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def change(recipe: Recipe, changes: dict) -> Recipe:
+    """The recipe with some numbers replaced. Another optimizer does not inherit the weight decay: its sense differs."""
+    if changes.get("optimizer", recipe.optimizer) != recipe.optimizer:
+        changes = {"weight_decay": 0.0} | changes
+    return replace(recipe, **changes)
+
+
+def count_classes(data: Data) -> int:
+    """The largest training label + 1. Raises ValueError unless all images and labels fit that and each other."""
+    (images, labels), (test_images, test_labels) = data
+    most = max(1000, len(labels))  # a larger label is no class, and a network for it might not fit into memory
+    check_data(images, labels, classes=most)
+    classes = int(labels.max()) + 1
+    check_data(test_images, test_labels, classes)
+    if images.shape[1:] != test_images.shape[1:]:
+        raise ValueError(f"training images are {images.shape[1:]}, but test images {test_images.shape[1:]}")
+    return classes
+
+
+def split(
+    data: Data, validation: int, limit: int | None
+) -> tuple[ImagesAndLabels, ImagesAndLabels | None, ImagesAndLabels]:
+    """(training, validation or None, test): the last `validation` training images held out, `limit` others kept."""
+    (images, labels), test_set = data
+    if validation < 0 or validation >= max(1, len(images)):
+        raise ValueError(
+            f"validation must be at least 0 and leave images to train on; got {validation} of {len(images)}"
+        )
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1 image, got {limit}")
+    kept = len(images) - validation
+    held_out = (images[kept:], labels[kept:]) if validation else None
+    return (images[:kept][:limit], labels[:kept][:limit]), held_out, test_set
+
+
+def make_model(recipe: Recipe, images: np.ndarray, seed: int) -> Sequential:
+    """The recipe's network for images like these (N, H, W) or (N, H, W, C), beginning with their own Normalize."""
+    mean, std = pixel_statistics(images)
+    input_shape = images.shape[1:] if images.ndim == 4 else (*images.shape[1:], 1)
+    return Sequential([Normalize(mean, std), *recipe.layers], input_shape, seed=seed)
+
+
+def pixel_statistics(images: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels / 255, a thousand images at a time. Where all are equal, std is 1.
+
+    >>> pixel_statistics(np.array([[[0, 255]]], np.uint8))
+    (0.5, 0.5)
+    """
+    sums = np.zeros(2)
+    for i in range(0, len(images), 1000):
+        pixels = images[i : i + 1000].astype(np.float32) / 255
+        sums += pixels.sum(dtype=np.float64), np.square(pixels).sum(dtype=np.float64)
+    mean, mean_square = sums / max(1, images.size)
+    return float(mean), float(np.sqrt(max(0.0, mean_square - mean**2))) or 1.0
+
+
+def make_optimizer(recipe: Recipe, model: Sequential) -> SGD | Adam:
+    """The recipe's optimizer over the model's parameters."""
+    if recipe.optimizer == "sgd":
+        return SGD(model.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "adam":
+        return Adam(
+            model.parameters(), recipe.learning_rate, recipe.beta1, recipe.beta2, weight_decay=recipe.weight_decay
+        )
+    raise ValueError(f"unknown optimizer {recipe.optimizer!r}; there are sgd and adam")
+
+
+def make_schedule(recipe: Recipe, steps_an_epoch: int) -> Schedule:
+    """The recipe's schedule over all of its steps. "step" divides the rate by 10 after each third."""
+    total = recipe.epochs * steps_an_epoch
+    if recipe.schedule == "constant":
+        return constant(recipe.learning_rate)
+    if recipe.schedule == "step":
+        return step_decay(recipe.learning_rate, every=ceil(total / 3))
+    if recipe.schedule == "cosine":
+        return cosine(recipe.learning_rate, total)
+    if recipe.schedule == "one-cycle":
+        return one_cycle(recipe.learning_rate, total, recipe.warm_up)
+    raise ValueError(f"unknown schedule {recipe.schedule!r}; there are constant, step, cosine and one-cycle")
+
+
+def identity(recipe: Recipe, model: Sequential, data: Data) -> dict:
+    """What is trained on what, by name, to be compared with another training's: what differs, differs by name."""
+    result = asdict(replace(recipe, layers=[]))
+    del result["layers"]
+    for number, layer in enumerate(model.layers, start=1):
+        result[f"layer {number}"] = [type(layer).__name__, layer.arguments()]
+    for part, arrays in zip(("training", "test"), data, strict=True):
+        for kind, array in zip(("images", "labels"), arrays, strict=True):
+            digest = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()[:16]
+            result[f"{part} {kind}"] = f"{' × '.join(map(str, array.shape))} {array.dtype} with SHA-256 {digest}…"
+    return result

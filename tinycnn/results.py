@@ -1,0 +1,85 @@
+"""What a training leaves in its directory: the model, the history, the pictures.
+
+What this file is not: the checkpoint, which a training leaves for itself, is in `tinycnn/checkpoint.py`.
+"""
+
+import csv
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tinycnn.augment import random_shift
+from tinycnn.explain import feature_maps, saliency
+from tinycnn.files import replacing
+from tinycnn.metrics import confusion_matrix
+from tinycnn.model import Sequential
+from tinycnn.training import COLUMNS
+
+PICTURES = [f"{name}.png" for name in ("training", "learning_curves", "filters", "augmented")]
+PICTURES += [f"{name}.png" for name in ("confusion", "mistakes", "predictions", "feature_maps", "saliency")]
+
+
+def writable_directory(path: Path) -> Path:
+    """The directory, made if need be. Finding out after the training that it can't be written would be too late."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"can't write to {path}: {error}") from error
+    for file in (path / name for name in ("model.npz", "checkpoint.npz", "history.csv", "metrics.json", *PICTURES)):
+        if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
+            raise ValueError(f"can't write to {file}: it is there, and not a file that may be replaced")
+    return path
+
+
+def write_results(out: Path, model: Sequential, history: list[dict]) -> None:
+    """model.npz and history.csv; what an earlier run has left of other results would not fit them."""
+    model.save(out / "model.npz")
+    for of_an_earlier_run in ("metrics.json", *PICTURES):
+        (out / of_an_earlier_run).unlink(missing_ok=True)
+    write_history(out / "history.csv", history)
+
+
+def write_history(path: Path, history: list[dict]) -> None:
+    """A CSV file with a row an epoch."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(history)
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def draw_training(out: Path, history: list[dict], model, start: np.ndarray, samples: np.ndarray, shift: int) -> None:
+    """training.png, learning_curves.png, filters.png and augmented.png. start: the first weights before training."""
+    from tinycnn import plots  # not before it is needed: Matplotlib takes as long to load as everything else together
+
+    weights = model.parameters()[0].value
+    plots.save(plots.learning_curves(history), out / "learning_curves.png")
+    if weights.ndim == 4:
+        plots.save(plots.training(history, weights), out / "training.png")
+        plots.save(plots.filters(weights, start), out / "filters.png")
+    if samples.ndim == 3:
+        generator = np.random.default_rng(0)
+        changed = np.stack([random_shift(samples, shift, generator) for _ in range(7)], axis=1)
+        plots.save(plots.augmented(samples, changed), out / "augmented.png")
+
+
+def draw_test(out: Path, model: Sequential, images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    """confusion.png, mistakes.png, predictions.png, feature_maps.png and saliency.png."""
+    from tinycnn import plots
+
+    guesses = probabilities.argmax(axis=1)
+    plots.save(plots.confusion(confusion_matrix(labels, guesses, probabilities.shape[1])), out / "confusion.png")
+    plots.save(plots.mistakes(images, labels, probabilities), out / "mistakes.png")
+    first = slice(0, 32)
+    title = f"The first {len(images[first])} test images"
+    plots.save(plots.predictions(images[first], labels[first], probabilities[first], title), out / "predictions.png")
+    grey = images[0].reshape(*images.shape[1:3], -1).mean(axis=2)
+    plots.save(plots.feature_maps(grey, feature_maps(model, images[0])), out / "feature_maps.png")
+    gradient = saliency(model, images[0], int(guesses[0])).reshape(*images.shape[1:3], -1).sum(axis=2)
+    plots.save(plots.saliency(grey, gradient, int(guesses[0]), probabilities[0].max()), out / "saliency.png")
