@@ -1,15 +1,16 @@
 """Augmentation: each time an image is shown in training it is changed a little, so that it can't be learned by heart.
 
-A distorted image asks, for each of its pixels, which place of the original it shows. `random_distortion` draws an answer
-for every image, in two summands:
+A distorted image asks for each of its pixels which place of the original it shows. `random_distortion` draws an answer
+for each image, a sum of two:
 
     place = centre + A⁻¹ · (pixel − centre − shift) + displacement[pixel]        A = rotation · scaling · shear
 
-A, the same for all pixels, turns, stretches and slants; the displacement field lets strokes wobble as a hand would.
-`tinycnn/kernels/resampling.py` then reads the places, once, so an image is blurred once whatever is combined.
+A and shift, the same for all pixels, turn, stretch, slant and move; the displacements let strokes waver as a hand does.
+`tinycnn/kernels/resampling.py` then reads the places. Whatever is combined, an image is read, and blurred, only once.
 
-What this file is not: it works on the uint8 images, before the network normalises them, and knows no labels: how far a
-6 may be turned is for the recipe to say.
+What this file is not: it works on the uint8 images, before the network normalises them, and knows no labels. How far a
+6 may be turned before it is a 9 is for the caller to say. For MNIST's digits, rotation 15, scaling 0.15, shift 2.5,
+shear 10 and elastic 1 still look like writing; elastic above a third of smoothness tears strokes.
 """
 
 from dataclasses import dataclass, fields
@@ -52,7 +53,8 @@ def random_distortion(images: np.ndarray, distortion: Distortion, generator: np.
     """Distort each image in its own way; what enters from outside is background (0).
 
     images (N, H, W) or (N, H, W, C), uint8 -> the same shape and dtype, a new array. The same generator state gives the
-    same result, bit for bit, at any number of threads. Raises ValueError for other images.
+    same result, bit for bit, at any number of threads. It takes up to 20 bytes of memory a pixel meanwhile.
+    Raises ValueError for other images.
     """
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise ValueError(f"images must be uint8, (N, H, W) or (N, H, W, C), got {images.dtype} {images.shape}")

@@ -9,9 +9,11 @@ The place (y, x) that pixel (i, j) is read from is an affine map of it, and a di
     lower = old[top + 1, left] + u · (old[top + 1, left + 1] − old[top + 1, left])
     new[i, j] = upper + v · (lower − upper), rounded to the nearest whole number, halves up
 
-This is bilinear interpolation. Around the image all is 0, as with SciPy's map_coordinates(order=1, mode="grid-constant"):
-between the last pixel and the next place outside, brightness falls off evenly. The images get a frame of zeros, and
-places beyond it are moved onto it, so the loop never asks whether a neighbour exists.
+This is bilinear interpolation. Around the image all is 0, so over the last step out brightness falls off evenly: what
+SciPy calls map_coordinates(order=1, mode="grid-constant"). The images get a frame of zeros, and places beyond it are
+moved onto it, so the loop never asks whether a neighbour exists.
+
+What this file is not: it draws no random numbers and checks no shapes; `tinycnn/augment.py` does.
 """
 
 from functools import cache
