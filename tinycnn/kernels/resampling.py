@@ -1,0 +1,77 @@
+"""Resampling as one hot loop: every pixel of the new image is read from some place, between pixels, in the old one.
+
+The place (y, x) that pixel (i, j) is read from is an affine map of it, and a displacement of its own if there are any:
+
+    y = m₀₀·i + m₀₁·j + m₀₂ + d₀[i, j]        top  = ⌊y⌋, v = y − top
+    x = m₁₀·i + m₁₁·j + m₁₂ + d₁[i, j]        left = ⌊x⌋, u = x − left
+
+    upper = old[top,     left] + u · (old[top,     left + 1] − old[top,     left])
+    lower = old[top + 1, left] + u · (old[top + 1, left + 1] − old[top + 1, left])
+    new[i, j] = upper + v · (lower − upper), rounded to the nearest whole number, halves up
+
+This is bilinear interpolation. Around the image all is 0, so over the last step out brightness falls off evenly: what
+SciPy calls map_coordinates(order=1, mode="grid-constant"). The images get a frame of zeros, and places beyond it are
+moved onto it, so the loop never asks whether a neighbour exists.
+
+What this file is not: it draws no random numbers and checks no shapes; `tinycnn/augment.py` does.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from tinycnn.kernels.memory import empty
+from tinycnn.kernels.parallel import numbers, parts_for, run, task
+
+UINT8, FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
+
+
+def resample(images: np.ndarray, maps: np.ndarray, displacements: np.ndarray | None = None) -> np.ndarray:
+    """images (N, H, W, C) uint8 -> the new ones, of the same shape and dtype.
+
+    maps (N, 2, 3): m of each image. displacements (H, N, 2, W), in pixels: d of each image, with the axes in the order
+    in which they are made (`tinycnn/augment.py`). Both float32 and contiguous. All colours are read from one place.
+    """
+    n, height, width, channels = images.shape
+    framed = np.zeros((n, height + 3, width + 3, channels), FLOAT32)  # one before and two after: y = H has a lower, too
+    framed[:, 1:-2, 1:-2] = images
+    new = empty(images.shape, UINT8)
+    if new.size:
+        parts = parts_for(n * height, 32 * new.size)
+        elastic = displacements is not None
+        arrays = (framed, maps, displacements if elastic else maps, new)
+        run(_resample_task(channels, elastic), parts, (parts, n, height, width), *arrays)
+    return new
+
+
+@cache
+def _resample_task(C: int, elastic: bool):
+    """C is known to the compiler: with a loop over one colour it takes half as long again."""
+    zero, half, one = (np.float32(number) for number in (0, 0.5, 1))
+
+    @task(FLOAT32, FLOAT32, FLOAT32, UINT8)
+    def resample(part, sizes, framed, maps, displacements, new):
+        parts, N, H, W = numbers(sizes, 4)
+        line, lowest, rightmost = (W + 3) * C, np.float32(H + 1), np.float32(W + 1)
+        for row in range(part * N * H // parts, (part + 1) * N * H // parts):
+            n, i = row // H, row % H
+            m, d = n * 6, (i * N + n) * 2 * W
+            y_first = maps[m] * np.float32(i) + maps[m + 2] + one  # in the frame all places are one further on
+            x_first = maps[m + 3] * np.float32(i) + maps[m + 5] + one
+            for j in range(W):
+                y = maps[m + 1] * np.float32(j) + y_first
+                x = maps[m + 4] * np.float32(j) + x_first
+                if elastic:
+                    y += displacements[d + j]
+                    x += displacements[d + W + j]
+                y, x = y if y > zero else zero, x if x > zero else zero  # also if it is not a number
+                y, x = y if y < lowest else lowest, x if x < rightmost else rightmost
+                top, left = np.int32(y), np.int32(x)
+                v, u = y - np.float32(top), x - np.float32(left)
+                place = (n * (H + 3) + top) * line + left * C
+                for c in range(place, place + C):
+                    upper = framed[c] + u * (framed[c + C] - framed[c])
+                    lower = framed[c + line] + u * (framed[c + line + C] - framed[c + line])
+                    new[(row * W + j) * C + c - place] = np.uint8(np.int32(upper + v * (lower - upper) + half))
+
+    return resample
