@@ -1,7 +1,7 @@
 """The layers that a network can do without, and does better with: Normalize, BatchNorm and Dropout.
 
 Each is written like those of `tinycnn/layers.py`, the place to begin. BatchNorm and Dropout do one thing in training
-and another in inference. The formulas are in `tinycnn/reference.py`.
+and another in inference. The formulas are in `tinycnn/more_reference.py`.
 
 What this file is not: necessary to understand backpropagation.
 """
@@ -51,7 +51,7 @@ class Normalize(Layer):
 
 
 class BatchNorm(Layer):
-    """y = gamma · (x − mean) / √(variance + epsilon) + beta, channel by channel   (`reference.batch_norm`).
+    """y = gamma · (x − mean) / √(variance + epsilon) + beta, channel by channel   (`more_reference.batch_norm`).
 
     x (..., C) -> y (..., C). In training, mean and variance are those of the batch, over all axes but the last, and
     running = momentum · running + (1 − momentum) · batch keeps their average, which inference then uses. (That is the
@@ -114,9 +114,9 @@ class BatchNorm(Layer):
 
 
 class Dropout(Layer):
-    """In training, y = x / (1 − rate) with probability 1 − rate, else 0; in inference y = x   (`reference.dropout`).
+    """In training, y = x / (1 − rate) with probability 1 − rate, else 0; in inference y = x.
 
-    The mask comes from `generator`, which the model seeds.
+    (`more_reference.dropout`.) The mask comes from `generator`, which the model seeds.
     """
 
     def __init__(self, rate: float):
