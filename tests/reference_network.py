@@ -5,7 +5,7 @@ import numpy as np
 from tinycnn import more_reference, reference
 from tinycnn.layers import Conv2D, Dense, Flatten, MaxPool2D, ReLU
 from tinycnn.model import Sequential
-from tinycnn.more_layers import BatchNorm, Dropout, Normalize
+from tinycnn.more_layers import BatchNorm, Dropout, GlobalAveragePool2D, Normalize
 
 
 def reference_forward(model: Sequential, x: np.ndarray, changed: dict[str, np.ndarray] | None = None) -> np.ndarray:
@@ -38,6 +38,8 @@ def _apply(layer, x, values):
             return more_reference.dropout(x, layer._memory[1] != 0, layer.rate)
         case Flatten():
             return x.reshape(len(x), -1)
+        case GlobalAveragePool2D():
+            return more_reference.global_average_pool2d(x)
     raise TypeError(f"no reference for {layer}")
 
 
@@ -67,6 +69,8 @@ def reference_gradients(model: Sequential, x: np.ndarray, targets: np.ndarray) -
                 dy = reference.relu_backward(dy, x)
             case Flatten():
                 dy = dy.reshape(x.shape)
+            case GlobalAveragePool2D():
+                dy = more_reference.global_average_pool2d_backward(dy, x)
             case _:
                 raise TypeError(f"no reference for {layer}")
     return float(loss), gradients

@@ -161,6 +161,20 @@ def test_dropout_by_hand():
     np.testing.assert_array_equal(more_reference.dropout_backward(np.array([1.0, 1.0]), keep, 0.75), [4, 0])
 
 
+def test_global_average_pool2d_backward_is_the_derivative(random):
+    x, dy = random.normal(size=(2, 3, 5, 4)), random.normal(size=(2, 4))
+    dx = more_reference.global_average_pool2d_backward(dy, x)
+    assert_derivative(dx, lambda x: (more_reference.global_average_pool2d(x) * dy).sum(), x)
+
+
+def test_global_average_pool2d_by_hand():
+    """Two channels over 1 × 3 pixels, so that height and width, or pixels and channels, can't change places unseen."""
+    x = np.array([[1.0, 10.0], [2.0, 20.0], [6.0, 30.0]]).reshape(1, 1, 3, 2)
+    np.testing.assert_array_equal(more_reference.global_average_pool2d(x), [[3, 20]])
+    dx = more_reference.global_average_pool2d_backward(np.array([[3.0, 6.0]]), x)
+    np.testing.assert_array_equal(dx[0, 0], [[1, 2]] * 3)
+
+
 @pytest.mark.parametrize("smoothed", [False, True])
 def test_softmax_cross_entropy_backward_is_the_derivative(random, smoothed):
     logits = random.normal(size=(4, 5))
@@ -196,6 +210,8 @@ def test_dtype_is_kept(random, dtype):
         *more_reference.batch_norm_backward(x, x, b, 1e-5),
         more_reference.dropout(x, x.real > 0, 0.5),
         more_reference.dropout_backward(x, x.real > 0, 0.5),
+        more_reference.global_average_pool2d(x),
+        more_reference.global_average_pool2d_backward(x[:, 0, 0], x),
         reference.softmax_cross_entropy(w[0, 0], targets),
         reference.softmax_cross_entropy_backward(w[0, 0], targets),
     ]

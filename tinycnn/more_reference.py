@@ -74,3 +74,28 @@ def dropout_backward(dy: np.ndarray, keep: np.ndarray, rate: float) -> np.ndarra
     Proven by: `tests/test_reference.py::test_dropout_backward_is_the_derivative`.
     """
     return dy * keep / (1 - rate)
+
+
+# ---------------------------------------------------------------------------------------------- global average pooling
+
+
+def global_average_pool2d(x: np.ndarray) -> np.ndarray:
+    """y[n, c] = Σ_{i,j} x[n, i, j, c] / (H · W): the mean of each channel over the whole image.
+
+    x (N, H, W, C) -> y (N, C).
+    Source: Lin, Chen & Yan, Network in network (2014), section 3.2.
+
+    >>> global_average_pool2d(np.array([[1.0, 2.0], [3.0, 6.0]]).reshape(1, 2, 2, 1))
+    array([[3.]])
+    """
+    return x.mean(axis=(1, 2))
+
+
+def global_average_pool2d_backward(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """dx[n, i, j, c] = dy[n, c] / (H · W): wherever in the image a number stands, the mean follows it by that much.
+
+    dy (N, C), x (N, H, W, C) -> dx (N, H, W, C).
+    Proven by: `tests/test_reference.py::test_global_average_pool2d_backward_is_the_derivative`.
+    """
+    height, width = x.shape[1:3]
+    return np.broadcast_to(dy[:, None, None] / (height * width), x.shape)
