@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from tinycnn import reference
+from tinycnn import more_reference, reference
 from tinycnn.layers import Conv2D, Dense, Flatten, MaxPool2D, ReLU
 from tinycnn.model import Sequential
-from tinycnn.more_layers import BatchNorm, Dropout, Normalize
+from tinycnn.more_layers import BatchNorm, Dropout, GlobalAveragePool2D, Normalize
 
 
 def reference_forward(model: Sequential, x: np.ndarray, changed: dict[str, np.ndarray] | None = None) -> np.ndarray:
@@ -32,11 +32,14 @@ def _apply(layer, x, values):
         case ReLU():
             return reference.relu(x)
         case BatchNorm():
-            return reference.batch_norm(x, values[f"{layer.name}.gamma"], values[f"{layer.name}.beta"], layer.epsilon)
+            gamma, beta = values[f"{layer.name}.gamma"], values[f"{layer.name}.beta"]
+            return more_reference.batch_norm(x, gamma, beta, layer.epsilon)
         case Dropout():
-            return reference.dropout(x, layer._memory[1] != 0, layer.rate)
+            return more_reference.dropout(x, layer._memory[1] != 0, layer.rate)
         case Flatten():
             return x.reshape(len(x), -1)
+        case GlobalAveragePool2D():
+            return more_reference.global_average_pool2d(x)
     raise TypeError(f"no reference for {layer}")
 
 
@@ -58,7 +61,7 @@ def reference_gradients(model: Sequential, x: np.ndarray, targets: np.ndarray) -
                 dy, dw, db = reference.dense_backward(dy, x, layer.weight.value)
                 gradients |= {f"{layer.name}.weight": dw, f"{layer.name}.bias": db}
             case BatchNorm():
-                dy, dgamma, dbeta = reference.batch_norm_backward(dy, x, layer.gamma.value, layer.epsilon)
+                dy, dgamma, dbeta = more_reference.batch_norm_backward(dy, x, layer.gamma.value, layer.epsilon)
                 gradients |= {f"{layer.name}.gamma": dgamma, f"{layer.name}.beta": dbeta}
             case MaxPool2D():
                 dy = reference.max_pool2d_backward(dy, x, layer.pool_size, layer.stride)
@@ -66,6 +69,8 @@ def reference_gradients(model: Sequential, x: np.ndarray, targets: np.ndarray) -
                 dy = reference.relu_backward(dy, x)
             case Flatten():
                 dy = dy.reshape(x.shape)
+            case GlobalAveragePool2D():
+                dy = more_reference.global_average_pool2d_backward(dy, x)
             case _:
                 raise TypeError(f"no reference for {layer}")
     return float(loss), gradients

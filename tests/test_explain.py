@@ -3,12 +3,23 @@
 import numpy as np
 import pytest
 
-from tinycnn import BatchNorm, Conv2D, Dense, Dropout, Flatten, MaxPool2D, Normalize, ReLU, Sequential
+from tinycnn import (
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAveragePool2D,
+    MaxPool2D,
+    Normalize,
+    ReLU,
+    Sequential,
+)
 from tinycnn.explain import feature_maps, for_looking, receptive_field, saliency
 
 
-@pytest.fixture
-def model(random):
+@pytest.fixture(params=[Flatten, GlobalAveragePool2D])
+def model(random, request):
     layers = [
         Normalize(0.2, 0.4),
         Conv2D(3, (3, 2), stride=(2, 1), padding=(1, 0)),
@@ -16,7 +27,7 @@ def model(random):
         ReLU(),
         MaxPool2D(2),
         Conv2D(2, 2),
-        Flatten(),
+        request.param(),
         Dropout(0.5),
         Dense(4),
     ]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinycnn import reference
+from tinycnn import more_reference, reference
 from tinycnn.kernels import batch_norm, convolution, elementwise, vector, winograd
 from tinycnn.kernels.convolution import convolve, convolve_weight_gradient
 from tinycnn.kernels.dense import dense, dense_weight_gradient
@@ -236,8 +236,10 @@ def test_batch_norm_equals_reference(dtype, rows, channels, seed):
     sigma = np.sqrt(variance + dtype(0.1))
     wide = [a.astype(np.float64) for a in (dy, x, gamma)]
     y = batch_norm.scale_and_shift(x, mean, gamma / sigma, beta)
-    np.testing.assert_allclose(y, reference.batch_norm(wide[1], wide[2], beta, 0.1), rtol=tolerance, atol=tolerance)
-    dx, dgamma, dbeta = reference.batch_norm_backward(*wide, 0.1)
+    np.testing.assert_allclose(
+        y, more_reference.batch_norm(wide[1], wide[2], beta, 0.1), rtol=tolerance, atol=tolerance
+    )
+    dx, dgamma, dbeta = more_reference.batch_norm_backward(*wide, 0.1)
     sums = batch_norm.gradient_sums(dy, x, mean)
     assert_within(sums[0], dbeta, rows, np.abs(wide[0]).sum(axis=0))
     # mean is itself rounded, after rows additions: each factor x − mean is off by that much

@@ -10,6 +10,7 @@ from tinycnn import (
     Dense,
     Dropout,
     Flatten,
+    GlobalAveragePool2D,
     Layer,
     MaxPool2D,
     Normalize,
@@ -34,6 +35,8 @@ LAYERS = {
     "batch norm": (lambda: BatchNorm(epsilon=1e-3), (4, 3, 5)),
     "batch norm of rows": (lambda: BatchNorm(), (6,)),
     "dropout": (lambda: Dropout(0.4), (4, 3, 2)),
+    "global average pool": (lambda: GlobalAveragePool2D(), (4, 3, 5)),
+    "global average pool of a pixel": (lambda: GlobalAveragePool2D(), (1, 1, 2)),
     "normalize": (lambda: Normalize(0.2, 0.5), (4, 3, 1)),
     "normalize, colours": (lambda: Normalize([0.1, 0.2, 0.3], [0.5, 0.6, 0.7]), (4, 3, 3)),
 }
@@ -92,6 +95,14 @@ NETWORKS = {
         ],
         (7, 6, 1),
     ),
+    "convolutions to the end": (
+        lambda: [Conv2D(6, 3), BatchNorm(), ReLU(), Conv2D(4, 1), GlobalAveragePool2D()],
+        (6, 5, 2),
+    ),
+    "global average pool in the middle": (
+        lambda: [Conv2D(6, 3), ReLU(), GlobalAveragePool2D(), BatchNorm(), Dense(5), ReLU(), Dense(4)],
+        (6, 5, 2),
+    ),
     "dropout and dense": (
         lambda: [Flatten(), Dense(9), BatchNorm(), ReLU(), Dropout(0.3), Dense(6), ReLU(), Dropout(0.1), Dense(3)],
         (4, 3, 2),
@@ -131,7 +142,7 @@ def test_network_gradients_are_the_derivatives_of_the_loss(name, smoothed, rando
         assert relative_error(p.grad, exact, floor=1e-13) < 1e-7, p.name
 
 
-@pytest.mark.parametrize("name", ["conv, pool, dense", "batch norm everywhere"])
+@pytest.mark.parametrize("name", ["conv, pool, dense", "batch norm everywhere", "convolutions to the end"])
 def test_network_gradients_by_central_differences(name, random):
     """A second witness that shares nothing with the reference: the model's own forward, called with changed weights."""
     make, shape = NETWORKS[name]
@@ -378,6 +389,25 @@ def test_dropout_repeats_with_the_model_seed():
     assert (masks[0] != masks[2]).any()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_global_average_keeps_its_digits(dtype):
+    """A sum is rounded H + W times. Rounded H · W times, as NumPy's mean is here, it would be off by 1,000 and more."""
+    y = GlobalAveragePool2D().forward(np.full((2, 100, 100, 3), 0.1, dtype))
+    np.testing.assert_allclose(y, dtype(0.1), rtol=(100 + 100) * np.finfo(dtype).eps / 2)
+
+
+def test_a_global_average_takes_images_of_any_size(random):
+    """As a convolution does: it was built with one size, and is bound to none. An image's mean is its own."""
+    model = Sequential([GlobalAveragePool2D()], (8, 8, 2))
+    x = random.normal(size=(4, 5, 11, 2)).astype(np.float32)
+    y = model.layers[0].forward(x)
+    np.testing.assert_allclose(y, x.mean(axis=(1, 2)), rtol=1e-4, atol=1e-6)
+    for k in range(4):
+        np.testing.assert_array_equal(model.layers[0].forward(x[k : k + 1]), y[k : k + 1])
+    grey = np.full((1, 20, 20, 2), 200, np.uint8)
+    np.testing.assert_array_equal(GlobalAveragePool2D().forward(grey), [[200, 200]])  # the sum is no byte
+
+
 def test_normalize_takes_raw_images(random):
     images = random.integers(0, 256, size=(3, 5, 4), dtype=np.uint8)
     model = Sequential([Normalize(0.25, 0.5)], (5, 4, 1))
@@ -436,6 +466,8 @@ def test_bad_arguments_name_the_thing(call, message):
         (Dense(4), (6,), (1, 2, 3)),
         (BatchNorm(), (5, 5, 2), (1, 5, 5, 3)),
         (MaxPool2D(2), (5, 5, 2), (5, 5)),
+        (GlobalAveragePool2D(), (5, 5, 2), (1, 2)),
+        (GlobalAveragePool2D(), (5, 5, 2), (1, 0, 5, 2)),
     ],
 )
 def test_an_input_that_does_not_fit_names_layer_shape_and_need(layer, shape, wrong):

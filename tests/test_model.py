@@ -7,12 +7,14 @@ import zipfile
 import numpy as np
 import pytest
 
+import tinycnn
 from tinycnn import (
     BatchNorm,
     Conv2D,
     Dense,
     Dropout,
     Flatten,
+    GlobalAveragePool2D,
     Layer,
     MaxPool2D,
     Normalize,
@@ -20,6 +22,7 @@ from tinycnn import (
     Sequential,
     SoftmaxCrossEntropy,
 )
+from tinycnn.model import LAYERS
 
 
 def every_layer() -> list[Layer]:
@@ -96,6 +99,7 @@ def test_parameters_are_in_order_and_named():
         ([Dense(4)], (8, 8, 1), "dense_1", r"\(8, 8, 1\)", "Flatten"),
         ([Conv2D(4, 3), MaxPool2D(7)], (8, 8, 1), "maxpool2d_2", r"\(6, 6, 4\)", r"\(7, 7\)"),
         ([Flatten(), MaxPool2D(2)], (8, 8, 1), "maxpool2d_2", r"\(64,\)", "height, width, channels"),
+        ([Flatten(), GlobalAveragePool2D()], (8, 8, 1), "globalaveragepool2d_2", r"\(64,\)", "height, width, channels"),
     ],
 )
 def test_a_layer_that_does_not_fit_is_named_with_what_came_and_what_it_needs(layers, input_shape, name, came, needs):
@@ -244,6 +248,17 @@ def test_saved_and_loaded_is_the_same(model, images, tmp_path):
         np.testing.assert_array_equal(a, b, err_msg=name)
     assert loaded.dtype == np.float32
     loaded.forward(images, training=True)  # it can be trained on
+
+
+def test_every_layer_of_the_package_can_be_saved(tmp_path, random):
+    """Also the one that no model can have together with Flatten."""
+    public = {kind for kind in vars(tinycnn).values() if isinstance(kind, type) and issubclass(kind, Layer)} - {Layer}
+    assert public == set(LAYERS) == {type(layer) for layer in every_layer()} | {GlobalAveragePool2D}
+    model = Sequential([Conv2D(4, 3), GlobalAveragePool2D(), Dense(3)], (9, 8, 1), seed=4)
+    assert model.output_shapes == [(7, 6, 4), (4,), (3,)]
+    model.save(tmp_path / "m.npz")
+    x = random.normal(size=(5, 9, 8, 1))
+    np.testing.assert_array_equal(Sequential.load(tmp_path / "m.npz").forward(x), model.forward(x))
 
 
 def test_numpy_numbers_as_arguments_are_saved(tmp_path):

@@ -13,6 +13,7 @@ from tinycnn import (
     Conv2D,
     Dense,
     Flatten,
+    GlobalAveragePool2D,
     MaxPool2D,
     Normalize,
     ReLU,
@@ -34,6 +35,18 @@ NETWORKS = {
             Conv2D(7, 3, padding=1, use_bias=False),
             ReLU(),
             Flatten(),
+            Dense(5),
+        ],
+        (15, 12, 3),
+    ),
+    "convolutions to the end": (
+        lambda: [
+            Conv2D(6, 3, use_bias=False),
+            BatchNorm(),
+            ReLU(),
+            Conv2D(7, 3, stride=2),
+            ReLU(),
+            GlobalAveragePool2D(),
             Dense(5),
         ],
         (15, 12, 3),
@@ -67,6 +80,8 @@ def in_torch(model: Sequential):
                 part = nn.ReLU()
             case Flatten():
                 part = nn.Sequential(ToNHWC(), nn.Flatten())
+            case GlobalAveragePool2D():
+                part = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         parts.append(part)
         shape = output_shape
     return nn.Sequential(*parts)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinycnn import reference
+from tinycnn import more_reference, reference
 from tinycnn.gradcheck import complex_step
 
 # (H, W), (kernel_h, kernel_w), stride, padding: H ≠ W, leftover rows, a kernel as large as the image, a larger padding
@@ -127,18 +127,20 @@ def test_relu_by_hand():
 def test_batch_norm_backward_is_the_derivative(random, shape):
     x, gamma, beta = random.normal(3, 2, size=shape), random.normal(size=shape[-1]), random.normal(size=shape[-1])
     dy = random.normal(size=shape)
-    dx, dgamma, dbeta = reference.batch_norm_backward(dy, x, gamma, 1e-3)
-    assert_derivative(dx, lambda x: (reference.batch_norm(x, gamma, beta, 1e-3) * dy).sum(), x)
-    assert_derivative(dgamma, lambda gamma: (reference.batch_norm(x, gamma, beta, 1e-3) * dy).sum(), gamma)
-    assert_derivative(dbeta, lambda beta: (reference.batch_norm(x, gamma, beta, 1e-3) * dy).sum(), beta)
+    dx, dgamma, dbeta = more_reference.batch_norm_backward(dy, x, gamma, 1e-3)
+    assert_derivative(dx, lambda x: (more_reference.batch_norm(x, gamma, beta, 1e-3) * dy).sum(), x)
+    assert_derivative(dgamma, lambda gamma: (more_reference.batch_norm(x, gamma, beta, 1e-3) * dy).sum(), gamma)
+    assert_derivative(dbeta, lambda beta: (more_reference.batch_norm(x, gamma, beta, 1e-3) * dy).sum(), beta)
 
 
 def test_batch_norm_by_hand():
     """Mean 3, variance 5 and epsilon 4, so σ = 3: the numbers are thirds."""
     x = np.array([[0.0], [2.0], [4.0], [6.0]])
-    y = reference.batch_norm(x, np.array([3.0]), np.array([10.0]), epsilon=4.0)
+    y = more_reference.batch_norm(x, np.array([3.0]), np.array([10.0]), epsilon=4.0)
     np.testing.assert_allclose(y, [[7], [9], [11], [13]], rtol=1e-15)
-    dx, dgamma, dbeta = reference.batch_norm_backward(np.array([[1.0], [0.0], [0.0], [0.0]]), x, np.array([3.0]), 4.0)
+    dx, dgamma, dbeta = more_reference.batch_norm_backward(
+        np.array([[1.0], [0.0], [0.0], [0.0]]), x, np.array([3.0]), 4.0
+    )
     np.testing.assert_allclose(dgamma, [-1], rtol=1e-15)  # x̂ of the first row
     np.testing.assert_allclose(dbeta, [1], rtol=1e-15)
     # gamma / σ = 1;  dy − 1/4 − x̂ · (−1)/4  with x̂ = −1, −1/3, 1/3, 1
@@ -149,14 +151,28 @@ def test_dropout_backward_is_the_derivative(random):
     x, dy, keep = random.normal(size=(3, 4)), random.normal(size=(3, 4)), random.random((3, 4)) > 0.3
     assert 0 < keep.sum() < keep.size
     assert_derivative(
-        reference.dropout_backward(dy, keep, 0.3), lambda x: (reference.dropout(x, keep, 0.3) * dy).sum(), x
+        more_reference.dropout_backward(dy, keep, 0.3), lambda x: (more_reference.dropout(x, keep, 0.3) * dy).sum(), x
     )
 
 
 def test_dropout_by_hand():
     keep = np.array([True, False])
-    np.testing.assert_array_equal(reference.dropout(np.array([3.0, 4.0]), keep, 0.75), [12, 0])
-    np.testing.assert_array_equal(reference.dropout_backward(np.array([1.0, 1.0]), keep, 0.75), [4, 0])
+    np.testing.assert_array_equal(more_reference.dropout(np.array([3.0, 4.0]), keep, 0.75), [12, 0])
+    np.testing.assert_array_equal(more_reference.dropout_backward(np.array([1.0, 1.0]), keep, 0.75), [4, 0])
+
+
+def test_global_average_pool2d_backward_is_the_derivative(random):
+    x, dy = random.normal(size=(2, 3, 5, 4)), random.normal(size=(2, 4))
+    dx = more_reference.global_average_pool2d_backward(dy, x)
+    assert_derivative(dx, lambda x: (more_reference.global_average_pool2d(x) * dy).sum(), x)
+
+
+def test_global_average_pool2d_by_hand():
+    """Two channels over 1 × 3 pixels, so that height and width, or pixels and channels, can't change places unseen."""
+    x = np.array([[1.0, 10.0], [2.0, 20.0], [6.0, 30.0]]).reshape(1, 1, 3, 2)
+    np.testing.assert_array_equal(more_reference.global_average_pool2d(x), [[3, 20]])
+    dx = more_reference.global_average_pool2d_backward(np.array([[3.0, 6.0]]), x)
+    np.testing.assert_array_equal(dx[0, 0], [[1, 2]] * 3)
 
 
 @pytest.mark.parametrize("smoothed", [False, True])
@@ -190,10 +206,12 @@ def test_dtype_is_kept(random, dtype):
         *reference.dense_backward(x[0, 0], x[0, 0], w[0, 0]),
         reference.relu(x),
         reference.relu_backward(x, x),
-        reference.batch_norm(x, b, b, 1e-5),
-        *reference.batch_norm_backward(x, x, b, 1e-5),
-        reference.dropout(x, x.real > 0, 0.5),
-        reference.dropout_backward(x, x.real > 0, 0.5),
+        more_reference.batch_norm(x, b, b, 1e-5),
+        *more_reference.batch_norm_backward(x, x, b, 1e-5),
+        more_reference.dropout(x, x.real > 0, 0.5),
+        more_reference.dropout_backward(x, x.real > 0, 0.5),
+        more_reference.global_average_pool2d(x),
+        more_reference.global_average_pool2d_backward(x[:, 0, 0], x),
         reference.softmax_cross_entropy(w[0, 0], targets),
         reference.softmax_cross_entropy_backward(w[0, 0], targets),
     ]

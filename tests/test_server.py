@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from tinycnn import Sequential
+from tinycnn import Conv2D, GlobalAveragePool2D, MaxPool2D, Normalize, ReLU, Sequential
 from tinycnn.server import Studio, make_server
 from tinycnn.trained import TRAINED
 
@@ -16,6 +16,7 @@ SEVEN = np.zeros((56, 56), int)
 SEVEN[10:15, 14:42] = 255
 for row in range(15, 46):
     SEVEN[row, 39 - (row - 10) // 2 : 44 - (row - 10) // 2] = 255
+GOOD = {"ink": SEVEN.tolist()}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,17 @@ def test_describe_and_sample(ask):
     assert sample["label"] in (1, 2, 3)
 
 
-GOOD = {"ink": SEVEN.tolist()}
+def test_a_network_without_flatten_is_looked_into_and_taught():
+    layers = [Normalize(0.1, 0.3), Conv2D(4, 5), MaxPool2D(2), ReLU(), Conv2D(10, 3), GlobalAveragePool2D()]
+    studio = Studio(Sequential(layers, (28, 28, 1), seed=2))
+    about = json.loads(json.dumps(studio.describe()))["layers"]
+    assert about[-1] == {"name": "globalaveragepool2d_6", "shape": [10]}  # sees all: no step from feature to feature
+    assert about[-2]["sees"] == {"start": [0, 0], "step": [2, 2], "size": [10, 10]}
+    taught = json.loads(json.dumps(studio.teach({**GOOD, "label": 4, "maps": True, "saliency": 4})))
+    assert [m["shape"] for m in taught["maps"]] == [layer["shape"] for layer in about]
+    assert np.shape(taught["saliency"]["gradient"]) == (28, 28)
+    assert np.abs(taught["saliency"]["gradient"]).max() == 1
+    assert taught["course"][-1]["probabilities"][4] > taught["course"][0]["probabilities"][4]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, Parameter, 
 from tinycnn.loss import SoftmaxCrossEntropy, softmax
 from tinycnn.mnist import load_mnist
 from tinycnn.model import Sequential
-from tinycnn.more_layers import BatchNorm, Dropout, Normalize
+from tinycnn.more_layers import BatchNorm, Dropout, GlobalAveragePool2D, Normalize
 from tinycnn.optim import SGD, Adam
 from tinycnn.schedules import constant, cosine, one_cycle, step_decay
 
@@ -17,6 +17,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "Flatten",
+    "GlobalAveragePool2D",
     "Layer",
     "MaxPool2D",
     "Normalize",

@@ -71,7 +71,7 @@ def receptive_step(model: Sequential, layer: int) -> dict[str, tuple[int, int]]:
 def receptive_field(model: Sequential, layer: int, i: int, j: int) -> tuple[int, int, int, int]:
     """(top, left, bottom, right) of the pixels that output (i, j) of a layer can see, padding cut off.
 
-    layer counts from 0. A layer after Flatten sees the whole image.
+    layer counts from 0. A layer after Flatten or GlobalAveragePool2D sees the whole image.
     """
     height, width = model.input_shape[:2]
     if len(model.output_shapes[layer]) != 3:

@@ -13,11 +13,11 @@ import numpy as np
 from tinycnn import archive
 from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, Parameter, ReLU
 from tinycnn.loss import softmax
-from tinycnn.more_layers import BatchNorm, Dropout, Normalize
+from tinycnn.more_layers import BatchNorm, Dropout, GlobalAveragePool2D, Normalize
 from tinycnn.tables import table
 
 CACHE = 1 << 22  # bytes; what a layer hands to the next is found in a CPU's cache if it is no more
-LAYERS = (Normalize, Conv2D, MaxPool2D, BatchNorm, ReLU, Dropout, Flatten, Dense)
+LAYERS = (Normalize, Conv2D, MaxPool2D, BatchNorm, ReLU, Dropout, Flatten, GlobalAveragePool2D, Dense)
 
 
 class Sequential:

@@ -1,7 +1,8 @@
-"""The layers that a network can do without, and does better with: Normalize, BatchNorm and Dropout.
+"""The layers that a network can do without, and often does better with.
 
-Each is written like those of `tinycnn/layers.py`, the place to begin. BatchNorm and Dropout do one thing in training
-and another in inference. The formulas are in `tinycnn/reference.py`.
+Normalize, BatchNorm, Dropout and GlobalAveragePool2D are written like the layers of `tinycnn/layers.py`, the place to
+begin. BatchNorm and Dropout do one thing in training and another in inference. The formulas are in
+`tinycnn/more_reference.py`.
 
 What this file is not: necessary to understand backpropagation.
 """
@@ -51,7 +52,7 @@ class Normalize(Layer):
 
 
 class BatchNorm(Layer):
-    """y = gamma · (x − mean) / √(variance + epsilon) + beta, channel by channel   (`reference.batch_norm`).
+    """y = gamma · (x − mean) / √(variance + epsilon) + beta, channel by channel   (`more_reference.batch_norm`).
 
     x (..., C) -> y (..., C). In training, mean and variance are those of the batch, over all axes but the last, and
     running = momentum · running + (1 − momentum) · batch keeps their average, which inference then uses. (That is the
@@ -114,9 +115,9 @@ class BatchNorm(Layer):
 
 
 class Dropout(Layer):
-    """In training, y = x / (1 − rate) with probability 1 − rate, else 0; in inference y = x   (`reference.dropout`).
+    """In training, y = x / (1 − rate) with probability 1 − rate, else 0; in inference y = x.
 
-    The mask comes from `generator`, which the model seeds.
+    (`more_reference.dropout`.) The mask comes from `generator`, which the model seeds.
     """
 
     def __init__(self, rate: float):
@@ -144,3 +145,31 @@ class Dropout(Layer):
     def backward(self, dy):
         dy, factor = self._recall(dy)
         return np.multiply(dy, factor, out=empty(dy.shape, dy.dtype))
+
+
+class GlobalAveragePool2D(Layer):
+    """y[n, c] = the mean of channel c over the whole image   (`more_reference.global_average_pool2d`).
+
+    x (N, H, W, C) -> y (N, C). Where Flatten hands every number on to a wide Dense, this hands on one a channel: few
+    weights, and it doesn't matter where in the image something was found.
+    """
+
+    def build(self, input_shape, generator, dtype, gain):
+        super().build(input_shape, generator, dtype, gain)
+        if len(input_shape) != 3:
+            raise ValueError(f"{self.label()}: needs images (height, width, channels), got {input_shape}")
+        return input_shape[2:]
+
+    def forward(self, x, training=False):
+        x = np.asarray(x)
+        x = self._input(x, x.ndim == 4 and min(x.shape[1:3]) >= 1, "(N, H, W, C) with H, W of at least 1")
+        # First down, then across: H + W roundings in a sum, not H · W, and faster than NumPy's mean over both.
+        y = x.sum(axis=1).sum(axis=1) / (x.shape[1] * x.shape[2])
+        if training:
+            self._remember(y, x.shape)
+        return y
+
+    def backward(self, dy):
+        dy, input_shape = self._recall(dy)
+        share = dy / (input_shape[1] * input_shape[2])
+        return copy(np.broadcast_to(share[:, None, None], input_shape))

@@ -1,4 +1,4 @@
-"""Every operation of the network as a formula, in plain NumPy and Python loops: the first thing to read.
+"""The operations of a network as formulas, in plain NumPy and Python loops: the first thing to read.
 
 Each operation stands beside its backward function. Given dy, the gradient of the loss by the operation's output, a
 backward function returns the gradient of the loss by each of its inputs: the chain rule, written out once.
@@ -7,7 +7,8 @@ These functions are slow, keep no state, and work for float32, float64 and compl
 so that their derivatives can be proven to the last digits (a complex step, see `tinycnn/gradcheck.py`); comparisons
 then look at the real part. The fast kernels are tested to equal these functions.
 
-What this file is not: nothing that trains uses it.
+What this file is not: nothing that trains uses it. The layers that a network can do without are in
+`tinycnn/more_reference.py`.
 
 Shapes: images are (N, H, W, C): image, row, column, channel. "Convolution" means cross-correlation (the kernel is not
 flipped), as in every framework. Pairs are (height, width).
@@ -164,77 +165,6 @@ def relu_backward(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
     Proven by: `tests/test_reference.py::test_relu_backward_is_the_derivative`.
     """
     return np.where(x.real > 0, dy, 0)
-
-
-# ------------------------------------------------------------------------------------------------- batch normalisation
-
-
-def batch_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, epsilon: float) -> np.ndarray:
-    """y = gamma · x̂ + beta,  x̂ = (x − mean) / √(variance + epsilon),  for each channel over the batch and all pixels.
-
-    The mean and the (biased) variance are over all axes but the last. x (..., C), gamma (C,), beta (C,) -> y (..., C).
-    Source: Ioffe & Szegedy, Batch Normalization (2015), algorithm 1.
-
-    >>> batch_norm(np.array([[1.0], [3.0]]), np.array([2.0]), np.array([5.0]), epsilon=0.0)
-    array([[3.],
-           [7.]])
-    """
-    x_hat, _ = _standardise(x, epsilon)
-    return gamma * x_hat + beta
-
-
-def batch_norm_backward(
-    dy: np.ndarray, x: np.ndarray, gamma: np.ndarray, epsilon: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dx, dgamma, dbeta of `batch_norm`. With M numbers in a channel and σ = √(variance + epsilon):
-
-        dbeta = Σ dy        dgamma = Σ dy · x̂
-        dx    = gamma / σ · (dy − dbeta / M − x̂ · dgamma / M)
-
-    Every x acts on y in three ways: directly (dy · gamma / σ); through the mean, which it moves by 1/M and which moves
-    every x̂ by −1/σ (the term dbeta / M); and through the variance, which it moves by 2(x − mean)/M and which moves
-    every x̂ by −x̂ / 2σ² (the term x̂ · dgamma / M). So dx sums to zero over a channel, and is orthogonal to x̂: what only
-    shifts or scales a channel can't change y.
-
-    dy, x (..., C) -> dx (..., C), dgamma (C,), dbeta (C,).
-    Proven by: `tests/test_reference.py::test_batch_norm_backward_is_the_derivative`.
-    """
-    x_hat, sigma = _standardise(x, epsilon)
-    axes = tuple(range(x.ndim - 1))
-    dbeta, dgamma = dy.sum(axis=axes), (dy * x_hat).sum(axis=axes)
-    M = x.size // x.shape[-1]
-    return gamma / sigma * (dy - dbeta / M - x_hat * dgamma / M), dgamma, dbeta
-
-
-def _standardise(x: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
-    """x̂ and σ. The square is written out: np.var would take |x − mean|², which has no complex derivative."""
-    axes = tuple(range(x.ndim - 1))
-    centred = x - x.mean(axis=axes)
-    sigma = np.sqrt((centred * centred).mean(axis=axes) + epsilon)
-    return centred / sigma, sigma
-
-
-# ------------------------------------------------------------------------------------------------------------- dropout
-
-
-def dropout(x: np.ndarray, keep: np.ndarray, rate: float) -> np.ndarray:
-    """y = x / (1 − rate) where keep, else 0. keep: booleans of x's shape, each True with probability 1 − rate.
-
-    The division keeps the expected y equal to x, so that nothing is to be done at inference ("inverted" dropout).
-    Source: Srivastava et al., Dropout (2014), section 10.
-
-    >>> dropout(np.array([1.0, 2.0]), np.array([True, False]), rate=0.5)
-    array([2., 0.])
-    """
-    return x * keep / (1 - rate)
-
-
-def dropout_backward(dy: np.ndarray, keep: np.ndarray, rate: float) -> np.ndarray:
-    """dx = dy / (1 − rate) where keep, else 0: y is x times a number, so dx is dy times the same number.
-
-    Proven by: `tests/test_reference.py::test_dropout_backward_is_the_derivative`.
-    """
-    return dy * keep / (1 - rate)
 
 
 # ------------------------------------------------------------------------------------------- softmax and cross-entropy
