@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     changes = {name: getattr(options, name) for name in CHANGES if getattr(options, name) is not None}
     if options.no_augment:
-        changes["shift"] = 0
+        changes |= {"shift": 0, "distortion": None}
     out = options.out or f"runs/{options.preset}"
     settings = Settings(
         options.preset, changes, options.seed, options.validation, options.limit, options.data_dir, out, options.resume
@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
         help="hold the last N training images out, report on them",
     )
     add("--limit", type=whole(1), metavar="N", help="train on the first N training images only")
-    add("--no-augment", action="store_true", help="show the images as they are, without random shifts")
+    add("--no-augment", action="store_true", help="show the images as they are, neither shifted nor distorted")
 
     add = result.add_argument_group("changes to the preset's recipe (default: as in tinycnn/presets.py)").add_argument
     add("--epochs", type=whole(1), metavar="N", help="times that every image is shown")

@@ -146,7 +146,7 @@ def test_options_reach_the_recipe(options, tmp_path, monkeypatch):
         "optimizer": "sgd",
         "momentum": 0.5,
     }
-    assert seen[1].changes == {"weight_decay": 0.125, "schedule": "step", "shift": 0}
+    assert seen[1].changes == {"weight_decay": 0.125, "schedule": "step", "shift": 0, "distortion": None}
     assert (seen[1].preset, seen[1].seed, seen[1].limit, seen[1].validation) == ("standard", 9, 50, 5)
     assert seen[1].out == "runs/standard"
 
@@ -260,7 +260,9 @@ def test_jobs_that_can_not_be(options, change, message, capsys):
 
 
 def test_unknown_preset_from_python(data_dir):
-    with pytest.raises(ValueError, match="unknown preset 'resnet'; there are standard, fast, classic, lenet"):
+    with pytest.raises(
+        ValueError, match="unknown preset 'resnet'; there are standard, fast, classic, lenet, small, best"
+    ):
         run(Settings("resnet", data_dir=data_dir))
 
 

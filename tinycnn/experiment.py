@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tinycnn.augment import random_shift
 from tinycnn.checkpoint import Checkpoint
 from tinycnn.files import alone_in, replacing
 from tinycnn.kernels.memory import give_back
@@ -28,6 +27,7 @@ from tinycnn.preparation import (
     change,
     count_classes,
     identity,
+    make_augmentation,
     make_model,
     make_optimizer,
     make_schedule,
@@ -109,7 +109,7 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
         del data, train_set, validation_set, checkpoint
         model = Sequential.load(out / "model.npz")
         give_back()
-        draw_training(out, history, model, first_weights, samples, recipe.shift)
+        draw_training(out, history, model, first_weights, samples, make_augmentation(recipe, np.random.default_rng(0)))
         draw_test(out, model, *test_set, probabilities)
         metrics |= {
             "seconds_total": earlier + time.perf_counter() - started,
@@ -165,7 +165,7 @@ def _train(
                 epochs=recipe.epochs,
                 batch_size=recipe.batch_size,
                 generator=generators["shuffling"],
-                augment=(lambda x: random_shift(x, recipe.shift, generators["augmentation"])) if recipe.shift else None,
+                augment=make_augmentation(recipe, generators["augmentation"]),
                 validation=validation_set,
                 position=position,
                 after_step=after_step,

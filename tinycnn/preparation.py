@@ -10,6 +10,7 @@ from math import ceil
 
 import numpy as np
 
+from tinycnn.augment import random_distortion, random_shift
 from tinycnn.mnist import Data
 from tinycnn.model import Sequential
 from tinycnn.more_layers import Normalize
@@ -106,6 +107,17 @@ def make_schedule(recipe: Recipe, steps_an_epoch: int) -> Schedule:
     if recipe.schedule == "one-cycle":
         return one_cycle(recipe.learning_rate, total, recipe.warm_up)
     raise ValueError(f"unknown schedule {recipe.schedule!r}; there are constant, step, cosine and one-cycle")
+
+
+def make_augmentation(recipe: Recipe, generator: np.random.Generator) -> Callable[[np.ndarray], np.ndarray] | None:
+    """From a batch of images to another, as the recipe says; None if it wants the images as they are."""
+
+    def augment(images: np.ndarray) -> np.ndarray:
+        if recipe.shift:
+            images = random_shift(images, recipe.shift, generator)
+        return random_distortion(images, recipe.distortion, generator) if recipe.distortion else images
+
+    return augment if recipe.shift or recipe.distortion else None
 
 
 def identity(recipe: Recipe, model: Sequential, data: Data) -> dict:

@@ -7,11 +7,11 @@ import csv
 import io
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from tinycnn.augment import random_shift
 from tinycnn.explain import feature_maps, saliency
 from tinycnn.files import replacing
 from tinycnn.metrics import confusion_matrix
@@ -54,7 +54,14 @@ def write_history(path: Path, history: list[dict]) -> None:
         file.write(text.getvalue().encode())
 
 
-def draw_training(out: Path, history: list[dict], model, start: np.ndarray, samples: np.ndarray, shift: int) -> None:
+def draw_training(
+    out: Path,
+    history: list[dict],
+    model: Sequential,
+    start: np.ndarray,
+    samples: np.ndarray,
+    augment: Callable[[np.ndarray], np.ndarray] | None,
+) -> None:
     """training.png, learning_curves.png, filters.png and augmented.png. start: the first weights before training."""
     from tinycnn import plots  # not before it is needed: Matplotlib takes as long to load as everything else together
 
@@ -64,8 +71,7 @@ def draw_training(out: Path, history: list[dict], model, start: np.ndarray, samp
         plots.save(plots.training(history, weights), out / "training.png")
         plots.save(plots.filters(weights, start), out / "filters.png")
     if samples.ndim == 3:
-        generator = np.random.default_rng(0)
-        changed = np.stack([random_shift(samples, shift, generator) for _ in range(7)], axis=1)
+        changed = np.stack([augment(samples) if augment else samples for _ in range(7)], axis=1)
         plots.save(plots.augmented(samples, changed), out / "augmented.png")
 
 
