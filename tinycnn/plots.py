@@ -3,12 +3,13 @@
 What this file is not: it computes nothing but what drawing needs.
 """
 
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of Okabe and Ito: told apart by everyone
 TRAIN, VALIDATION = PALETTE[:2]
@@ -236,6 +237,29 @@ def derivative_errors(steps: np.ndarray, errors: dict[str, np.ndarray]) -> Figur
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
     axes.legend()
+    return figure
+
+
+def trials(rows: list[dict], settings: list[str]) -> Figure:
+    """The validation accuracy of every trial against each of its settings.  rows: numbers by name, a dict a trial."""
+    figure = Figure(figsize=(12, 6.2))
+    accuracy = np.array([row["validation_accuracy"] for row in rows])
+    columns = ceil(len(settings) / 2)
+    grid = figure.subplots(2, columns, sharey=True, gridspec_kw={**WIDE, "hspace": 0.35, "wspace": 0.08, "bottom": 0.09})
+    for axes, name in zip(grid.flat, settings, strict=False):
+        values = np.array([row[name] for row in rows])
+        axes.scatter(values, accuracy, s=18, alpha=0.7, color=PALETTE[0], linewidths=0)
+        if values.min() > 0 and values.max() >= 8 * values.min():
+            axes.set_xscale("log")
+        axes.set_xlabel(name.replace("_", " "))
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[len(settings) :]:
+        axes.set_axis_off()
+    for axes in grid[:, 0]:
+        axes.set_ylabel("validation accuracy")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+        axes.set_ylim(max(0, 2 * np.median(accuracy) - accuracy.max() - 0.002), accuracy.max() + 0.001)
+    figure.suptitle(f"{len(rows)} trials; those far below the others are not shown")
     return figure
 
 

@@ -42,24 +42,18 @@ class Recipe:
     averaging: float = 0.0  # the decay of the average of weights that is kept; 0 for the last weights themselves
 
 
-def standard(classes: int) -> Recipe:
+def standard(classes: int, width: float = 1.0) -> Recipe:
     """43,194 parameters: four convolutions with batch normalisation, over randomly shifted images. The default."""
+    few, some, many = (round(n * width) for n in (16, 32, 64))
     return Recipe(
         layers=[
-            Conv2D(16, kernel_size=5, use_bias=False),
+            Conv2D(few, kernel_size=5, use_bias=False),
             MaxPool2D(2),
             BatchNorm(),
             ReLU(),
-            Conv2D(32, kernel_size=3, padding=1, use_bias=False),
-            BatchNorm(),
-            ReLU(),
-            Conv2D(32, kernel_size=3, padding=1, use_bias=False),
-            MaxPool2D(2),
-            BatchNorm(),
-            ReLU(),
-            Conv2D(64, kernel_size=3, use_bias=False),
-            BatchNorm(),
-            ReLU(),
+            *_block(some, padding=1),
+            *_block(some, padding=1, pool=True),
+            *_block(many),
             Flatten(),
             Dense(classes),
         ],
@@ -150,7 +144,7 @@ def lenet(classes: int) -> Recipe:
 
 def best(classes: int, width: float = 1.0) -> Recipe:
     """The most accurate: a wider, deeper `standard`, over distorted images, with averaged weights."""
-    few, some, many = (8 * round(n * width / 8) for n in (32, 64, 128))
+    few, some, many = (round(n * width) for n in (32, 64, 128))
     return Recipe(
         layers=[
             Conv2D(few, kernel_size=5, use_bias=False),

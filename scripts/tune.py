@@ -1,0 +1,204 @@
+"""Look for better settings of a preset: draw them at random, train, and judge on held-out training images.
+
+python scripts/tune.py --preset standard --trials 20
+python scripts/tune.py --preset small --trials 40 --epochs 8 --images 20000        shorter trials, more of them
+
+The last --validation training images are held out of the training and judge it; the test images are never looked at.
+Each trial is a row of OUT/trials.csv, the same for the same --seed. Called again with more --trials it goes on where it
+stopped. OUT/trials.png shows the accuracy against each setting.
+"""
+
+import argparse
+import csv
+import io
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from inspect import signature
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+from train_mnist import whole
+
+from tinycnn.augment import Distortion
+from tinycnn.files import alone_in, replacing
+from tinycnn.loss import SoftmaxCrossEntropy
+from tinycnn.mnist import load_mnist
+from tinycnn.preparation import count_classes, make_augmentation, make_average, make_model, make_optimizer, make_schedule, split
+from tinycnn.presets import PRESETS, Recipe
+from tinycnn.tables import table
+from tinycnn.training import TrainingDiverged, train
+
+Draw = Callable[[np.random.Generator], float]
+
+
+def between(low: float, high: float) -> Draw:
+    """All equally likely."""
+    return lambda generator: float(f"{generator.uniform(low, high):.3g}")
+
+
+def between_by_factors(low: float, high: float) -> Draw:
+    """As likely between 1 and 2 as between 2 and 4."""
+    return lambda generator: float(f"{np.exp(generator.uniform(np.log(low), np.log(high))):.3g}")
+
+
+def one_of(*values: float) -> Draw:
+    return lambda generator: values[generator.integers(len(values))]
+
+
+RANGES = {
+    "learning_rate": between_by_factors(1e-3, 3e-2),
+    "batch_size": one_of(32, 64, 128, 256),
+    "weight_decay": between_by_factors(1e-3, 0.5),
+    "label_smoothing": one_of(0.0, 0.05, 0.1),
+    "averaging": one_of(0.0, 0.99, 0.999),
+    "augmentation": between(0, 2),  # times the preset's own
+    "width": between(0.5, 1.5),  # times the preset's own, if it can be another
+}
+JUDGED = ("parameters", "validation_loss", "validation_accuracy", "seconds")
+COLUMNS = ("preset", "seed", "epochs", "images", "validation", "trial", *RANGES, *JUDGED)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make the trials that are missing; return the exit status."""
+    options = parser().parse_args(arguments)
+    out = Path(options.out or f"runs/tune-{options.preset}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with alone_in(out):
+            rows = tune(options, out / "trials.csv")
+            from tinycnn import plots
+
+            plots.save(plots.trials(rows, list(RANGES)), out / "trials.png")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on after the trials in {out / 'trials.csv'}", file=sys.stderr)
+        return 130
+    print(f"{summary(rows)}\n\nall {len(rows)} trials are in {out / 'trials.csv'}, drawn in {out / 'trials.png'}")
+    return 0
+
+
+def tune(options: argparse.Namespace, path: Path) -> list[dict]:
+    """The rows of all trials, those that the file has and those that it lacks."""
+    job = {name: getattr(options, name) for name in ("preset", "seed", "epochs", "images", "validation")}
+    rows = read_rows(path, job)
+    training = load_mnist(options.data_dir)[0]
+    classes = count_classes((training, training))
+    train_set, held_out, _ = split((training, None), options.validation, options.images)
+    with tqdm(total=options.trials, initial=len(rows), unit=" trials", disable=options.quiet) as bar:
+        for trial in range(len(rows), options.trials):
+            drawn = draw(options.seed, trial)
+            started = time.perf_counter()
+            judged = judge(recipe_of(options.preset, drawn, classes, options.epochs), train_set, held_out, options.seed)
+            rows.append({**job, "trial": trial, **drawn, **judged, "seconds": time.perf_counter() - started})
+            write_rows(path, rows)
+            bar.update()
+            bar.set_postfix(best=f"{max(row['validation_accuracy'] for row in rows):.2%}")
+    return rows
+
+
+def draw(seed: int, trial: int) -> dict:
+    """Settings at random from RANGES; each trial has its own generator, so it does not matter which were made before."""
+    generator = np.random.default_rng([seed, trial])
+    return {name: drawn(generator) for name, drawn in RANGES.items()}
+
+
+def recipe_of(preset: str, drawn: dict, classes: int, epochs: int | None) -> Recipe:
+    """The preset's recipe with what was drawn."""
+    make = PRESETS[preset]
+    recipe = make(classes, width=drawn["width"]) if "width" in signature(make).parameters else make(classes)
+    direct = {name: drawn[name] for name in RANGES if hasattr(recipe, name)}
+    recipe = replace(recipe, **direct, shift=round(recipe.shift * drawn["augmentation"]))
+    if recipe.distortion:
+        recipe = replace(recipe, distortion=stronger(recipe.distortion, drawn["augmentation"]))
+    return replace(recipe, epochs=epochs) if epochs else recipe
+
+
+def stronger(distortion: Distortion, factor: float) -> Distortion:
+    """Every strength times the factor; the smoothness is none."""
+    return Distortion(**{name: s * (factor if name != "smoothness" else 1) for name, s in asdict(distortion).items()})
+
+
+def judge(recipe: Recipe, train_set, held_out, seed: int) -> dict:
+    """Train on the one, judge on the other. A training that diverges knows nothing."""
+    model = make_model(recipe, train_set[0], seed)
+    optimizer, average = make_optimizer(recipe, model), make_average(recipe, model)
+    shuffling, augmentation = (np.random.default_rng([seed, stream]) for stream in (1, 2))
+    judged = {"parameters": sum(p.value.size for p in model.parameters())}
+    try:
+        history = train(
+            model,
+            optimizer,
+            make_schedule(recipe, steps_an_epoch=ceil(len(train_set[0]) / recipe.batch_size)),
+            *train_set,
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            generator=shuffling,
+            augment=make_augmentation(recipe, augmentation),
+            loss=SoftmaxCrossEntropy(recipe.label_smoothing),
+            average=average,
+            validation=held_out,
+        )
+    except TrainingDiverged:
+        classes = model.output_shapes[-1][0]
+        return judged | {"validation_loss": float(np.log(classes)), "validation_accuracy": 1 / classes}
+    return judged | {name: history[-1][name] for name in ("validation_loss", "validation_accuracy")}
+
+
+def read_rows(path: Path, job: dict) -> list[dict]:
+    """The rows of an earlier call. Raises ValueError if they are of another search."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise ValueError(f"{path} is not a file of this script")
+    for number, row in enumerate(rows):
+        for name, value in {**job, "trial": number}.items():
+            if row[name] != ("" if value is None else str(value)):
+                raise ValueError(f"{path} is of another search: {name} is {row[name]!r} there, {value!r} now")
+        row |= job | {name: float(row[name]) for name in ("trial", *RANGES, *JUDGED)}
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """The CSV file, whole or not at all."""
+    lines = [COLUMNS, *([row[name] for name in COLUMNS] for row in rows)]
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        csv.writer(text).writerows(lines)
+        text.flush()
+        text.detach()
+
+
+def summary(rows: list[dict], best: int = 5) -> str:
+    """The best few as a table."""
+    shown = ("trial", *RANGES, "parameters", "validation_loss", "validation_accuracy")
+    ranked = sorted(rows, key=lambda row: -row["validation_accuracy"])[:best]
+    return table([shown, *([f"{row[name]:.5g}" for name in shown] for row in ranked)], right=tuple(range(len(shown))))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = result.add_argument
+    add("--preset", choices=PRESETS, default="standard", help="whose network and recipe to vary (default: standard)")
+    add("--trials", type=whole(1), default=20, metavar="N", help="in all, with those of earlier calls (default: 20)")
+    add("--epochs", type=whole(1), metavar="N", help="of each trial (default: the preset's)")
+    add("--images", type=whole(1), metavar="N", help="train on the first N only (default: all that are not held out)")
+    add("--validation", type=whole(1), default=10_000, metavar="N", help="held-out images (default: 10,000)")
+    add("--seed", type=whole(0), default=0, help="of the settings that are drawn, and of each training (default: 0)")
+    add("--data-dir", metavar="DIR", help="with the four IDX files (default: found or downloaded)")
+    add("--out", metavar="DIR", help="(default: runs/tune-PRESET)")
+    add("--quiet", action="store_true", help="no progress bar")
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
