@@ -48,8 +48,8 @@ def frozen(layer: BatchNorm) -> BatchNorm:
 class LossAsLayer:
     """The loss seen as a layer with fixed labels: logits in, one number out."""
 
-    def __init__(self, labels: np.ndarray):
-        self.loss, self.labels = SoftmaxCrossEntropy(), labels
+    def __init__(self, labels: np.ndarray, label_smoothing: float = 0.0):
+        self.loss, self.labels = SoftmaxCrossEntropy(label_smoothing), labels
 
     def forward(self, x, training=False):
         """The loss, as an array of one number."""
@@ -141,6 +141,7 @@ CHECKS: dict[str, Callable[[], Report]] = {
     "globalaveragepool2d": lambda: check_gradients(GlobalAveragePool2D(), normal(4, 3, 5, 2)),
     "normalize": lambda: check_gradients(Normalize([0.1, 0.2], [0.5, 0.6]), normal(4, 3, 3, 2)),
     "softmax and cross-entropy": lambda: check_gradients(LossAsLayer(np.array([2, 0, 1, 1])), normal(4, 3)),
+    "smoothed labels": lambda: check_gradients(LossAsLayer(np.array([2, 0, 1, 1]), 0.2), normal(4, 3)),
     "sgd": lambda: check_optimizer(sgd, sgd_formula),
     "adam": lambda: check_optimizer(adam, adam_formula),
     "the check itself": check_of_the_check,

@@ -196,6 +196,19 @@ def without_target(original):
     return forward
 
 
+def smoothing_the_value_only(original):
+    """SoftmaxCrossEntropy.forward whose gradient is that of the labels as they were."""
+
+    def forward(self, logits, labels):
+        value, smoothing = original(self, logits, labels), self.label_smoothing
+        self.label_smoothing = 0.0
+        original(self, logits, labels)
+        self.label_smoothing = smoothing
+        return value
+
+    return forward
+
+
 def resetting(original):
     """Adam that forgets what it has seen."""
 
@@ -546,6 +559,16 @@ BUGS = [
         SoftmaxCrossEntropy,
         "forward",
         without_target,
+    ),
+    Bug(
+        "loss-smoothing-without-gradient",
+        "smoothed labels",
+        "input",
+        "The loss is that of smoothed labels, the gradient still p − the plain label.",
+        "Printed losses look smoothed, but the network learns as if they were not.",
+        SoftmaxCrossEntropy,
+        "forward",
+        smoothing_the_value_only,
     ),
     Bug(
         "sgd-momentum-sign",

@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinycnn import SoftmaxCrossEntropy, reference, softmax
+from tinycnn.gradcheck import central_difference, complex_step
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 @given(n=st.integers(1, 9), classes=st.integers(1, 12), seed=st.integers(0, 99))
-def test_equals_the_reference(n, classes, seed):
+def test_equals_the_reference(smoothing, n, classes, seed):
     random = np.random.default_rng(seed)
     logits, labels = random.normal(0, 3, size=(n, classes)), random.integers(0, classes, size=n)
     for given_labels, targets in (
@@ -17,7 +19,8 @@ def test_equals_the_reference(n, classes, seed):
         (np.eye(classes)[labels], np.eye(classes)[labels]),
         (smooth := random.dirichlet(np.ones(classes), size=n), smooth),
     ):
-        loss = SoftmaxCrossEntropy()
+        loss = SoftmaxCrossEntropy(smoothing)
+        targets = reference.smoothed(targets, smoothing)
         expected = reference.softmax_cross_entropy(logits, targets)
         assert loss.forward(logits, given_labels) == pytest.approx(expected, rel=1e-12, abs=1e-15)
         expected = reference.softmax_cross_entropy_backward(logits, targets)
@@ -53,6 +56,43 @@ def test_a_target_of_zero_costs_nothing_even_where_the_logit_is_minus_infinity()
     np.testing.assert_allclose(loss.backward(), [[0.5, -0.5, 0]])
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_gradient_is_the_derivative_of_the_loss(smoothing, random):
+    """By the loss's own values alone, and exactly, through the formula."""
+    logits, labels = random.normal(size=(3, 5)), np.array([4, 0, 2])
+    loss = SoftmaxCrossEntropy(label_smoothing=smoothing)
+    loss.forward(logits, labels)
+    gradient = loss.backward()
+    numeric = central_difference(lambda: SoftmaxCrossEntropy(smoothing).forward(logits, labels), logits)
+    np.testing.assert_allclose(gradient, numeric, rtol=1e-9, atol=1e-11)
+    targets = reference.smoothed(np.eye(5)[labels], smoothing)
+    exact = complex_step(lambda logits: reference.softmax_cross_entropy(logits, targets), logits)
+    np.testing.assert_allclose(gradient, exact, rtol=1e-13, atol=1e-15)
+
+
+def test_smoothing_by_hand():
+    """Logits ln 1, ln 2, ln 5 have the probabilities 1/8, 2/8, 5/8; s = 0.3 makes label 1 to 0.1, 0.8, 0.1."""
+    loss = SoftmaxCrossEntropy(label_smoothing=0.3)
+    value = loss.forward(np.log([[1.0, 2.0, 5.0]]), np.array([1]))
+    assert value == pytest.approx(0.1 * np.log(8) + 0.8 * np.log(4) + 0.1 * np.log(8 / 5), rel=1e-14)
+    np.testing.assert_allclose(loss.backward(), [[1 / 8 - 0.1, 2 / 8 - 0.8, 5 / 8 - 0.1]], rtol=1e-14)
+
+
+def test_smoothing_makes_certainty_expensive():
+    """Right by a mile costs a mile times what the other classes should have got; without smoothing it costs nothing."""
+    logits = np.array([[1e4, 0, 0, 0]], np.float32)
+    assert SoftmaxCrossEntropy().forward(logits, np.array([0])) == 0
+    assert SoftmaxCrossEntropy(0.2).forward(logits, np.array([0])) == pytest.approx(1e4 * 3 * 0.2 / 4)
+    impossible = np.array([[0.0, -np.inf]])
+    assert SoftmaxCrossEntropy(0.2).forward(impossible, np.array([0])) == np.inf  # as the formula has it
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, 1.5, np.nan])
+def test_smoothing_is_a_part_of_the_label(smoothing):
+    with pytest.raises(ValueError, match="label_smoothing must be at least 0 and below 1, got"):
+        SoftmaxCrossEntropy(smoothing)
+
+
 def test_mean_over_the_batch(random):
     """Twice the batch, twice: the same loss and half the gradient a row."""
     logits, labels = random.normal(size=(3, 4)), np.array([0, 1, 3])
@@ -62,11 +102,12 @@ def test_mean_over_the_batch(random):
     np.testing.assert_allclose(loss.backward()[:3], gradient / 2, rtol=1e-14)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, np.float64(0.1)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_contracts(dtype, random):
+def test_contracts(dtype, smoothing, random):
     logits, labels = random.normal(size=(5, 3)).astype(dtype), np.array([0, 1, 2, 1, 0], np.uint8)
     before = logits.copy()
-    loss = SoftmaxCrossEntropy()
+    loss = SoftmaxCrossEntropy(smoothing)
     assert isinstance(loss.forward(logits, labels), float)
     first = loss.backward()
     assert first.dtype == dtype

@@ -132,6 +132,20 @@ def test_same_logits_gradients_and_ten_steps(name, kind, random):
         np.testing.assert_allclose(p.value, as_ours(q), rtol=1e-5, atol=1e-6, err_msg=p.name)
 
 
+@pytest.mark.parametrize("as_rows", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_same_loss_and_gradient_with_smoothed_labels(smoothing, as_rows, random):
+    logits, labels = random.normal(0, 3, size=(9, 7)), random.integers(0, 7, size=9)
+    if as_rows:
+        labels = random.dirichlet(np.ones(7), size=9)
+    peer_logits = torch.tensor(logits, requires_grad=True)
+    peer_loss = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)(peer_logits, torch.tensor(labels))
+    peer_loss.backward()
+    loss = SoftmaxCrossEntropy(label_smoothing=smoothing)
+    assert loss.forward(logits, labels) == pytest.approx(float(peer_loss.detach()), rel=1e-12)
+    np.testing.assert_allclose(loss.backward(), peer_logits.grad.numpy(), rtol=1e-11, atol=1e-14)
+
+
 def test_first_gradients_in_float32(random):
     """What training really computes: single precision, raw images."""
     model = Sequential([Normalize(0.13, 0.31), *PRESETS["standard"](10).layers], (28, 28, 1), seed=2)

@@ -192,6 +192,24 @@ def test_softmax_cross_entropy_by_hand():
     )
 
 
+def test_smoothed_by_hand():
+    """Three classes, s = 0.3: a tenth goes to each. Rows still sum to 1, and certain is what was certain."""
+    targets = np.array([[0.0, 1.0, 0.0], [0.5, 0.5, 0.0]])
+    np.testing.assert_allclose(reference.smoothed(targets, 0.3), [[0.1, 0.8, 0.1], [0.45, 0.45, 0.1]], rtol=1e-15)
+    np.testing.assert_array_equal(reference.smoothed(targets, 0.0), targets)
+
+
+def test_smoothed_labels_have_their_least_loss_at_finite_logits(random):
+    """Where the softmax equals them; every other place has a larger loss."""
+    targets = reference.smoothed(np.eye(4)[[2]], 0.2)
+    best = np.log(targets)
+    np.testing.assert_allclose(reference.softmax_cross_entropy_backward(best, targets), 0, atol=1e-15)
+    least = reference.softmax_cross_entropy(best, targets)
+    assert least == pytest.approx(-(targets * np.log(targets)).sum(), rel=1e-14)
+    for move in random.normal(size=(20, 1, 4)):
+        assert reference.softmax_cross_entropy(best + move, targets) > least
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
 def test_dtype_is_kept(random, dtype):
     x, w, b = (random.normal(size=s).astype(dtype) for s in ((2, 4, 4, 2), (3, 3, 2, 2), (2,)))
@@ -212,6 +230,7 @@ def test_dtype_is_kept(random, dtype):
         more_reference.dropout_backward(x, x.real > 0, 0.5),
         more_reference.global_average_pool2d(x),
         more_reference.global_average_pool2d_backward(x[:, 0, 0], x),
+        reference.smoothed(targets, 0.1),
         reference.softmax_cross_entropy(w[0, 0], targets),
         reference.softmax_cross_entropy_backward(w[0, 0], targets),
     ]

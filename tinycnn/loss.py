@@ -8,6 +8,8 @@ What this file is not: the model knows nothing of it. The loop in `tinycnn/train
 
 import numpy as np
 
+from tinycnn.arguments import fraction
+
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """p[n, k] = exp(logits[n, k]) / Σ_m exp(logits[n, m]).  logits (N, K) -> p (N, K), rows that sum to 1."""
@@ -19,9 +21,12 @@ class SoftmaxCrossEntropy:
     """loss = −1/N Σ_{n,k} target[n, k] · log softmax(logits)[n, k]: the mean over the batch.
 
     Labels are integers (N,) in 0 … K − 1, or rows of probabilities (N, K), one-hot or smoothed.
+    label_smoothing: the part s of each label that goes to all classes alike, target = (1 − s) · label + s / K, so that
+    the network has no reason to be ever more certain (`reference.smoothed`). Raises ValueError unless 0 ≤ s < 1.
     """
 
-    def __init__(self):
+    def __init__(self, label_smoothing: float = 0.0):
+        self.label_smoothing = float(fraction("label_smoothing", label_smoothing))
         self._dlogits = None
 
     def forward(self, logits: np.ndarray, labels: np.ndarray) -> float:
@@ -29,7 +34,8 @@ class SoftmaxCrossEntropy:
         logits = np.asarray(logits)
         if logits.ndim != 2 or not logits.size:
             raise ValueError(f"SoftmaxCrossEntropy: got logits of shape {logits.shape}, needs (N, classes), not empty")
-        targets = _targets(np.asarray(labels), logits)
+        targets = (1 - self.label_smoothing) * _targets(np.asarray(labels), logits)
+        targets += self.label_smoothing / logits.shape[1]
         best = np.arange(len(logits)), logits.argmax(axis=1)
         shifted = logits - logits[best][:, None]
         e = np.exp(shifted)

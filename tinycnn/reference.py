@@ -195,3 +195,16 @@ def softmax_cross_entropy_backward(logits: np.ndarray, targets: np.ndarray) -> n
     """
     e = np.exp(logits - logits.real.max(axis=1, keepdims=True))
     return (e / e.sum(axis=1, keepdims=True) - targets) / len(logits)
+
+
+def smoothed(targets: np.ndarray, smoothing: float) -> np.ndarray:
+    """(1 − s) · targets[n, k] + s / K, for a smoothing s: each row gives a part s of itself to all K classes alike.
+
+    The loss of plain labels falls as long as their logits grow, without end. That of smoothed ones is least at
+    p[label] = 1 − s + s / K: there p equals the target, and p − target, the gradient, is zero.
+    Source: Szegedy et al., Rethinking the Inception Architecture (2016), section 7.
+
+    >>> smoothed(np.array([[0.0, 1.0]]), smoothing=0.2)
+    array([[0.1, 0.9]])
+    """
+    return (1 - smoothing) * targets + smoothing / targets.shape[1]
