@@ -27,7 +27,15 @@ from tinycnn.augment import Distortion
 from tinycnn.files import alone_in, replacing
 from tinycnn.loss import SoftmaxCrossEntropy
 from tinycnn.mnist import load_mnist
-from tinycnn.preparation import count_classes, make_augmentation, make_average, make_model, make_optimizer, make_schedule, split
+from tinycnn.preparation import (
+    count_classes,
+    make_augmentation,
+    make_average,
+    make_model,
+    make_optimizer,
+    make_schedule,
+    split,
+)
 from tinycnn.presets import PRESETS, Recipe
 from tinycnn.tables import table
 from tinycnn.training import TrainingDiverged, train
@@ -103,7 +111,7 @@ def tune(options: argparse.Namespace, path: Path) -> list[dict]:
 
 
 def draw(seed: int, trial: int) -> dict:
-    """Settings at random from RANGES; each trial has its own generator, so it does not matter which were made before."""
+    """Settings at random from RANGES, by a generator for each trial: it does not matter which were made before."""
     generator = np.random.default_rng([seed, trial])
     return {name: drawn(generator) for name, drawn in RANGES.items()}
 

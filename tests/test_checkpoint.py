@@ -13,6 +13,7 @@ from kill_and_resume import kill_and_resume, results, train, write_data
 
 from tinycnn import SGD, Adam, BatchNorm, Conv2D, Dense, Dropout, Flatten, ReLU, Sequential, archive, constant
 from tinycnn.augment import random_shift
+from tinycnn.averaging import WeightAverage
 from tinycnn.checkpoint import Checkpoint
 from tinycnn.files import alone_in, replacing
 from tinycnn.training import COLUMNS, Position
@@ -28,7 +29,8 @@ def parts(optimizer, path, seed=0, settings=None) -> Checkpoint:
     layers = [Conv2D(3, 3), BatchNorm(), ReLU(), Flatten(), Dropout(0.3), Dense(8), ReLU(), Dropout(0.2), Dense(3)]
     model = Sequential(layers, (6, 6, 1), seed=seed)
     generators = {name: np.random.default_rng([seed, n]) for n, name in enumerate(("shuffling", "augmentation"))}
-    return Checkpoint(path, settings or {"seed": 0}, model, optimizer(model.parameters(), 0.01), generators)
+    average = WeightAverage(model, 0.9)
+    return Checkpoint(path, settings or {"seed": 0}, model, optimizer(model.parameters(), 0.01), generators, average)
 
 
 def go_on(checkpoint, images, labels, position=None, stop_after=None):
@@ -57,6 +59,7 @@ def go_on(checkpoint, images, labels, position=None, stop_after=None):
         batch_size=6,
         generator=checkpoint.generators["shuffling"],
         augment=lambda x: random_shift(x, 1, checkpoint.generators["augmentation"]),
+        average=checkpoint.average,
         validation=(images, labels),
         position=position,
         after_step=after_step,
@@ -88,6 +91,7 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_bit_for_bit(data, tmp_path,
     for (name, a), (_, b) in zip(undisturbed._arrays().items(), resumed._arrays().items(), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
     assert getattr(undisturbed.optimizer, "t", 0) == getattr(resumed.optimizer, "t", 0)
+    assert undisturbed.average.updates == resumed.average.updates == 8
 
 
 def test_time_spent_before_counts(data, tmp_path):
@@ -127,6 +131,7 @@ def test_other_settings_are_refused_by_name_and_nothing_changes(tmp_path):
         ({"generators": {}}, "shuffling"),
         ({"generators": {"shuffling": {}, "augmentation": {}}}, ""),
         ({"optimizer_steps": -1}, "optimizer_steps must be"),
+        ({"averaged": "x"}, "averaged must be"),
         ({"settings": 3}, ""),
     ],
 )

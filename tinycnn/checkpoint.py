@@ -1,7 +1,8 @@
 """A training that was stopped goes on as if it had not been: all that it consists of, in one file.
 
-That is the model's arrays and the optimizer's, the states of the random generators, and the position with the history.
-Beside them stand the settings: with others it would be another training, which is refused.
+That is the arrays of the model, of the optimizer and of the average of weights, the states of the random generators,
+and the position with the history. Beside them stand the settings: with others it would be another training, which is
+refused.
 
 What this file is not: it decides neither when to save nor where; `tinycnn/experiment.py` does.
 """
@@ -15,6 +16,7 @@ import numpy as np
 
 from tinycnn import archive
 from tinycnn.arguments import positive, whole
+from tinycnn.averaging import WeightAverage
 from tinycnn.model import Sequential
 from tinycnn.optim import SGD, Adam
 from tinycnn.training import COLUMNS, Position
@@ -33,6 +35,7 @@ class Checkpoint:
     model: Sequential
     optimizer: SGD | Adam
     generators: dict[str, np.random.Generator]
+    average: WeightAverage | None = None
 
     def save(self, position: Position) -> None:
         """Write the file, whole or not at all."""
@@ -41,6 +44,7 @@ class Checkpoint:
             "position": asdict(position),
             "generators": {name: g.bit_generator.state for name, g in self._all_generators().items()},
             "optimizer_steps": getattr(self.optimizer, "t", 0),
+            "averaged": self.average.updates if self.average else 0,
         }
         archive.write(self.path, archive.CHECKPOINT, description, self._arrays())
 
@@ -54,7 +58,7 @@ class Checkpoint:
             differences = list(_differences(description["settings"], json.loads(json.dumps(self.settings))))
             if not differences:
                 position = _position(description["position"])
-                steps = whole(description["optimizer_steps"], "optimizer_steps", 0)
+                steps, averaged = (whole(description[name], name, 0) for name in ("optimizer_steps", "averaged"))
                 states = description["generators"]
                 restored = {name: _generator(states[name]) for name in self._all_generators()}
                 archive.copy_all(arrays, self._arrays())
@@ -64,11 +68,13 @@ class Checkpoint:
             generator.bit_generator.state = restored[name].bit_generator.state
         if isinstance(self.optimizer, Adam):
             self.optimizer.t = steps
+        if self.average:
+            self.average.updates = averaged
         return position
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        """Every array by name: the model's own, and one or two of the optimizer for each parameter."""
-        arrays = dict(self.model.state())
+        """Every array by name: the model's own, their averages, and one or two of the optimizer for each parameter."""
+        arrays = dict(self.model.state() + (self.average.state() if self.average else []))
         for kind in ("velocities",) if isinstance(self.optimizer, SGD) else ("means", "squares"):
             for parameter, array in zip(self.optimizer.parameters, getattr(self.optimizer, kind), strict=True):
                 arrays[f"{parameter.name}.{kind}"] = array

@@ -19,6 +19,7 @@ import numpy as np
 from tinycnn.checkpoint import Checkpoint
 from tinycnn.files import alone_in, replacing
 from tinycnn.kernels.memory import give_back
+from tinycnn.loss import SoftmaxCrossEntropy
 from tinycnn.metrics import cross_entropy
 from tinycnn.mnist import load_mnist
 from tinycnn.model import Sequential
@@ -28,6 +29,7 @@ from tinycnn.preparation import (
     count_classes,
     identity,
     make_augmentation,
+    make_average,
     make_model,
     make_optimizer,
     make_schedule,
@@ -84,6 +86,7 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
             model,
             make_optimizer(recipe, model),
             {name: np.random.default_rng([settings.seed, n]) for n, name in ((1, "shuffling"), (2, "augmentation"))},
+            make_average(recipe, model),
         )
         position = Position()
         if settings.resume:
@@ -91,6 +94,7 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
         earlier = position.seconds + sum(row["seconds"] for row in position.history)
         history = _train(checkpoint, recipe, train_set, validation_set, position, out, say, progress)
 
+        model = Sequential.load(out / "model.npz")
         probabilities = model.predict_proba(test_set[0])
         metrics = {
             "preset": settings.preset,
@@ -107,7 +111,6 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
         samples = train_set[0][:6].copy()
         # Drawing needs memory as well: away with the images, and with all that layers and optimizer remember.
         del data, train_set, validation_set, checkpoint
-        model = Sequential.load(out / "model.npz")
         give_back()
         draw_training(out, history, model, first_weights, samples, make_augmentation(recipe, np.random.default_rng(0)))
         draw_test(out, model, *test_set, probabilities)
@@ -149,7 +152,7 @@ def _train(
             raise KeyboardInterrupt
 
     def after_epoch(position: Position) -> None:
-        write_results(out, model, position.history)
+        write_results(out, model, checkpoint.average, position.history)
         save(position)
         say(line(position.history[-1], recipe.epochs))
         if interrupted():
@@ -166,6 +169,8 @@ def _train(
                 batch_size=recipe.batch_size,
                 generator=generators["shuffling"],
                 augment=make_augmentation(recipe, generators["augmentation"]),
+                loss=SoftmaxCrossEntropy(recipe.label_smoothing),
+                average=checkpoint.average,
                 validation=validation_set,
                 position=position,
                 after_step=after_step,
@@ -185,7 +190,7 @@ def _restored(checkpoint: Checkpoint, out: Path, say: Callable[[str], None]) -> 
     position = checkpoint.restore()
     say(f"going on after step {position.step} of epoch {position.epoch}")
     if position.history:
-        write_results(out, checkpoint.model, position.history)
+        write_results(out, checkpoint.model, checkpoint.average, position.history)
     return position
 
 

@@ -11,6 +11,7 @@ from math import ceil
 import numpy as np
 
 from tinycnn.augment import random_distortion, random_shift
+from tinycnn.averaging import WeightAverage
 from tinycnn.mnist import Data
 from tinycnn.model import Sequential
 from tinycnn.more_layers import Normalize
@@ -107,6 +108,11 @@ def make_schedule(recipe: Recipe, steps_an_epoch: int) -> Schedule:
     if recipe.schedule == "one-cycle":
         return one_cycle(recipe.learning_rate, total, recipe.warm_up)
     raise ValueError(f"unknown schedule {recipe.schedule!r}; there are constant, step, cosine and one-cycle")
+
+
+def make_average(recipe: Recipe, model: Sequential) -> WeightAverage | None:
+    """The average of the model's weights, if the recipe wants one."""
+    return WeightAverage(model, recipe.averaging) if recipe.averaging else None
 
 
 def make_augmentation(recipe: Recipe, generator: np.random.Generator) -> Callable[[np.ndarray], np.ndarray] | None:

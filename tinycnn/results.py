@@ -8,10 +8,12 @@ import io
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
+from tinycnn.averaging import WeightAverage
 from tinycnn.explain import feature_maps, saliency
 from tinycnn.files import replacing
 from tinycnn.metrics import confusion_matrix
@@ -36,9 +38,13 @@ def writable_directory(path: Path) -> Path:
     return path
 
 
-def write_results(out: Path, model: Sequential, history: list[dict]) -> None:
-    """model.npz and history.csv; what an earlier run has left of other results would not fit them."""
-    model.save(out / "model.npz")
+def write_results(out: Path, model: Sequential, average: WeightAverage | None, history: list[dict]) -> None:
+    """model.npz, with the average of its weights if there is one, and history.csv.
+
+    What an earlier run has left of other results would not fit them.
+    """
+    with average.swapped() if average else nullcontext():
+        model.save(out / "model.npz")
     for of_an_earlier_run in ("metrics.json", *PICTURES):
         (out / of_an_earlier_run).unlink(missing_ok=True)
     write_history(out / "history.csv", history)

@@ -6,12 +6,13 @@ What this file is not: it reads and writes no file and knows no preset; `tinycnn
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 from tqdm import tqdm
 
+from tinycnn.averaging import WeightAverage
 from tinycnn.loss import SoftmaxCrossEntropy
 from tinycnn.model import Sequential
 from tinycnn.optim import SGD, Adam
@@ -58,6 +59,8 @@ def train(
     batch_size: int,
     generator: np.random.Generator,
     augment: Callable[[np.ndarray], np.ndarray] | None = None,
+    loss: SoftmaxCrossEntropy | None = None,
+    average: WeightAverage | None = None,
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     position: Position | None = None,
     after_step: Callable[[Position], None] | None = None,
@@ -68,7 +71,9 @@ def train(
 
     images (N, *model.input_shape), labels (N,) integers. The images are shuffled anew each epoch, by `generator`.
     schedule: the learning rate as a function of the number of steps made. augment: from a batch of images to another.
-    position: where an earlier training stopped; model, optimizer and generators must be what they were there.
+    loss: one that smooths labels, for example. average: of the model's weights, updated after each step; validation is
+    then with the averaged weights. position: where an earlier training stopped; model, optimizer, average and
+    generators must be what they were there.
     after_step is called with the position after each step but the last of an epoch, after_epoch with that at the
     beginning of the next epoch.
 
@@ -78,20 +83,24 @@ def train(
     check_data(images, labels, classes=model.output_shapes[-1][0])
     if epochs < 0 or batch_size < 1:
         raise ValueError(f"needs at least 0 epochs and batches of at least 1 image, got {epochs} and {batch_size}")
-    position = position or Position()
+    loss, position = loss or SoftmaxCrossEntropy(), position or Position()
     steps = math.ceil(len(images) / batch_size)
     while position.epoch <= epochs:
         started = time.perf_counter() - position.seconds
         with _restored_if_it_diverges(model), _bar(position, epochs, len(images), progress) as bar:
             for x, y in _batches(images, labels, batch_size, generator, augment, position):
                 optimizer.learning_rate = schedule((position.epoch - 1) * steps + position.step)
-                _train_step(model, optimizer, x, y, position)
+                _train_step(model, optimizer, loss, x, y, position)
+                if average:
+                    average.update()
                 position.seconds = time.perf_counter() - started
                 _show(bar, position)
                 if after_step and position.step < steps:
                     after_step(position)
             first = slice(batch_size)
-            row = _history_row(model, optimizer.learning_rate, (images[first], labels[first]), validation, position)
+            check_weights(model, images[first], labels[first], f"after epoch {position.epoch}", optimizer.learning_rate)
+            with average.swapped() if average else nullcontext():
+                row = _history_row(model, optimizer.learning_rate, validation, position)
         position = Position(position.epoch + 1, history=[*position.history, row])
         if after_epoch:
             after_epoch(position)
@@ -160,9 +169,8 @@ def _batches(images, labels, batch_size, generator, augment, position) -> Iterat
         yield augment(images[chosen]) if augment else images[chosen], labels[chosen]
 
 
-def _train_step(model, optimizer, x, y, position) -> None:
+def _train_step(model, optimizer, loss, x, y, position) -> None:
     """One step of gradient descent: x (N, ...) forward, loss, backward, better weights."""
-    loss = SoftmaxCrossEntropy()
     logits = model.forward(x, training=True)
     batch_loss = loss.forward(logits, y)
     position.step += 1
@@ -175,14 +183,12 @@ def _train_step(model, optimizer, x, y, position) -> None:
     position.seen += len(x)
 
 
-def _history_row(model, learning_rate, some_images, validation, position) -> dict:
+def _history_row(model, learning_rate, validation, position) -> dict:
     """The figures of an epoch whose steps are made."""
-    when = f"after epoch {position.epoch}"
-    check_weights(model, *some_images, when, learning_rate)
     validation_loss = validation_accuracy = None
     if validation is not None:
         validation_loss, validation_accuracy = evaluate(model, *validation)
-        _check_finite("validation loss", validation_loss, when, learning_rate)
+        _check_finite("validation loss", validation_loss, f"after epoch {position.epoch}", learning_rate)
     figures = (
         position.epoch,
         learning_rate,
