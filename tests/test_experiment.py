@@ -1,6 +1,7 @@
 """The main job and its command line, on small data: what it writes, what its options do, and how it fails."""
 
 import csv
+import importlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from test_mnist import small_data, write_files
 
-from tinycnn import Sequential, experiment, load_mnist
+from tinycnn import Sequential, archive, experiment, load_mnist
 from tinycnn.experiment import Settings, run
 from tinycnn.preparation import change, make_optimizer, make_schedule, pixel_statistics, split
 from tinycnn.presets import PRESETS, Recipe
@@ -38,6 +39,13 @@ def data_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("data")
     write_files(directory, arrays)
     return directory
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """script("evaluate") is the module."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    return importlib.import_module
 
 
 @pytest.fixture
@@ -207,6 +215,52 @@ def test_all_images_equal(tmp_path):
     assert math.isfinite(metrics["test_loss"])
 
 
+@pytest.mark.parametrize(
+    "what",
+    ["one class", "a class that is missing", "one image of each", "one white pixel", "one test image", "no zeros"],
+)
+def test_odd_data_are_no_reason_to_warn_or_to_fail(tmp_path, what, script):
+    """Trained, drawn and evaluated: warnings are errors here."""
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, size=(30, 12, 12), dtype=np.uint8), np.arange(30, dtype=np.uint8) % 3
+    test = images, labels
+    if what == "one class":
+        labels = 0 * labels
+        test = images, labels
+    elif what == "a class that is missing":
+        labels = 2 * (labels > 0).astype(np.uint8)
+        test = images, labels
+    elif what == "one image of each":
+        images, labels = images[:3], labels[:3]
+    elif what == "one white pixel":
+        images = np.zeros_like(images)
+        images[0, 5, 5] = 255
+    elif what == "one test image":
+        test = images[:1], labels[:1]
+    else:
+        images = np.maximum(images, 200)
+    write_files(tmp_path / "data", [images, labels, *test])
+    settings = Settings("classic", {"epochs": 1, "batch_size": 7}, data_dir=tmp_path / "data", out=tmp_path)
+    metrics = run(settings, print, progress=False)
+    assert math.isfinite(metrics["test_loss"])
+    assert all(math.isfinite(float(v)) for row in history_of(tmp_path) for v in row.values() if v)
+    assert (
+        script("evaluate").main(
+            [str(tmp_path / "model.npz"), "--data-dir", str(tmp_path / "data"), "--plots", str(tmp_path / "plots")]
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize("preset", ["standard", "fast", "small"])
+def test_batches_of_one_image(tmp_path, preset):
+    """Batch normalisation too has an image's pixels to take a mean of."""
+    arrays = small_data(5, 3, size=(28, 28))
+    write_files(tmp_path / "data", arrays)
+    settings = Settings(preset, {"epochs": 1, "batch_size": 1}, data_dir=tmp_path / "data", out=tmp_path)
+    assert math.isfinite(run(settings, print, progress=False)["test_loss"])
+
+
 def test_pixel_statistics(random):
     images = random.integers(0, 256, size=(2500, 3, 4), dtype=np.uint8)
     mean, std = pixel_statistics(images)
@@ -337,9 +391,29 @@ def test_a_diverged_training_keeps_what_was_saved_before(options, tmp_path, monk
         experiment, "make_schedule", lambda recipe, steps_an_epoch: lambda step: 0.01 if step < 10 else 1e30
     )
     assert main([*options, "--epochs", "3", "--optimizer", "sgd"]) == 1
-    assert "of epoch 2" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "of epoch 2, learning rate 1e+30" in said
+    assert f"the last good checkpoint is {tmp_path / 'out' / 'checkpoint.npz'}" in said
     assert len(history_of(tmp_path / "out")) == 1
     assert all(np.isfinite(array).all() for _, array in Sequential.load(tmp_path / "out" / "model.npz").state())
+
+
+@pytest.mark.parametrize("when", ["before anything is saved", "after a while"])
+def test_weights_that_are_not_finite_are_never_saved(options, tmp_path, monkeypatch, capsys, when):
+    """Every step would be saved, but the ones that break the weights are caught before."""
+    monkeypatch.setattr(experiment, "SAVE_EVERY", 0)
+    good = 0 if when == "before anything is saved" else 4
+    rates = lambda recipe, steps_an_epoch: lambda step: 0.01 if step < good else 1e30  # noqa: E731
+    monkeypatch.setattr(experiment, "make_schedule", rates)
+    assert main([*options, "--epochs", "2", "--optimizer", "sgd"]) == 1
+    said, path = capsys.readouterr().err, tmp_path / "out" / "checkpoint.npz"
+    if not good:
+        assert "there is no checkpoint yet" in said
+        assert not path.exists()
+    else:
+        with archive.reading(path, archive.CHECKPOINT) as (description, arrays):
+            assert description["position"]["step"] == good
+            assert all(np.isfinite(array).all() for array in arrays.values())
 
 
 def test_ctrl_c(options, tmp_path, monkeypatch, capsys):

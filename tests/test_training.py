@@ -19,6 +19,7 @@ from tinycnn import (
     SoftmaxCrossEntropy,
     constant,
 )
+from tinycnn.averaging import WeightAverage
 from tinycnn.training import COLUMNS, TrainingDiverged, evaluate, train
 
 
@@ -108,6 +109,43 @@ def test_the_schedule_is_asked_for_every_step(stripes):
         generator=np.random.default_rng(0),
     )
     assert steps == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_average_is_of_every_step_and_is_what_validation_sees(stripes):
+    model = small_model()
+    average, values = WeightAverage(model, 0.9), []
+    run(stripes, model, average=average, after_step=lambda _: values.append(1), epochs=1, batch_size=30)
+    assert average.updates == 3
+    model = small_model()
+    average = WeightAverage(model, 0.9)
+    _, history = run(stripes, model, average=average, validation=stripes, epochs=2)
+    own = evaluate(model, *stripes)
+    with average.swapped():
+        averaged = evaluate(model, *stripes)
+    assert (history[-1]["validation_loss"], history[-1]["validation_accuracy"]) == averaged != own
+
+
+def test_the_average_does_not_touch_the_training(stripes):
+    alone, _ = run(stripes)
+    model = small_model()
+    run(stripes, model, average=WeightAverage(model, 0.99), validation=stripes)
+    for (name, a), (_, b) in zip(alone.state(), model.state(), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def test_smoothed_labels_reach_the_loss(stripes):
+    """It can't get below the entropy of a smoothed label, and comes near."""
+    rows = [run(stripes, epochs=8, loss=SoftmaxCrossEntropy(s))[1][-1] for s in (0.0, 0.2)]
+    least = -(1 - 0.2 * 2 / 3) * np.log(1 - 0.2 * 2 / 3) - 0.4 / 3 * np.log(
+        0.2 / 3
+    )  # the entropy of the smoothed label
+    assert rows[0]["train_loss"] < 0.1 < least < rows[1]["train_loss"] < least + 0.1
+
+
+def test_a_validation_loss_that_is_not_finite_stops(stripes):
+    huge = (np.float32(1e38) * stripes[0], stripes[1])
+    with pytest.raises(TrainingDiverged, match=r"the validation loss is (nan|inf) after epoch \d, learning rate 0\.01"):
+        run(stripes, Sequential([Flatten(), Dense(20), Dense(3)], (8, 8, 1)), validation=huge)
 
 
 def test_same_seeds_same_weights_bit_for_bit(stripes):
