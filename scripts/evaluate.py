@@ -1,4 +1,4 @@
-"""How good is a trained model? Accuracy, loss, each class, the confusion matrix; with --plots, pictures as well.
+"""How good is a trained model? Accuracy, loss, calibration, each class, confusions; with --plots, pictures as well.
 
 python scripts/evaluate.py runs/standard/model.npz
 python scripts/evaluate.py runs/a/model.npz runs/b/model.npz        the mean of their probabilities
@@ -12,7 +12,14 @@ import numpy as np
 from train_mnist import show
 
 from tinycnn import Sequential, load_mnist
-from tinycnn.metrics import class_table, confusion_matrix, confusion_table, cross_entropy
+from tinycnn.metrics import (
+    calibration,
+    class_table,
+    confusion_matrix,
+    confusion_table,
+    cross_entropy,
+    expected_calibration_error,
+)
 from tinycnn.preparation import count_classes
 from tinycnn.results import draw_test
 
@@ -28,9 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
         probabilities = mean_probabilities(models, images)
         if labels.max() >= probabilities.shape[1]:
             raise ValueError(f"the data have {labels.max() + 1} classes, but the models know {probabilities.shape[1]}")
+        bins = calibration(labels, probabilities)
+        calibration_error = expected_calibration_error(bins)
         if options.plots:
+            from tinycnn import plots  # not before it is needed: Matplotlib takes long to load
+
             options.plots.mkdir(parents=True, exist_ok=True)
             draw_test(options.plots, models[0], images, labels, probabilities)
+            plots.save(plots.reliability(bins, calibration_error), options.plots / "calibration.png")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -38,9 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     who = options.models[0] if len(models) == 1 else f"the mean of {len(models)} models"
     print(f"{who} on {len(labels):,} test images")
     print(f"accuracy {np.trace(confusion) / len(labels):.2%}, loss {cross_entropy(labels, probabilities):.4f}")
+    print(f"expected calibration error {calibration_error:.2%}")
     print(f"\n{class_table(confusion)}\n\n{confusion_table(confusion)}")
     if options.plots:
-        print(f"\ndrawn in {options.plots}: confusion, mistakes, predictions, feature_maps, saliency (.png)")
+        names = "confusion, mistakes, calibration, predictions, feature_maps, saliency"
+        print(f"\ndrawn in {options.plots}: {names} (.png)")
     return show(sorted(options.plots.glob("*.png"))) if options.show and options.plots else 0
 
 

@@ -11,6 +11,7 @@ stopped. OUT/trials.png shows the accuracy against each setting.
 import argparse
 import csv
 import io
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -171,7 +172,7 @@ def read_rows(path: Path, job: dict) -> list[dict]:
         for name, value in {**job, "trial": number}.items():
             if row[name] != ("" if value is None else str(value)):
                 raise ValueError(f"{path} is of another search: {name} is {row[name]!r} there, {value!r} now")
-        row |= job | {name: float(row[name]) for name in ("trial", *RANGES, *JUDGED)}
+        row |= job | {name: json.loads(row[name]) for name in ("trial", *RANGES, *JUDGED)}
     return rows
 
 

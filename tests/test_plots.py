@@ -70,6 +70,27 @@ def test_confusion_writes_every_count_and_colours_mistakes():
     assert bar.get_ylabel() == "mistakes"
 
 
+def test_reliability_shows_what_is_right_beside_what_was_said(tmp_path):
+    rows = np.array([[0, 0, 0], [0, 0, 0], [0.7, 0.9, 10], [0.95, 0.8, 1200]])
+    figure = plots.reliability(rows, 0.1234)
+    above, below = figure.axes
+    right, gap = ([patch.get_bbox().bounds for patch in bars] for bars in above.containers)
+    np.testing.assert_allclose(
+        right, [(0.5, 0, 0.25, 0.9), (0.75, 0, 0.25, 0.8)], atol=1e-12
+    )  # left, foot, width, height
+    np.testing.assert_allclose([(foot, foot + height) for _, foot, _, height in gap], [(0.9, 0.7), (0.8, 0.95)])
+    np.testing.assert_array_equal(above.lines[0].get_xydata(), [(0, 0), (1, 1)])
+    assert [bar.get_height() for bar in below.patches] == [10, 1200]
+    assert [text.get_text() for text in below.texts] == ["10", "1200"]
+    assert [text.get_position()[0] for text in below.texts] == [0.625, 0.875]
+    assert below.get_yscale() == "log"
+    assert above.get_title() == "Expected calibration error 12.34%"
+    assert above.get_xlim() == below.get_xlim() == (0, 1)
+    assert all(axes.get_ylabel() for axes in figure.axes)
+    plots.save(figure, tmp_path / "a.png")
+    plots.save(plots.reliability(np.zeros((15, 3)), 0.0), tmp_path / "b.png")  # nothing is no error
+
+
 def test_predictions_say_what_and_how_surely(random):
     images = random.integers(0, 256, (3, 28, 28), np.uint8)
     probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]])

@@ -76,9 +76,10 @@ def test_evaluate(script, capsys, tmp_path):
     accuracy, loss = re.search(r"accuracy (\d\d\.\d\d)%, loss (\d\.\d{4})", printed).groups()
     assert float(accuracy) > 99.3
     assert float(loss) < 0.02
+    assert 0 < float(re.search(r"expected calibration error (\d\.\d\d)%", printed)[1]) < 1
     assert "precision" in printed
     assert "true \\ taken for" in printed
-    names = {"confusion", "mistakes", "predictions", "feature_maps", "saliency"}
+    names = {"calibration", "confusion", "mistakes", "predictions", "feature_maps", "saliency"}
     assert {path.stem for path in (tmp_path / "plots").glob("*.png")} == names
 
 

@@ -1,5 +1,6 @@
 """tinycnn: a convolutional network by hand, in NumPy and Numba. See README.md for the order to read it in."""
 
+from tinycnn.averaging import WeightAverage
 from tinycnn.idx import read_idx, write_idx
 from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, Parameter, ReLU
 from tinycnn.loss import SoftmaxCrossEntropy, softmax
@@ -25,6 +26,7 @@ __all__ = [
     "ReLU",
     "Sequential",
     "SoftmaxCrossEntropy",
+    "WeightAverage",
     "constant",
     "cosine",
     "load_mnist",

@@ -1,10 +1,11 @@
-"""How good a trained network is, class by class, from labels and probabilities.
+"""How good a trained network is, class by class, and how honest about it, from labels and probabilities.
 
 What this file is not: it runs no network and draws nothing.
 """
 
 import numpy as np
 
+from tinycnn.arguments import whole
 from tinycnn.tables import table
 
 
@@ -33,6 +34,33 @@ def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """−mean log p[label], in nats. A probability of 0 counts as the smallest number that is not 0."""
     p = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.log(np.maximum(p, np.finfo(np.float64).tiny)).mean())
+
+
+def calibration(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> np.ndarray:
+    """Is the network right as often as it says? 0 … 1 is cut into equal parts, the bins, and each image put into the
+    one that its highest probability lies in. For each bin (a row): the mean of those probabilities, the confidence; the
+    share of its images whose most probable class is the right one, the accuracy; and how many images there are.
+
+    An edge belongs to the bin below it. All three are 0 where there are no images.
+    labels (N,), probabilities (N, K) -> (bins, 3).
+    Source: Guo et al., On calibration of modern neural networks (2017), section 2.
+
+    >>> calibration(np.array([0, 1]), np.array([[0.8, 0.2], [0.75, 0.25]]), bins=2)
+    array([[0.   , 0.   , 0.   ],
+           [0.775, 0.5  , 2.   ]])
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    chosen = np.searchsorted(np.arange(1, whole(bins, "bins")) / bins, confidence)
+    counts = np.bincount(chosen, minlength=bins)
+    sums = [np.bincount(chosen, values, minlength=bins) for values in (confidence, right)]
+    return np.stack([*(sums / np.maximum(1, counts)), counts], axis=1)
+
+
+def expected_calibration_error(rows: np.ndarray) -> float:
+    """The mean of |accuracy − confidence| over all images, from the rows of `calibration`: 0 is perfect."""
+    confidence, accuracy, counts = rows.T
+    return float((counts * np.abs(accuracy - confidence)).sum() / max(1, counts.sum()))
 
 
 def class_table(confusion: np.ndarray) -> str:

@@ -63,6 +63,33 @@ def confusion(matrix: np.ndarray) -> Figure:
     return figure
 
 
+def reliability(rows: np.ndarray, error: float) -> Figure:
+    """How often the network is right against how sure it is, and below it, how many images that is about.
+
+    rows (bins, 3) as `tinycnn.metrics.calibration` returns them; error: their expected calibration error.
+    """
+    width, used = 1 / len(rows), rows[:, 2] > 0
+    middles, (confidence, accuracy, counts) = (np.flatnonzero(used) + 0.5) * width, rows[used].T
+    figure = Figure(figsize=(6.4, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
+    above.bar(middles, accuracy, width, color=TRAIN, alpha=0.6, edgecolor="white", label="accuracy")
+    gap = {"color": "none", "edgecolor": VALIDATION, "hatch": "////", "label": "gap to the mean confidence"}
+    above.bar(middles, confidence - accuracy, 0.85 * width, bottom=accuracy, **gap)
+    above.plot((0, 1), (0, 1), color="black", linestyle="--", label="right as often as it says")
+    above.set(title=f"Expected calibration error {error:.2%}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    above.legend(loc="upper left")
+    below.bar(middles, counts, width, color=TRAIN, alpha=0.6, edgecolor="white")
+    for x, count in zip(middles, counts, strict=True):
+        below.text(x, 1.2 * count, f"{count:.0f}", ha="center", fontsize=8)
+    below.set(xlabel="confidence (the highest probability)", ylabel="images", yscale="log")
+    below.set_ylim(0.5, 5 * counts.max(initial=1))
+    below.minorticks_off()
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    return figure
+
+
 def predictions(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, title: str) -> Figure:
     """A grid of images (N, H, W), each with what it was taken for and how surely; mistakes in vermilion with the truth.
 

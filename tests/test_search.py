@@ -1,0 +1,121 @@
+"""tune.py and reproduce.py: what they draw, judge by, write and go on from."""
+
+import csv
+import importlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kill_and_resume import write_data
+
+from tinycnn import write_idx
+from tinycnn.presets import PRESETS, lenet
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    write_data(tmp_path / "data", np.random.default_rng(0))
+    return tmp_path / "data"
+
+
+def tune(script, tmp_path, data_dir, *more) -> list[dict]:
+    arguments = ["--preset", "small", "--epochs", "1", "--images", "200", "--validation", "100", "--quiet"]
+    out = ["--out", str(tmp_path / "out"), "--data-dir", str(data_dir)]
+    assert script("tune").main([*arguments, *out, *more]) == 0
+    with open(tmp_path / "out" / "trials.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def without_seconds(rows):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def test_a_second_call_goes_on_and_ends_like_one_call(script, tmp_path, data_dir, capsys):
+    first = tune(script, tmp_path, data_dir, "--trials", "1")
+    both = tune(script, tmp_path, data_dir, "--trials", "2")
+    assert both[0] == first[0]  # not made again: its seconds are the same
+    assert "all 2 trials are in" in capsys.readouterr().out
+    assert (tmp_path / "out" / "trials.png").stat().st_size > 10_000
+    (tmp_path / "out" / "trials.csv").unlink()
+    assert without_seconds(tune(script, tmp_path, data_dir, "--trials", "2")) == without_seconds(both)
+    assert both[0]["learning_rate"] != both[1]["learning_rate"]
+
+
+def test_the_test_images_are_never_looked_at(script, tmp_path, data_dir):
+    """Other test images, the same rows; other held-out images, others."""
+    rows = tune(script, tmp_path, data_dir, "--trials", "1")
+    (tmp_path / "out" / "trials.csv").unlink()
+    write_idx(data_dir / "t10k-images-idx3-ubyte", np.zeros((100, 28, 28), np.uint8))
+    assert without_seconds(tune(script, tmp_path, data_dir, "--trials", "1")) == without_seconds(rows)
+    (tmp_path / "out" / "trials.csv").unlink()
+    labels = np.roll(np.arange(450) % 4, 1).astype(np.uint8)
+    write_idx(data_dir / "train-labels-idx1-ubyte", labels)
+    assert without_seconds(tune(script, tmp_path, data_dir, "--trials", "1")) != without_seconds(rows)
+
+
+def test_rows_of_another_search_are_refused(script, tmp_path, data_dir, capsys):
+    tune(script, tmp_path, data_dir, "--trials", "1")
+    out = ["--out", str(tmp_path / "out"), "--data-dir", str(data_dir)]
+    same = ["--preset", "small", "--epochs", "1", "--images", "200", "--validation", "100"]
+    assert script("tune").main([*out, *same, "--epochs", "2"]) == 1
+    assert "is of another search: epochs is '1' there, 2 now" in capsys.readouterr().err
+    (tmp_path / "out" / "trials.csv").write_text("a,b\n1,2\n")
+    assert script("tune").main([*out, *same]) == 1
+    assert "is not a file of this script" in capsys.readouterr().err
+
+
+def test_settings_are_drawn_from_their_ranges_and_reach_the_recipe(script):
+    module = script("tune")
+    drawn = [module.draw(0, trial) for trial in range(300)]
+    rates, factors = (np.array([d[name] for d in drawn]) for name in ("learning_rate", "augmentation"))
+    assert 1e-3 <= rates.min() < 1.1e-3 < 2.7e-2 < rates.max() <= 3e-2
+    assert 90 < (rates < np.sqrt(1e-3 * 3e-2)).sum() < 210  # by factors
+    assert 0 <= factors.min() < 0.05 < 1.95 < factors.max() <= 2
+    assert {d["batch_size"] for d in drawn} == {32, 64, 128, 256}
+    d = drawn[0] | {"augmentation": 0.5, "width": 0.5}
+    recipe, preset = module.recipe_of("best", d, 10, 3), PRESETS["best"](10)
+    for name in ("learning_rate", "batch_size", "weight_decay", "label_smoothing", "averaging"):
+        assert getattr(recipe, name) == d[name]
+    assert recipe.epochs == 3
+    assert recipe.distortion.rotation == preset.distortion.rotation / 2
+    assert recipe.distortion.smoothness == preset.distortion.smoothness
+    assert recipe.layers[0].filters == preset.layers[0].filters // 2
+    assert module.recipe_of("lenet", d, 10, None).epochs == PRESETS["lenet"](10).epochs
+    assert module.recipe_of("standard", d, 10, None).shift == 1
+
+
+def test_a_trial_that_diverges_is_a_row(script, tmp_path, data_dir, monkeypatch):
+    module = script("tune")
+    monkeypatch.setitem(module.RANGES, "learning_rate", lambda generator: 1e30)
+    row = tune(script, tmp_path, data_dir, "--trials", "1")[0]
+    assert float(row["validation_accuracy"]) == 0.25
+
+
+def test_reproduce(script, tmp_path, data_dir, monkeypatch, capsys):
+    """Two trainings, their means; the second call trains nothing; another recipe under the same name is refused."""
+    module, out = script("reproduce"), tmp_path / "out"
+    command = ["--presets", "lenet", "--seeds", "2", "--data-dir", str(data_dir), "--out", str(out), "--quiet"]
+    assert module.main(command) == 0
+    first = capsys.readouterr().out
+    metrics = [json.loads((out / f"lenet-{seed}" / "metrics.json").read_text()) for seed in (0, 1)]
+    accuracy = np.array([m["test_accuracy"] for m in metrics])
+    assert f"{100 * accuracy.mean():.2f} ± {100 * accuracy.std(ddof=1):.2f} %" in first
+    assert "mean of 2 `lenet`" in first
+    assert (out / "table.md").read_text() == first
+    weights = (out / "lenet-1" / "model.npz").read_bytes()
+    assert module.main(command) == 0
+    assert capsys.readouterr().out == first
+    assert (out / "lenet-1" / "model.npz").read_bytes() == weights
+    monkeypatch.setitem(module.PRESETS, "lenet", lambda classes: replace(lenet(classes), momentum=0.5))
+    assert module.main(command) == 1
+    assert "is of another training: momentum was 0.9, is 0.5 now" in capsys.readouterr().err
