@@ -32,6 +32,7 @@ TARGETS = {  # the file: the tests that know it best, the fastest first
     "tinycnn/metrics.py": ["tests/test_metrics.py"],
     "tinycnn/optim.py": ["tests/test_optim.py"],
     "tinycnn/schedules.py": ["tests/test_optim.py"],
+    "tinycnn/augment.py": ["tests/test_augment.py"],
     "tinycnn/idx.py": ["tests/test_idx.py"],
     "tinycnn/kernels/batch_norm.py": ["tests/test_kernels.py", "-k", "batch_norm or moments"],
     "tinycnn/kernels/convolution.py": ["tests/test_kernels.py", "-k", "convolution or winograd_is or two_pixels"],
@@ -40,6 +41,7 @@ TARGETS = {  # the file: the tests that know it best, the fastest first
     "tinycnn/kernels/memory.py": ["tests/test_memory.py"],
     "tinycnn/kernels/parallel.py": ["tests/test_kernels.py", "tests/test_memory.py"],
     "tinycnn/kernels/pooling.py": ["tests/test_kernels.py", "-k", "pool"],
+    "tinycnn/kernels/resampling.py": ["tests/test_augment.py"],
     "tinycnn/kernels/vector.py": ["tests/test_kernels.py"],
     "tinycnn/kernels/winograd.py": ["tests/test_kernels.py", "-k", "winograd"],
 }

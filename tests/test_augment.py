@@ -8,7 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinycnn.augment import Distortion, random_displacements, random_distortion, random_maps, random_shift
+from tinycnn.augment import (
+    Distortion,
+    _smoothing,
+    random_displacements,
+    random_distortion,
+    random_maps,
+    random_shift,
+)
 from tinycnn.kernels.resampling import resample
 
 ALL = Distortion(rotation=25, scaling=0.3, shift=2.5, shear=15, elastic=1.5, smoothness=3.5)
@@ -180,6 +187,14 @@ def test_displacements_are_noise_under_a_gaussian(random):
     assert abs((down[:, 1:] * down[:, :-1]).mean()) < 0.06 * elastic**2
 
 
+def test_few_points_of_noise_are_as_good_as_many():
+    """Along one axis, exactly: what two places have in common, at the edges as well."""
+    for length, sigma in [(28, 4), (29, 4), (28, 6.5), (28, 1), (1, 3)]:
+        G = _smoothing(length, sigma).astype(np.float64)
+        distance = np.subtract.outer(np.arange(length), np.arange(length))
+        np.testing.assert_allclose(G @ G.T, np.exp(-(distance**2) / (4 * sigma**2)), atol=0.004)
+
+
 # ---------------------------------------------------------------------------------------------------- the whole
 
 
@@ -188,11 +203,11 @@ def distorted(images: np.ndarray, distortion: Distortion, seed: int) -> np.ndarr
     random = np.random.default_rng(seed)
     count, height, width = images.shape
     draws, sigma = random.uniform(-1, 1, size=(6, count)), distortion.smoothness
-    down, across = (1 + int(np.ceil((length - 1) / sigma)) + 4 for length in (height, width))  # points, σ apart
+    down, across = (1 + int(np.ceil((length - 1) / sigma)) + 2 for length in (height, width))  # points, σ apart
     noise = (random.random((down, count, 2, across), np.float32) - 0.5) * 12**0.5 * distortion.elastic
 
     def weights(pixel: int, points: int) -> np.ndarray:
-        row = np.array([exp(-((pixel - sigma * (point - 2)) ** 2) / (2 * sigma**2)) for point in range(points)])
+        row = np.array([exp(-((pixel - sigma * (point - 1)) ** 2) / (2 * sigma**2)) for point in range(points)])
         return row / (row**2).sum() ** 0.5
 
     centre, result = np.array([(height - 1) / 2, (width - 1) / 2]), np.empty(images.shape)

@@ -106,10 +106,10 @@ def random_displacements(
 def _smoothing(length: int, sigma: float) -> np.ndarray:
     """G (length, points): G · noise is the noise smoothed by a Gaussian of this σ, along one axis of the image.
 
-    The noise lives on points σ apart: the Gaussian blurs them into one another so well that noise on every pixel would
-    look the same. Each row of G has the length 1, so that noise of variance 1 stays of variance 1.
+    The noise lives on points σ apart. The Gaussian blurs them into one another so well that G · Gᵀ, what places have in
+    common, is within 0.004 of what it would be with noise everywhere. Each row of G has length 1: the variance stays.
     """
-    points = sigma * np.arange(-2, np.ceil((length - 1) / sigma) + 3)  # two more on either side
+    points = sigma * np.arange(-1, np.ceil((length - 1) / sigma) + 2)  # one more on either side
     weights = np.exp(-(((np.arange(length)[:, None] - points) / sigma) ** 2) / 2)
     return (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype(np.float32)
 
