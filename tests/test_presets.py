@@ -17,6 +17,10 @@ from tinycnn.presets import PRESETS
         ("classic", 225_034, 26 * 26 * 32 * 9 + 11 * 11 * 64 * 288 + 1600 * 128 + 1280),
         # LeNet-5: 156 + 2,416 + 48,120 + 10,164 + 850
         ("lenet", 61_706, 28 * 28 * 6 * 25 + 10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 840),
+        # convolutions 72 + 576 + 1,152 + 2,304 + 2,304, batch normalisation 2 · (8 + 8 + 16 + 16 + 16), dense 1,450
+        ("small", 7_986, 798_912),
+        # 32 filters of 5×5, then 3×3: 64, 64 on 12×12, 128 on 6×6, 128 on 4×4; dense 2048 → 10
+        ("best", 298_602, 460_800 + 144 * 64 * (288 + 576) + 36 * 128 * 576 + 16 * 128 * 1152 + 20_480),
     ],
 )
 def test_size(name, parameters, multiply_adds):
@@ -34,7 +38,10 @@ def test_classes_and_recipes_are_new_each_time():
         assert make(7).layers[0] is not make(7).layers[0]
 
 
-@pytest.mark.parametrize(("name", "accuracy"), [("standard", 0.93), ("fast", 0.88), ("classic", 0.8), ("lenet", 0.9)])
+@pytest.mark.parametrize(
+    ("name", "accuracy"),
+    [("standard", 0.93), ("fast", 0.88), ("classic", 0.8), ("lenet", 0.9), ("small", 0.8), ("best", 0.9)],
+)
 def test_every_preset_learns_real_digits(tmp_path, name, accuracy):
     """6,000 of the images, one epoch or two: far from what it can do, far above what it could without learning."""
     changes = {"epochs": 2 if name in ("classic", "lenet") else 1}
