@@ -46,12 +46,13 @@ def two_classes(*first: float, dtype=np.float64) -> np.ndarray:
 
 
 def test_calibration_by_hand():
-    """Of four bins the third gets 0.6 (right) and 0.7 (wrong), the last 0.9 (right), 0.95 (right) and 0.8 (wrong)."""
-    probabilities = two_classes(0.6, 0.7, 0.1, 0.95, 0.2)
-    rows = calibration(np.array([0, 1, 1, 0, 0]), probabilities, bins=4)
-    np.testing.assert_allclose(rows, [[0, 0, 0], [0, 0, 0], [0.65, 1 / 2, 2], [2.65 / 3, 2 / 3, 3]], rtol=1e-14)
-    expected = 2 / 5 * (0.65 - 1 / 2) + 3 / 5 * (2.65 / 3 - 2 / 3)
-    assert expected_calibration_error(rows) == pytest.approx(expected, rel=1e-13)
+    """Of five bins one gets 0.55 (right), one 0.65 (right), 0.7 (wrong), one 0.9 and 0.95 (right) and 0.85 (wrong)."""
+    probabilities = two_classes(0.55, 0.65, 0.7, 0.1, 0.95, 0.15)
+    rows = calibration(np.array([0, 0, 1, 1, 0, 0]), probabilities, bins=5)
+    expected = [[0, 0, 0], [0, 0, 0], [0.55, 1, 1], [0.675, 1 / 2, 2], [0.9, 2 / 3, 3]]
+    np.testing.assert_allclose(rows, expected, rtol=1e-14)
+    error = 1 / 6 * (1 - 0.55) + 2 / 6 * (0.675 - 1 / 2) + 3 / 6 * (0.9 - 2 / 3)
+    assert expected_calibration_error(rows) == pytest.approx(error, rel=1e-13)
 
 
 def test_perfectly_calibrated():
@@ -70,6 +71,7 @@ def test_always_certain_and_always_wrong(bins):
     assert not rows[:-1].any()
     assert expected_calibration_error(rows) == 1
     assert expected_calibration_error(calibration(np.array([0, 0]), two_classes(1, 1), bins)) == 0
+    assert expected_calibration_error(calibration(np.array([1]), two_classes(1), bins)) == 1
 
 
 def test_a_single_bin_compares_the_means(random):

@@ -115,9 +115,9 @@ class BatchNorm(Layer):
 
 
 class Dropout(Layer):
-    """In training, y = x / (1 − rate) with probability 1 − rate, else 0; in inference y = x.
+    """y = x / (1 − rate) with probability 1 − rate, else 0; in inference y = x   (`more_reference.dropout`).
 
-    (`more_reference.dropout`.) The mask comes from `generator`, which the model seeds.
+    The mask comes from `generator`, which the model seeds.
     """
 
     def __init__(self, rate: float):

@@ -92,10 +92,10 @@ def global_average_pool2d(x: np.ndarray) -> np.ndarray:
 
 
 def global_average_pool2d_backward(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """dx[n, i, j, c] = dy[n, c] / (H · W): wherever in the image a number stands, the mean follows it by that much.
+    """dx[n, i, j, c] = dy[n, c] / (H · W): each number counts for 1 / (H · W) in its channel's mean, and nowhere else.
 
     dy (N, C), x (N, H, W, C) -> dx (N, H, W, C).
     Proven by: `tests/test_reference.py::test_global_average_pool2d_backward_is_the_derivative`.
     """
     height, width = x.shape[1:3]
-    return np.broadcast_to(dy[:, None, None] / (height * width), x.shape)
+    return (dy / (height * width))[:, None, None].repeat(height, axis=1).repeat(width, axis=2)

@@ -1,4 +1,4 @@
-"""Batch normalisation as hot loops over a matrix x (rows, channels); the formulas are in `tinycnn/reference.py`.
+"""Batch normalisation as hot loops over a matrix x (rows, channels); the formulas are in `tinycnn/more_reference.py`.
 
 The rows are shared out in a fixed number of parts, each summed into a row of its own, and the parts are added in
 order: the sums are equal bit for bit at any number of threads.
