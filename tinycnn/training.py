@@ -87,7 +87,7 @@ def train(
     steps = math.ceil(len(images) / batch_size)
     while position.epoch <= epochs:
         started = time.perf_counter() - position.seconds
-        with _restored_if_it_diverges(model), _bar(position, epochs, len(images), progress) as bar:
+        with _restored_if_it_diverges(model, average), _bar(position, epochs, len(images), progress) as bar:
             for x, y in _batches(images, labels, batch_size, generator, augment, position):
                 optimizer.learning_rate = schedule((position.epoch - 1) * steps + position.step)
                 _train_step(model, optimizer, loss, x, y, position)
@@ -148,8 +148,8 @@ def _check_finite(what: str, loss: float, when: str, learning_rate: float) -> No
 
 
 @contextmanager
-def _restored_if_it_diverges(model: Sequential) -> Iterator[None]:
-    before = [(array, array.copy()) for _, array in model.state()]
+def _restored_if_it_diverges(model: Sequential, average: WeightAverage | None) -> Iterator[None]:
+    before = [(array, array.copy()) for _, array in model.state() + (average.state() if average else [])]
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is reported, once
             yield
