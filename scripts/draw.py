@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         server = make_server(Studio(load_model(options.model), test_set(options.data_dir)), options.port)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError) as error:  # the last for a port over 65535
         print(f"error: {error}", file=sys.stderr)
         return 1
     address = f"http://127.0.0.1:{server.server_address[1]}/"

@@ -1,14 +1,24 @@
-"""The drawing page's server, asked over HTTP: what it answers, and what it refuses."""
+"""The drawing page's server, asked over HTTP: what it answers, what it refuses, and whom it does not wait for."""
 
 import base64
+import contextlib
 import http.client
 import json
+import re
+import socket
+import struct
 import threading
+import time
 
+import load_server
+import numba
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tinycnn import Conv2D, GlobalAveragePool2D, MaxPool2D, Normalize, ReLU, Sequential
+from tinycnn import server as tinycnn_server
 from tinycnn.server import Studio, make_server
 from tinycnn.trained import TRAINED
 
@@ -53,16 +63,7 @@ def test_the_page_and_nothing_else(ask):
     status, page = ask("GET", "/")
     assert status == 200
     assert page.startswith("<!doctype html>")
-    for path in (
-        "/index.html",
-        "/page.html",
-        "/../server.py",
-        "/%2e%2e/server.py",
-        "//etc/passwd",
-        "/?a",
-        "/look",
-        "/x",
-    ):
+    for path in ("/index.html", "/page.html", "/?a", "/look", "/x"):
         assert ask("GET", path)[0] == 404, path
     for path in ("/", "/describe", "/x"):
         assert ask("POST", path, {})[0] == 404, path
@@ -83,11 +84,11 @@ def test_maps_and_saliency(ask):
     assert np.abs(answer["saliency"]["gradient"]).max() == 1
     model, seen = Sequential.load(TRAINED), np.array(answer["seen"], np.uint8)
     x = seen[None]
-    for layer, given in zip(model.layers, answer["maps"], strict=True):
+    for layer, packed in zip(model.layers, answer["maps"], strict=True):
         x = layer.forward(x)
-        shades = np.frombuffer(base64.b64decode(given["shades"]), np.uint8).reshape(given["shape"])
-        values = given["low"] + (given["high"] - given["low"]) * shades / 255
-        np.testing.assert_allclose(values, x[0], atol=0.003 * (given["high"] - given["low"]) + 1e-6)
+        shades = np.frombuffer(base64.b64decode(packed["shades"]), np.uint8).reshape(packed["shape"])
+        values = packed["low"] + (packed["high"] - packed["low"]) * shades / 255
+        np.testing.assert_allclose(values, x[0], atol=0.003 * (packed["high"] - packed["low"]) + 1e-6)
 
 
 def test_a_blank_drawing_has_no_digit(ask):
@@ -139,7 +140,13 @@ def test_a_network_without_flatten_is_looked_into_and_taught():
         ("/look", b"", "ink must be a list"),
         ("/look", b"{", "not JSON"),
         ("/look", b"\xff\xfe", "not JSON"),
-        ("/look", b"[" * 50_000, "not JSON"),
+        ("/look", b"[" * 50_000, "too deeply"),
+        ("/look", b'{"a":' * 13_000, "too deeply"),
+        ("/look", b'{"ink": [[' + b"9" * 60_000 + b"]]}", "not JSON"),  # Python reads no number of so many digits
+        ("/look", b'{"ink": [[' + b"9" * 4_000 + b"]]}", "0 to 255"),
+        ("/look", b'{"ink": [[1.' + b"9" * 60_000 + b']], "saliency": -1}', "saliency"),
+        ("/look", json.dumps(GOOD)[:-1].encode(), "not JSON"),
+        ("/look", json.dumps(GOOD).encode() + b"}", "not JSON"),
         ("/look", [1], "must be a JSON object"),
         ("/look", {"ink": 5}, "list of rows"),
         ("/look", {"ink": []}, "list of rows"),
@@ -151,12 +158,20 @@ def test_a_network_without_flatten_is_looked_into_and_taught():
         ("/look", {"ink": [["1"]]}, "0 to 255"),
         ("/look", {"ink": [[True]]}, "0 to 255"),
         ("/look", b'{"ink": [[NaN]]}', "not a number"),
+        ("/look", b'{"ink": [[-Infinity]]}', "not a number"),
         ("/look", b'{"ink": [[1e999]]}', "finite"),
+        ("/look", {"ink": [[None]]}, "0 to 255"),
+        ("/look", {"ink": [[1], None]}, "list of rows"),
+        ("/look", {**GOOD, "maps": "yes"}, "maps must be"),
+        ("/look", {**GOOD, "saliency": None}, "saliency must be"),
+        ("/look", {**GOOD, "saliency": [1]}, "saliency must be"),
+        ("/look", {**GOOD, "saliency": "\ud800"}, "saliency must be"),
         ("/look", {**GOOD, "saliency": 10}, "saliency must be"),
         ("/look", {**GOOD, "saliency": "x"}, "saliency must be"),
         ("/teach", GOOD, "label must be"),
         ("/teach", {**GOOD, "label": 10}, "label must be"),
         ("/teach", {**GOOD, "label": 1.0}, "label must be"),
+        ("/teach", {**GOOD, "label": True}, "label must be"),
         ("/teach", {**GOOD, "label": 1, "steps": 51}, "steps must be"),
         ("/teach", {"ink": [[0]], "label": 1}, "no digit found"),
     ],
@@ -168,10 +183,245 @@ def test_nonsense_is_refused_with_a_reason(ask, path, body, reason):
     assert ask("POST", "/look", GOOD)[1]["digit"] == 7  # and it goes on
 
 
-def test_too_long_or_of_unknown_length(ask):
-    assert ask("POST", "/look", b" " * ((1 << 16) + 1))[0] == 413
-    assert ask("POST", "/look", b"{}", Content_Length="x")[0] == 411
-    assert ask("POST", "/look", b"{}", Content_Length="-5")[0] == 411
+def test_what_is_refused_teaches_nothing(ask):
+    _, before = ask("POST", "/look", GOOD)
+    assert ask("POST", "/teach", {**GOOD, "label": 4, "steps": 50, "saliency": 10})[0] == 400
+    assert ask("POST", "/look", GOOD)[1] == before
+
+
+@pytest.fixture
+def send(server):
+    """send(bytes) -> all that comes back. PORT in them becomes the server's; after them the client says no more."""
+
+    def send(*parts: bytes) -> bytes:
+        with socket.create_connection(server.server_address, timeout=20) as client:
+            for part in parts:
+                client.sendall(part.replace(b"PORT", str(server.server_address[1]).encode()))
+            client.shutdown(socket.SHUT_WR)
+            return everything(client)
+
+    return send
+
+
+def everything(client: socket.socket) -> bytes:
+    return b"".join(iter(lambda: client.recv(1 << 16), b""))
+
+
+HOST = b"\r\nHost: 127.0.0.1:PORT"
+GET = b"GET / HTTP/1.1"
+POST = b"POST /look HTTP/1.1" + HOST
+BODY = json.dumps(GOOD).encode()
+END = b"\r\n\r\n"
+
+
+def posted(length: bytes, body: bytes = BODY) -> bytes:
+    return POST + b"\r\nContent-Length: " + length + END + body
+
+
+HOSTILE = {
+    "nothing but an empty line": (END, 400),
+    "nothing but space": (b"\xa0\r\n", 400),
+    "one word": (b"nonsense" + END, 400),
+    "four words": (b"GET / / HTTP/1.1" + END, 400),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\n\x00", 400),
+    "no such version": (b"GET / HTTP/x" + END, 400),
+    "a version of many digits": (b"GET / HTTP/1." + b"1" * 5000 + END, 400),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM" + END, 505),
+    "HTTP/0.9": (b"GET /" + END, 403),
+    "a long line": (b"GET /" + b"a" * 70_000 + b" HTTP/1.1" + END, 414),
+    "a long header": (GET + HOST + b"\r\nX: " + b"a" * 70_000 + END, 431),
+    "many headers": (GET + HOST + b"\r\nX: a" * 120 + END, 431),
+    "a header without a colon": (GET + HOST + b"\r\nnonsense\r\nOrigin: http://example.org" + END, 400),
+    "a header before the first": (GET + b"\r\n nonsense" + HOST + END, 400),
+    "bytes of no text": (GET + HOST + b"\r\nX: \x00\xff\x85" + END, 200),
+    "an unknown method": (b"BREW / HTTP/1.1" + HOST + END, 405),
+    "PUT": (b"PUT /look HTTP/1.1" + HOST + b"\r\nContent-Length: 2\r\n\r\n{}", 405),
+    "OPTIONS": (b"OPTIONS * HTTP/1.1" + HOST + END, 405),
+    "get": (b"get / HTTP/1.1" + HOST + END, 405),
+    "another's address": (b"GET http://example.org/ HTTP/1.1" + HOST + END, 404),
+    "no host": (GET + END, 403),
+    "another host": (GET + b"\r\nHost: example.org" + END, 403),
+    "another port": (GET + b"\r\nHost: 127.0.0.1" + END, 403),
+    "two hosts": (GET + HOST + b"\r\nHost: example.org" + END, 403),
+    "a folded host": (GET + b"\r\nHost: 127.0.0.1:PORT\r\n example.org" + END, 403),
+    "a host that begins well": (GET + b"\r\nHost: 127.0.0.1:PORT.example.org" + END, 403),
+    "a host in capitals": (GET + b"\r\nHOST: LOCALHOST:PORT" + END, 200),
+    "our origin": (GET + HOST + b"\r\nOrigin: http://localhost:PORT" + END, 200),
+    "two origins": (GET + HOST + b"\r\nOrigin: http://localhost:PORT\r\nOrigin: null" + END, 403),
+    "an origin of another port": (GET + HOST + b"\r\nOrigin: http://localhost" + END, 403),
+    "an origin of another scheme": (GET + HOST + b"\r\nOrigin: https://localhost:PORT" + END, 403),
+    "an empty origin": (GET + HOST + b"\r\nOrigin: " + END, 403),
+    "no length": (POST + END + BODY, 411),
+    "an empty length": (posted(b""), 411),
+    "a negative length": (posted(b"-5"), 411),
+    "a signed length": (posted(b"+5"), 411),
+    "two lengths in one": (posted(b"5, 5"), 411),
+    "two lengths": (posted(b"5\r\nContent-Length: 5"), 411),
+    "a length in other digits": (posted("²".encode("latin-1")), 411),
+    "chunks": (POST + b"\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0" + END, 411),
+    "chunks and a length": (posted(b"2\r\nTransfer-Encoding: chunked"), 411),
+    "a length of many digits": (posted(b"9" * 5000), 413),
+    "a byte too many": (posted(b"65537", b" " * 65537), 413),
+    "megabytes": (posted(b"20000000", b" " * 20_000_000), 413),
+    "a body shorter than it says": (posted(b"65536"), 400),
+    "a body longer than it says": (posted(b"50"), 400),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_requests(send, ask, capsys, name):
+    """An answer of the status, with a reason; what follows is not taken for another request; and the server goes on."""
+    sent, status = HOSTILE[name]
+    head, _, body = send(sent).partition(END)
+    assert head.startswith(b"HTTP/1.1 %d " % status), head
+    if status != 200:
+        assert b"\r\nConnection: close\r\n" in head
+        assert b"\r\nContent-Type: application/json\r\n" in head
+        assert json.loads(body)["error"]
+    assert not re.search(rb"Traceback|Python|\.py\b", head + body)
+    assert ask("POST", "/look", GOOD)[1]["digit"] == 7
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "path", ["/../server.py", "/..%2fserver.py", "/%2e%2e/server.py", "//etc/passwd", "/./page.html", "..", "/\0", "*"]
+)
+def test_there_is_no_way_to_other_files(send, path):
+    for method in ("GET", "HEAD", "POST"):
+        head = send(f"{method} {path} HTTP/1.1".encode() + HOST + b"\r\nContent-Length: 0" + END)
+        assert head.startswith(b"HTTP/1.1 404 ")
+
+
+def test_requests_in_a_row_and_the_first_nonsense_ends_it(send):
+    ordinary = posted(str(len(BODY)).encode())
+    answers = send(ordinary + GET + HOST + b"\r\nContent-Length: 2\r\n\r\n{}" + ordinary + b"nonsense" + END + ordinary)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"200", b"200", b"400"]
+
+
+def test_what_http_asks_for(send):
+    head, _, body = send(b"HEAD / HTTP/1.1" + HOST + END).partition(END)
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert int(re.search(rb"Content-Length: (\d+)", head)[1]) > 10_000
+    assert body == b""
+    assert b"\r\nAllow: GET, HEAD, POST\r\n" in send(b"PUT / HTTP/1.1" + HOST + END)
+    assert send(posted(b"%d\r\nExpect: 100-continue" % len(BODY))).startswith(
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200"
+    )
+    old = send(b"GET / HTTP/1.0\r\nConnection: keep-alive" + HOST + END + b"GET / HTTP/1.0" + HOST + END)
+    assert re.findall(rb"HTTP/1.1 200|Connection: [-\w]+", old) == [
+        b"HTTP/1.1 200",
+        b"Connection: keep-alive",
+        b"HTTP/1.1 200",
+        b"Connection: close",
+    ]
+
+
+@given(st.integers(0, 200), st.integers(0, 20), st.binary(max_size=30))
+def test_damaged_requests(server, place, less, more):
+    """Part of an ordinary request replaced by anything: an answer, or an end; and no fault of ours."""
+    request = posted(str(len(BODY)).encode()).replace(b"PORT", str(server.server_address[1]).encode())
+    with socket.create_connection(server.server_address, timeout=20) as client:
+        client.sendall(request[:place] + more + request[place + less :])
+        client.shutdown(socket.SHUT_WR)
+        assert re.match(rb"HTTP/1.1 [24]|HTTP/1.1 100|HTTP/1.1 505", everything(client))
+
+
+BEGINNINGS = [b"", GET, GET + HOST, GET + HOST + b"\r\n", posted(b"50000", b""), posted(b"50000")]
+
+
+def test_slow_clients_keep_nobody_waiting(server, ask, monkeypatch):
+    """Whatever they have begun to say; and when they have been silent for a while they are told so, or left."""
+    monkeypatch.setattr(server.RequestHandlerClass, "timeout", 2)
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(server.server_address, timeout=20)) for _ in range(60)]
+        for number, client in enumerate(slow):
+            client.sendall(BEGINNINGS[number % len(BEGINNINGS)].replace(b"PORT", b"%d" % server.server_address[1]))
+        assert ask("POST", "/look", GOOD)[1]["digit"] == 7
+        assert len(client_threads()) >= len(slow)  # so nobody had been left yet
+        answers = [everything(client) for client in slow]
+    assert [answer[9:12] for answer in answers] == 10 * [b"", b"", b"408", b"408", b"408", b"408"]
+    until(lambda: not client_threads() and not server.waited_for)
+
+
+def client_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if "process_request" in thread.name]
+
+
+def until(holds) -> None:
+    """Wait for something that another thread does."""
+    for _ in range(1000):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen in ten seconds")
+
+
+def test_a_request_in_drops_comes_to_an_end(server, monkeypatch):
+    monkeypatch.setattr(tinycnn_server, "PATIENCE", 1)
+    with socket.create_connection(server.server_address, timeout=0.1) as client:
+        client.sendall(posted(b"50000").replace(b"PORT", b"%d" % server.server_address[1]))
+        for _ in range(100):
+            client.sendall(b" ")
+            with contextlib.suppress(TimeoutError):
+                assert client.recv(12) == b"HTTP/1.1 400"
+                return
+    raise AssertionError("it could go on for ten seconds")
+
+
+def test_of_too_many_idle_clients_the_first_are_left(server, ask, monkeypatch):
+    monkeypatch.setattr(tinycnn_server, "MOST_WAITED_FOR", 10)
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.create_connection(server.server_address, timeout=20)) for _ in range(40)]
+        assert ask("POST", "/look", GOOD)[1]["digit"] == 7
+        assert idle[0].recv(1) == b""
+        until(lambda: len(server.waited_for) <= 10)
+        idle[-1].sendall(GET + b"\r\nHost: 127.0.0.1:%d" % server.server_address[1] + END)
+        assert idle[-1].recv(12) == b"HTTP/1.1 200"
+
+
+def test_clients_that_go_away(server, ask, capsys):
+    """Before, while and after they are answered: nothing is said about it, and nothing is left of them."""
+    request = posted(b"%d" % len(BODY)).replace(b"PORT", b"%d" % server.server_address[1])
+    for sent in (b"", request[:100], request[:-1], request, 20 * request, posted(b"65537"), b"nonsense" + END):
+        for _ in range(5):
+            with socket.create_connection(server.server_address, timeout=20) as client:
+                client.sendall(sent)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset, do not end
+    until(lambda: not client_threads() and not server.waited_for)
+    assert ask("POST", "/look", GOOD)[1]["digit"] == 7
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_network_works_in_one_thread(server, ask, monkeypatch):
+    """Numba's kernels may not be called by two threads at once."""
+    forward, seen = Sequential.forward, set()
+
+    def watched(self, x, training=False):
+        seen.add((threading.get_ident(), numba.get_num_threads()))
+        return forward(self, x, training)
+
+    monkeypatch.setattr(Sequential, "forward", watched)
+    questions = [
+        ("/look", GOOD),
+        ("/look", {**GOOD, "saliency": True}),
+        ("/teach", {**GOOD, "label": 7}),
+        ("/reset", {}),
+    ]
+    asking = [threading.Thread(target=ask, args=("POST", *question)) for question in 5 * questions]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    assert len(seen) == 1
+    assert seen.pop()[1] == 1
+
+
+def test_many_clients_at_once():
+    """The short form of `python tests/load_server.py`: the server as its own process, test images, right answers."""
+    with load_server.running_server() as (_, port):
+        outcome = load_server.load(port, load_server.questions(5), clients=40, requests=120)
+    assert outcome.errors == []
+    assert len(outcome.seconds) == 120
 
 
 @pytest.mark.parametrize("headers", [{"Host": "example.org"}, {"Origin": "http://example.org"}, {"Origin": "null"}])

@@ -8,18 +8,26 @@
     POST /teach      {"ink": …, "label": 7, "steps": 5}  -> the probabilities after each step of gradient descent
     POST /reset      forget what was taught
 
-`Studio` holds the network and answers; `handler` speaks HTTP. What this file is not: a web server for more than one
-person on this machine.
+`Studio` holds the network and answers, `handler` speaks HTTP, `Server` gives every client a thread. The network works
+in a thread of its own, on one question after the other.
+
+What this file is not: a web server for more than one person on this machine.
 """
 
 import base64
 import json
-import threading
+import socket
+import sys
 import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import isfinite
 from pathlib import Path
+from time import monotonic
 
+import numba
 import numpy as np
 
 from tinycnn.digits import NoDigitFound, to_mnist
@@ -33,24 +41,29 @@ PAGE = Path(__file__).parent / "page.html"
 LARGEST_BODY = 1 << 16  # bytes
 LARGEST_SIDE = 160  # of a drawing, in pixels
 MOST_STEPS = 50
+SILENCE, PATIENCE = 5, 30  # seconds that a client may pause within a request, and take for a whole one
+MOST_WAITED_FOR = 500  # clients that have a connection but have not sent a whole request
 
 
 class Refused(ValueError):
     """A request that makes no sense; the text says why."""
 
+    def __init__(self, reason: str, status: int = 400):
+        super().__init__(reason)
+        self.status = status
+
 
 class Studio:
-    """A network that looks at drawings, and can be taught. One question at a time."""
+    """A network that looks at drawings, and can be taught. For one thread: `handler` sees to it."""
 
     def __init__(self, model: Sequential, test_set: tuple[np.ndarray, np.ndarray] | None = None, rate: float = 0.02):
         self.original, self.test_set, self.rate = model, test_set, rate
-        self.lock, self.random = threading.Lock(), np.random.default_rng()
+        self.random = np.random.default_rng()
         self.model = for_looking(model)
 
     def reset(self, question: dict) -> dict:
         """Back to the network as it was loaded."""
-        with self.lock:
-            self.model = for_looking(self.original)
+        self.model = for_looking(self.original)
         return {}
 
     def describe(self) -> dict:
@@ -83,12 +96,12 @@ class Studio:
 
     def look(self, question: dict) -> dict:
         """What is in the drawing, and why."""
+        self._check(question)
         try:
             seen = to_mnist(_ink(question))
         except NoDigitFound as nothing:
             return {"digit": None, "message": str(nothing)}
-        with self.lock:
-            return self._look(seen, question)
+        return self._look(seen, question)
 
     def _look(self, seen: np.ndarray, question: dict) -> dict:
         probabilities = self.model.predict_proba(seen[None])[0]
@@ -97,8 +110,8 @@ class Studio:
         if question.get("maps"):
             answer["maps"] = [_packed(name, values) for name, values in feature_maps(self.model, seen)]
         wanted = question.get("saliency", False)
-        if wanted is not False and wanted is not None:
-            label = digit if wanted is True else _whole(wanted, "saliency", len(probabilities) - 1)
+        if wanted is not False:
+            label = digit if wanted is True else wanted
             gradient = saliency(self.model, seen, label).astype(float)
             answer["saliency"] = {
                 "label": label,
@@ -108,24 +121,32 @@ class Studio:
 
     def teach(self, question: dict) -> dict:
         """Some steps of gradient descent on this one drawing, until the answer is the label."""
+        self._check(question)  # before anything is changed
+        label = _whole(question.get("label"), "label", self._classes() - 1)
+        steps = _whole(question.get("steps", 5), "steps", MOST_STEPS)
         try:
             seen = to_mnist(_ink(question))
         except NoDigitFound as nothing:
             raise Refused(str(nothing)) from None
-        with self.lock:
-            classes = self.model.output_shapes[-1][0]
-            label = _whole(question.get("label"), "label", classes - 1)
-            steps = _whole(question.get("steps", 5), "steps", MOST_STEPS)
-            loss, optimizer, course = SoftmaxCrossEntropy(), SGD(self.model.parameters(), self.rate), []
-            for _ in range(steps):
-                logits = self.model.forward(seen[None], training=True)
-                value = loss.forward(logits, np.array([label]))
-                self.model.parameter_gradients(loss.backward())
-                optimizer.step()
-                course.append({"loss": round(value, 5), "probabilities": self._probabilities(seen)})
-                if course[-1]["probabilities"][label] > 0.9:
-                    break
-            return {**self._look(seen, question), "course": course}
+        loss, optimizer, course = SoftmaxCrossEntropy(), SGD(self.model.parameters(), self.rate), []
+        for _ in range(steps):
+            logits = self.model.forward(seen[None], training=True)
+            value = loss.forward(logits, np.array([label]))
+            self.model.parameter_gradients(loss.backward())
+            optimizer.step()
+            course.append({"loss": round(value, 5), "probabilities": self._probabilities(seen)})
+            if course[-1]["probabilities"][label] > 0.9:
+                break
+        return {**self._look(seen, question), "course": course}
+
+    def _check(self, question: dict) -> None:
+        if type(question.get("maps", False)) is not bool:
+            raise Refused("maps must be true or false")
+        if type(wanted := question.get("saliency", False)) is not bool:
+            _whole(wanted, "saliency", self._classes() - 1)
+
+    def _classes(self) -> int:
+        return self.model.output_shapes[-1][0]
 
     def _probabilities(self, seen: np.ndarray) -> list[float]:
         return self.model.predict_proba(seen[None])[0].astype(float).round(5).tolist()
@@ -138,7 +159,7 @@ def _ink(question: dict) -> np.ndarray:
         raise Refused("ink must be a list of rows of numbers")
     if len(rows) > LARGEST_SIDE or len({len(row) for row in rows}) != 1 or not 1 <= len(rows[0]) <= LARGEST_SIDE:
         raise Refused(f"ink must be a rectangle of at most {LARGEST_SIDE} × {LARGEST_SIDE} numbers")
-    if not all(type(n) in (int, float) and 0 <= n <= 255 for row in rows for n in row):
+    if not all({*map(type, row)} <= {int, float} and min(row) >= 0 and max(row) <= 255 for row in rows):
         raise Refused("ink must hold numbers from 0 to 255")
     return np.array(rows, np.float32)
 
@@ -158,10 +179,32 @@ def _packed(name: str, values: np.ndarray) -> dict:
 
 
 def make_server(studio: Studio, port: int = 0) -> ThreadingHTTPServer:
-    """A server on 127.0.0.1, not started yet; port 0 takes a free one."""
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler(studio))
-    server.daemon_threads = True
-    return server
+    """A server on 127.0.0.1, not started yet; port 0 takes a free one. Raises OSError if the port is not free."""
+    return Server(("127.0.0.1", port), handler(studio))
+
+
+class Server(ThreadingHTTPServer):
+    """A thread for each client. Who keeps it waiting is dropped: after PATIENCE, or when too many others come."""
+
+    daemon_threads = True
+    request_queue_size = 1024  # clients that may knock at the same moment
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.waited_for: dict[socket.socket, float] = {}  # and since when; those who came first are first
+
+    def service_actions(self):
+        """Called after each new client, and twice a second."""
+        waited_for = self.waited_for.copy()  # other threads change it
+        for place, (client, since) in enumerate(waited_for.items(), start=1):
+            if place <= len(waited_for) - MOST_WAITED_FOR or monotonic() - since > PATIENCE:
+                with suppress(OSError):
+                    client.shutdown(socket.SHUT_RD)  # to its thread it looks as if the client had ended
+
+    def handle_error(self, request, client_address):
+        """Called when a client's thread fails; to go away is no fault of the client's."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 def handler(studio: Studio) -> type[BaseHTTPRequestHandler]:
@@ -169,75 +212,118 @@ def handler(studio: Studio) -> type[BaseHTTPRequestHandler]:
     page = PAGE.read_bytes()
     questions = {"/describe": studio.describe, "/sample": studio.sample}
     orders = {"/look": studio.look, "/teach": studio.teach, "/reset": studio.reset}
+    # One image is too little work to share out, and Numba's threads are a team for each thread that calls a kernel.
+    network = ThreadPoolExecutor(1, initializer=numba.set_num_threads, initargs=(1,))
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        timeout = 10  # seconds that a client may keep silent
+        protocol_version = default_request_version = "HTTP/1.1"
+        requestline = command = request_version = ""  # until there is one
+        timeout = SILENCE
         disable_nagle_algorithm = True  # or an answer waits 40 ms for the client to confirm its headers
 
+        def handle_one_request(self):
+            self.server.waited_for[self.connection] = monotonic()
+            try:
+                super().handle_one_request()
+            except Refused as refusal:
+                self._refuse(refusal)
+
+        def parse_request(self) -> bool:
+            """Take in the whole request with its body. Raises Refused."""
+            if not str(self.raw_requestline, "latin-1").split():
+                raise Refused("the request is empty")
+            try:
+                super().parse_request()
+                self._check_sender()
+                self._read_body()
+            except TimeoutError:
+                raise Refused("the request did not come in time", 408) from None
+            self.server.waited_for.pop(self.connection, None)
+            return True
+
+        def finish(self):
+            self.server.waited_for.pop(self.connection, None)
+            super().finish()
+
+        def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+            """How BaseHTTPRequestHandler refuses; its message repeats what the client said."""
+            status = HTTPStatus(405 if code == 501 else code)  # a method that we don't know
+            raise Refused(status.description or status.phrase, status)
+
+        def _check_sender(self) -> None:
+            """Refuses what another page, or one under another name for this machine, asks."""
+            own = [f"{name}:{self.server.server_address[1]}" for name in ("127.0.0.1", "localhost")]
+            hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
+            if self.headers.defects:
+                raise Refused("the headers make no sense")
+            if len(hosts) != 1 or hosts[0].lower() not in own or not {*origins} <= {f"http://{name}" for name in own}:
+                raise Refused("only the page itself may ask", 403)
+
+        def _read_body(self) -> None:
+            length = " and ".join(self.headers.get_all("Content-Length", [] if self.command == "POST" else ["0"]))
+            if not (length.isascii() and length.isdigit()) or "Transfer-Encoding" in self.headers:
+                raise Refused("the request must say its length", 411)
+            if len(length) > 9 or int(length) > LARGEST_BODY:
+                raise Refused(f"a request may have {LARGEST_BODY} bytes", 413)
+            self.body = self.rfile.read(int(length))
+            if len(self.body) < int(length):
+                raise Refused("the request is shorter than it says")
+
         def do_GET(self):
-            if self._is_foreign():
-                return
             if self.path == "/":
                 self._send(200, page, "text/html; charset=utf-8")
-            elif self.path in questions:
-                self._answer(questions[self.path])
             else:
-                self._refuse(404, "there is no such page")
+                self._answer(questions, lambda question: question())
+
+        do_HEAD = do_GET
 
         def do_POST(self):
-            if self._is_foreign():
-                return
-            if self.path not in orders:
-                self._refuse(404, "there is no such page")
-                return
-            length = self.headers.get("Content-Length", "")
-            if not (length.isascii() and length.isdigit()) or "Transfer-Encoding" in self.headers:
-                self._refuse(411, "the request must say its length")
-            elif int(length) > LARGEST_BODY:
-                self._refuse(413, f"a request may have {LARGEST_BODY} bytes")
-            else:
-                body = self.rfile.read(int(length))
-                self._answer(lambda: orders[self.path](_parsed(body)))
+            self._answer(orders, lambda order: order(_parsed(self.body)))
 
-        def _is_foreign(self) -> bool:
-            """Refuses what another page or another name for this machine asks."""
-            port = self.server.server_address[1]
-            own = {f"127.0.0.1:{port}", f"localhost:{port}"}
-            origin = self.headers.get("Origin")
-            foreign = self.headers.get("Host") not in own or (origin and origin not in {f"http://{o}" for o in own})
-            if foreign:
-                self._refuse(403, "only the page itself may ask")
-            return bool(foreign)
-
-        def _answer(self, question) -> None:
+        def _answer(self, known: dict, ask) -> None:
+            """What `ask` finds out from the question of this path, as JSON. Raises Refused."""
+            if self.path not in known:
+                raise Refused("there is no such page", 404)
+            question = known[self.path]
             try:
-                self._send(200, json.dumps(question()).encode(), "application/json")
-            except Refused as error:
-                self._refuse(400, str(error))
+                answer = network.submit(lambda: json.dumps(ask(question), allow_nan=False).encode()).result()
+            except Refused:
+                raise
             except Exception:  # to the terminal, never to the client
                 traceback.print_exc()
-                self._refuse(500, "the network could not answer")
+                raise Refused("the network could not answer", 500) from None
+            self._send(200, answer, "application/json")
 
-        def _refuse(self, status: int, reason: str) -> None:
+        def _refuse(self, refusal: Refused) -> None:
+            """Say why, and close: after half a request nobody knows where another begins."""
             self.close_connection = True
-            self._send(status, json.dumps({"error": reason}).encode(), "application/json")
+            self._send(refusal.status, json.dumps({"error": str(refusal)}).encode(), "application/json")
+            self.connection.shutdown(socket.SHUT_WR)
+            self.server.waited_for[self.connection] = now = monotonic()
+            while monotonic() < now + self.timeout and self.connection.recv(LARGEST_BODY):
+                pass  # to close on what a client is still sending would take the answer away from it
 
         def _send(self, status: int, body: bytes, kind: str) -> None:
             self.send_response(status)
             headers = {
                 "Content-Type": kind,
                 "Content-Length": str(len(body)),
+                "Connection": "close" if self.close_connection else "keep-alive",
                 "Cache-Control": "no-store",
                 "X-Content-Type-Options": "nosniff",
-                "Content-Security-Policy": "default-src 'self' 'unsafe-inline' data:; connect-src 'self'",
+                "Content-Security-Policy": "default-src 'self' 'unsafe-inline' data:; frame-ancestors 'none'",
             }
-            if self.close_connection:
-                headers["Connection"] = "close"
+            if status == 405:
+                headers["Allow"] = "GET, HEAD, POST"
             for name, value in headers.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def version_string(self) -> str:
+            """For the header Server: no versions."""
+            return "tinycnn"
 
         def log_message(self, format, *arguments):
             """Say nothing about ordinary requests, nor about clients that go away."""
@@ -258,7 +344,9 @@ def _parsed(body: bytes) -> dict:
 
     try:
         question = json.loads(body or b"{}", parse_float=number, parse_constant=constant)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise Refused("the request is nested too deeply") from None
+    except ValueError as error:
         raise error if isinstance(error, Refused) else Refused("the request is not JSON") from None
     if not isinstance(question, dict):
         raise Refused("the request must be a JSON object")
