@@ -19,8 +19,8 @@ from tinycnn.presets import PRESETS
         ("lenet", 61_706, 28 * 28 * 6 * 25 + 10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 840),
         # convolutions 72 + 576 + 1,152 + 2,304 + 2,304, batch normalisation 2 · (8 + 8 + 16 + 16 + 16), dense 1,450
         ("small", 7_986, 798_912),
-        # 32 filters of 5×5, then 3×3: 64, 64 on 12×12, 128 on 6×6, 128 on 4×4; dense 2048 → 10
-        ("best", 298_602, 460_800 + 144 * 64 * (288 + 576) + 36 * 128 * 576 + 16 * 128 * 1152 + 20_480),
+        # 24 filters of 5×5, then 3×3: 48, 48 on 12×12, 96 on 6×6, 96 on 4×4; dense 1536 → 10
+        ("best", 172_114, 345_600 + 144 * 48 * (216 + 432) + 36 * 96 * 432 + 16 * 96 * 864 + 15_360),
     ],
 )
 def test_size(name, parameters, multiply_adds):

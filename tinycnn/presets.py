@@ -143,8 +143,8 @@ def lenet(classes: int) -> Recipe:
 
 
 def best(classes: int, width: float = 1.0) -> Recipe:
-    """The most accurate: a wider, deeper `standard`, over distorted images, with averaged weights."""
-    few, some, many = (round(n * width) for n in (32, 64, 128))
+    """The most accurate, 172,114 parameters: a wider, deeper `standard`, distorted images, averaged weights."""
+    few, some, many = (round(n * width) for n in (24, 48, 96))
     return Recipe(
         layers=[
             Conv2D(few, kernel_size=5, use_bias=False),
@@ -158,7 +158,7 @@ def best(classes: int, width: float = 1.0) -> Recipe:
             Flatten(),
             Dense(classes),
         ],
-        epochs=20,
+        epochs=24,
         batch_size=64,
         learning_rate=5e-3,
         beta2=0.99,
