@@ -67,7 +67,7 @@ def test_predict_goes_on_after_a_bad_picture(script, pictures, capsys, tmp_path)
 
 def test_predict_with_a_bad_model(script, pictures, capsys, tmp_path):
     assert script("predict").main([str(pictures[0][0]), "--model", str(tmp_path / "no.npz")]) == 1
-    assert "there is no model file" in capsys.readouterr().err
+    assert "there is no tinycnn model file" in capsys.readouterr().err
 
 
 def test_evaluate(script, capsys, tmp_path):
@@ -115,4 +115,4 @@ def test_draw_serves_the_page():
 
 def test_draw_refuses_a_bad_model(script, capsys):
     assert script("draw").main(["--no-browser", "--model", "nothing.npz"]) == 1
-    assert "there is no model file" in capsys.readouterr().err
+    assert "there is no tinycnn model file" in capsys.readouterr().err
