@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tinycnn import read_idx, write_idx
+from tinycnn import idx, read_idx, write_idx
 from tinycnn.idx import MAX_DIMENSIONS
 
 DTYPES = ["u1", "i1", "i2", "i4", "f4", "f8"]
@@ -75,7 +75,7 @@ PACKED = gzip.compress(GOOD, mtime=0)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "truncated: the magic number"),
+        (b"", "it is empty"),
         (GOOD[:3], "truncated: the magic number should be 4 bytes, 3 are there"),
         (GOOD[:6], "truncated: the sizes of 1 dimensions"),
         (GOOD[:-1], "can't hold them"),
@@ -89,7 +89,9 @@ PACKED = gzip.compress(GOOD, mtime=0)
         (PACKED[:-9], "truncated|damaged"),
         (PACKED[:-1], "damaged gzip"),
         (PACKED[:10] + b"\xff" * 20, "damaged gzip"),
-        (gzip.compress(GOOD[:-1], mtime=0), "truncated: the numbers"),
+        (gzip.compress(GOOD[:-1], mtime=0), "truncated: the numbers of an array of shape"),
+        (PACKED + b"!", "more behind the end of the gzip file"),
+        (PACKED + PACKED, "more behind the end of the gzip file"),
         (gzip.compress(GOOD + b"!", mtime=0), "more bytes"),
         (gzip.compress(bytes([0, 0, 14, 3]) + b"\xff" * 12, mtime=0), "can't hold them"),
         (b"\x1f\x8b", "damaged gzip"),
@@ -118,10 +120,29 @@ def test_a_promise_is_refused_before_memory_is_taken(tmp_path):
 
 
 def test_no_file_and_no_ordinary_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*missing"):
+    with pytest.raises(FileNotFoundError, match=r"there is no IDX file .*missing"):
         read_idx(tmp_path / "missing")
     with pytest.raises(ValueError, match="not a file"):
         read_idx(tmp_path)
+
+
+def test_a_packed_file_is_believed_more_the_larger_it_is(tmp_path, random, monkeypatch):
+    """Real data, which hardly pack, may be of any size; zeros only up to a limit."""
+    monkeypatch.setattr(idx, "SMALL", 5000)
+    for name, array in (("data.gz", random.integers(0, 256, 9000, np.uint8)), ("zeros.gz", np.zeros(4000, np.uint8))):
+        write_idx(tmp_path / name, array)
+        np.testing.assert_array_equal(read_idx(tmp_path / name), array)
+    write_idx(tmp_path / "bomb.gz", np.zeros(9000, np.uint8))
+    with pytest.raises(ValueError, match="can't hold them"):
+        read_idx(tmp_path / "bomb.gz")
+
+
+def test_no_more_than_at_most(tmp_path):
+    for name in ("a", "a.gz"):
+        write_idx(tmp_path / name, np.zeros(100, np.uint8))
+        assert read_idx(tmp_path / name, at_most=108).size == 100
+        with pytest.raises(ValueError, match="can't hold them"):
+            read_idx(tmp_path / name, at_most=107)
 
 
 @pytest.mark.parametrize("dtype", ["u2", "i8", "f2", "c8", "b1", "U3", "O"])

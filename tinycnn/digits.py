@@ -10,10 +10,10 @@ Source: LeCun et al., Gradient-based learning applied to document recognition (1
 What this file is not: it finds one digit, not several, and turns nothing upright.
 """
 
-from pathlib import Path
-
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter
+
+from tinycnn.pictures import read_picture as read_picture  # what comes before to_mnist
 
 SIDE, BOX = 28, 20  # of the result, and of the square that the digit fits into
 WORKING_SIDE = 160  # pictures are made this small first: enough to see every stroke
@@ -23,33 +23,6 @@ THIN, THICK = 2.0, 4.0  # strokes in MNIST are about as wide, in pixels of the r
 
 class NoDigitFound(ValueError):
     """There is nothing in the picture that could be a digit."""
-
-
-def read_picture(path: str | Path) -> np.ndarray:
-    """A PNG, JPEG or other picture file as grey numbers (H, W) from 0 (black) to 1 (white), float32.
-
-    A photo is turned the way the camera was held. What is transparent takes the colour that its ink stands out from.
-    Raises FileNotFoundError, or ValueError naming the file if it can't be read.
-    """
-    try:
-        with Image.open(path) as picture:
-            picture.draft("L", (4 * WORKING_SIDE, 4 * WORKING_SIDE))  # a large JPEG is read at a smaller size
-            picture = ImageOps.exif_transpose(picture)
-            if picture.mode in ("I;16", "I", "F"):
-                grey = np.asarray(picture, np.float32)
-                return grey / max(1.0, float(grey.max()))
-            colours = np.asarray(picture.convert("RGBA"), np.float32) / 255
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no picture {path}") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not a picture in a known format") from None
-    except Exception as error:  # a damaged file can make its reader raise nearly anything
-        raise ValueError(f"{path} can't be read as a picture: {error}") from error
-    grey, alpha = colours[..., :3] @ np.float32([0.299, 0.587, 0.114]), colours[..., 3]
-    if alpha.min() == 1:
-        return grey
-    behind = 0.0 if (grey * alpha).sum() > 0.5 * alpha.sum() else 1.0
-    return grey * alpha + behind * (1 - alpha)
 
 
 def to_mnist(grey: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""Files that are never half there, and a directory for one process at a time.
+"""Files in a world that can't be trusted: opened only if ordinary, never half there, written by one process at a time.
 
-What this file is not: it knows nothing of what is in them.
+What this file is not: it knows no format. Those who do are `idx.py`, `archive.py` and `pictures.py`.
 """
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,30 @@ try:
 except ImportError:  # Windows
     fcntl = None
     import msvcrt
+
+
+def open_file(path: str | Path, kind: str) -> BinaryIO:
+    """The file, open for reading, if it is an ordinary one: a pipe would wait for ever, and a device never end.
+
+    kind: what errors call it. Raises FileNotFoundError, or ValueError naming the file and why it can't be read.
+    """
+    try:
+        found = os.stat(Path(path))
+        if stat.S_ISREG(found.st_mode) and found.st_size:
+            return open(path, "rb")
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"there is no {kind} {path}") from None
+    except (OSError, ValueError) as error:  # not permitted, or a name that no file can have
+        raise ValueError(f"{path} can't be read: {fault(error)}") from error
+    raise ValueError(f"{path} is no {kind}: it is {'empty' if stat.S_ISREG(found.st_mode) else 'not a file'}")
+
+
+def fault(error: BaseException) -> str:
+    """What the error says in one short line, safe to print even where it quotes bytes of the file."""
+    text = str(error)
+    if not isinstance(error, ValueError) or not text:  # "'layers'" alone would say little
+        text = f"{type(error).__name__}: {text}"
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:300])
 
 
 @contextmanager
@@ -30,7 +55,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # or the new name might reach the disk before the content does

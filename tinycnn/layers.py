@@ -304,5 +304,5 @@ def _new_weight(shape: Shape, generator: np.random.Generator, dtype: np.dtype, g
     Source: He et al., Delving Deep into Rectifiers (2015), equation 10 (gain 2, where a ReLU takes away half).
     """
     fan_in = prod(shape[:-1])
-    value = (generator.standard_normal(shape) * sqrt(gain / fan_in)).astype(dtype)
-    return Parameter(f"{name}.weight", value, np.zeros_like(value))
+    value = generator.normal(0, sqrt(gain / fan_in), shape).astype(dtype, copy=False)
+    return Parameter(f"{name}.weight", value, np.zeros(shape, dtype))

@@ -14,6 +14,7 @@ from tinycnn import archive
 from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, Parameter, ReLU
 from tinycnn.loss import softmax
 from tinycnn.more_layers import BatchNorm, Dropout, GlobalAveragePool2D, Normalize
+from tinycnn.rebuild import layers_from
 from tinycnn.tables import table
 
 CACHE = 1 << 22  # bytes; what a layer hands to the next is found in a CPU's cache if it is no more
@@ -127,8 +128,7 @@ class Sequential:
         Raises FileNotFoundError, or ValueError if the file is no tinycnn model or a damaged one.
         """
         with archive.reading(path, archive.MODEL) as (found, arrays):
-            classes = {c.__name__: c for c in (*LAYERS, *own_layers)}
-            layers = [classes[name](**arguments) for name, arguments in found["layers"]]
+            layers = layers_from(found, arrays, (*LAYERS, *own_layers))
             model = cls(layers, found["input_shape"], dtype=found["dtype"])
             archive.copy_all(arrays, dict(model.state()))
         return model

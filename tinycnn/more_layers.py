@@ -23,6 +23,8 @@ class Normalize(Layer):
     def __init__(self, mean: float | list[float], std: float | list[float]):
         if not np.all(np.isfinite(mean)) or not np.all(np.isfinite(std) & (np.asarray(std) > 0)):
             raise ValueError(f"Normalize: needs a finite mean and a std greater than 0, got {mean} and {std}")
+        if max(np.ndim(mean), np.ndim(std)) > 1:
+            raise ValueError(f"Normalize: needs numbers or one number a channel, got {mean} and {std}")
         self.mean, self.std = np.asarray(mean).tolist(), np.asarray(std).tolist()
         self.dtype = np.dtype(np.float32)
 
