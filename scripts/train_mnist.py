@@ -20,7 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.no_augment:
         changes["shift"] = 0
     out = options.out or f"runs/{options.preset}"
-    settings = Settings(options.preset, changes, options.seed, options.validation, options.limit, options.data_dir, out)
+    settings = Settings(
+        options.preset, changes, options.seed, options.validation, options.limit, options.data_dir, out, options.mirror
+    )
     try:
         if options.threads:
             numba.set_num_threads(options.threads)
@@ -86,6 +88,12 @@ def parser() -> argparse.ArgumentParser:
 
     add = result.add_argument_group("where and how").add_argument
     add("--data-dir", metavar="DIR", help="with the four IDX files, packed or not (default: found or downloaded)")
+    add(
+        "--mirror",
+        action="append",
+        metavar="URL",
+        help="download from this directory on the web; may be repeated (default: TINYCNN_MIRRORS, or public ones)",
+    )
     add("--out", metavar="DIR", help="where the results go (default: runs/PRESET)")
     add("--threads", type=whole(1), metavar="N", help="CPU threads (default: all)")
     add("--show", action="store_true", help="open the pictures in windows at the end")

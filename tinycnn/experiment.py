@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
@@ -44,6 +44,7 @@ class Settings:
     limit: int | None = None  # train on the first so many of the others only
     data_dir: str | Path | None = None
     out: str | Path | None = None  # default: runs/<preset>
+    mirrors: Sequence[str] | None = None  # to download from; default: as `load_mnist`
 
 
 def run(settings: Settings, say: Callable[[str], None] = print, progress: bool = True) -> dict:
@@ -55,7 +56,7 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
     started = time.perf_counter()
     recipe_of = _preset(settings.preset)
     out = _writable_directory(Path(settings.out or f"runs/{settings.preset}"))
-    data = load_mnist(settings.data_dir)
+    data = load_mnist(settings.data_dir, settings.mirrors)
     classes = count_classes(data)
     train_set, validation_set, test_set = split(data, settings.validation, settings.limit)
 
