@@ -9,6 +9,8 @@ import itertools
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,7 @@ from tinycnn.download import check_address, download
 
 CONTENT = bytes(range(100, 200))
 SIZE, SHA256 = len(CONTENT), hashlib.sha256(CONTENT).hexdigest()
+PAGE = b"<html>Sign in to the hotel's network</html>"
 
 
 class Ask(NamedTuple):
@@ -177,6 +180,12 @@ def test_a_cut_after_every_byte(tmp_path):
     assert [ask.start for ask in server.asked] == [None, *range(1, 100)]
 
 
+def test_requests_in_vain_are_counted_in_a_row(tmp_path):
+    with Server(in_turn(b"", b"", right()[:-40], b"", b"")) as server:
+        assert fetch(tmp_path, server) == CONTENT
+    assert [ask.start for ask in server.asked] == [None, None, None, 60, 60, 60]
+
+
 @pytest.mark.parametrize(
     ("behaviour", "requests", "reason"),
     [
@@ -186,15 +195,33 @@ def test_a_cut_after_every_byte(tmp_path):
         (lambda ask: [right()[:-40] if ask.start is None else range_head(ask.start)], 4, "60 of 100 bytes"),
         (always(right()[:-40]), 4, "60 of 100 bytes"),  # it knows no Range, and ends at the same byte each time
         (lambda ask: [right()[:-40] if ask.start is None else head(416)], 4, "416"),
+        (lambda ask: [head() + CONTENT[: 60 - 10 * (ask.number % 2)]], 4, "60 of 100 bytes"),
         (always(b"SSH-2.0-OpenSSH\r\n"), 3, "SSH"),
         (always(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 1000), 3, "100 headers"),
         (always(head(204)), 3, "0 of 100 bytes"),
+        (always(head(416)), 3, "416"),
+        (always(head() + PAGE), 4, "43 of 100 bytes"),
     ],
 )
 def test_no_endless_loop_without_progress(tmp_path, behaviour, requests, reason):
     with Server(behaviour) as server:
         assert re.search(f"3 requests in vain .*{reason}", failure(tmp_path, server))
     assert len(server.asked) == requests
+
+
+def reset(connection, address) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("refuse", [reset, lambda connection, address: None])
+def test_a_connection_closed_before_anything_is_said(tmp_path, scheme, refuse):
+    with Server(honest) as server:
+        server.url = server.url.replace("http", scheme)
+        server.server.verify_request = lambda *connection: server.asked.append(None) or refuse(*connection)
+        assert "3 requests in vain" in failure(tmp_path, server)
+    assert len(server.asked) == 3
 
 
 def test_a_server_without_range_starts_anew(tmp_path):
@@ -234,12 +261,10 @@ def continued_with(answer: bytes):
     return lambda ask: [right()[:-40] if ask.start is None else answer]
 
 
-PAGE = b"<html>Sign in to the hotel's network</html>"
 WRONG = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
 BAD = {
     "a flipped bit": (always(right(content=WRONG)), "not the file"),
     "a page": (always(head(Content_Length=len(PAGE), Content_Type="text/html") + PAGE), "offers 43 bytes of text/html"),
-    "a page without a length": (always(head() + PAGE), "43 of 100 bytes"),
     "a large page": (always(head() + PAGE * 10), "not the file"),
     "another file": (always(right(content=CONTENT + b"more")), "offers 104 bytes"),
     "a shorter file": (always(right(content=CONTENT[:-1])), "offers 99 bytes"),
@@ -266,6 +291,7 @@ BAD = {
     "a redirect to no host": (redirect("http://[/"), "IPv6"),
     "a redirect to nowhere": (always(head(302)), "302"),
     "a reason for the terminal": (always(b"HTTP/1.1 500 \x1b[2J\x07\r\n\r\n"), r"500: \[2J$"),
+    "a long reason": (always(b"HTTP/1.1 500 " + b"word " * 1000 + b"\r\n\r\n"), r"500: (word ){50,60}\[\.\.\.\]$"),
 }
 
 
@@ -275,10 +301,19 @@ def test_a_bad_mirror_is_named_and_the_next_one_is_tried(tmp_path, behaviour, re
         lines = failure(tmp_path / "a", bad, none).splitlines()
         assert lines[0] == "could not get file.gz from any mirror:"
         assert re.search(rf"^  {bad.url}: .*{reason}", lines[1])
+        assert "in vain" not in lines[1]  # it was not asked again
         assert lines[2:] == [f"  {none.url}: HTTP Error 404: Reason"]
         assert fetch(tmp_path / "b", bad, good) == CONTENT
     assert [ask.start for ask in good.asked] == [None]  # nothing of the bad one's is kept
     assert len(bad.asked) <= 2 * 11  # urllib gives up after ten redirects
+
+
+def test_a_proxy_of_the_environment_is_used(tmp_path, monkeypatch):
+    with Server(honest) as proxy, Server(honest) as mirror:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        mirror.url = "http://mirror.invalid/mnist/"
+        assert fetch(tmp_path, mirror) == CONTENT
+    assert [ask.path for ask in proxy.asked] == ["http://mirror.invalid/mnist/file.gz"]
 
 
 def test_nobody_there(tmp_path):
@@ -360,7 +395,7 @@ def drip(whole: bytes) -> Iterator[bytes]:
     """A byte now and then: each comes before the timeout of a socket."""
     for byte in whole:
         yield bytes([byte])
-        time.sleep(0.1)
+        time.sleep(0.3)
 
 
 def pause() -> Iterator[bytes]:
@@ -375,7 +410,7 @@ def forever(piece: bytes) -> Iterator[bytes]:
 
 
 def slowly_a_byte(ask):
-    time.sleep(0.1)
+    time.sleep(0.3)
     return a_byte(ask)
 
 
@@ -385,6 +420,7 @@ STALLS = {
     "no continuation": lambda ask: [right()[:-40]] if ask.start is None else pause(),
     "dripping headers": lambda ask: drip(right()),
     "a dripping body": lambda ask: itertools.chain([right()[:-SIZE]], drip(CONTENT)),
+    "a dripping half": lambda ask: itertools.chain([right()[:-50]], drip(CONTENT[50:])),
     "a dripping chunk's size": lambda ask: itertools.chain([head(Transfer_Encoding="chunked")], drip(b"0" * 100)),
     "a byte an answer": slowly_a_byte,
     "100 Continue without end": lambda ask: forever(b"HTTP/1.1 100 Continue\r\n\r\n"),
@@ -397,6 +433,7 @@ STALLS = {
 def test_a_stalling_mirror_is_left_for_the_next_one(tmp_path, monkeypatch):
     """All of them side by side, to wait but once."""
     monkeypatch.setattr(module, "STALL_SECONDS", 2)
+    monkeypatch.setattr(module, "STALL_BYTES", 10)
 
     def message_after(stall: str) -> str:
         with Server(STALLS[stall]) as slow, Server(missing) as next_one:
@@ -406,6 +443,12 @@ def test_a_stalling_mirror_is_left_for_the_next_one(tmp_path, monkeypatch):
         messages = dict(zip(STALLS, pool.map(message_after, STALLS), strict=True))
     for stall, message in messages.items():
         assert re.search(r"1:\d+/: timed out after \d+ of 100 bytes\n.*/: HTTP Error 404", message), stall
+
+
+def test_the_end_of_an_answer_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "STALL_SECONDS", 2)
+    with Server(lambda ask: itertools.chain([chunked()[:-7]], pause())) as server:
+        assert fetch(tmp_path, server) == CONTENT
 
 
 def test_slow_but_steady_is_no_stall(tmp_path, monkeypatch):
@@ -455,15 +498,16 @@ def test_a_folder_in_the_place_of_the_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file.gz"]
 
 
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
-def test_disk_full_or_interrupted_while_writing(tmp_path, monkeypatch, fault):
-    """The next mirror would not help: it is not asked."""
+def test_disk_full_or_interrupted_while_writing(tmp_path, monkeypatch, moment, fault):
+    """All there is by then has a temporary name. The next mirror would not help: it is not asked."""
 
-    def fail(descriptor):
-        assert os.fstat(descriptor).st_size == SIZE
+    def fail(*_):
+        assert [(path.suffix, path.stat().st_size) for path in tmp_path.iterdir()] == [(".part", SIZE)]
         raise fault
 
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, moment, fail)
     with Server(honest) as server, Server(honest) as next_one:
         message = failure(tmp_path, server, next_one, error=type(fault))
     assert message == (f"can't write to {tmp_path}: {fault}" if isinstance(fault, OSError) else "")
@@ -498,8 +542,9 @@ def test_two_processes_at_once(tmp_path):
 
     def behaviour(ask):
         both.wait()
-        yield from drip(right()[:5])
-        yield right()[5:]
+        yield right()[:-40]
+        time.sleep(0.2)
+        yield right()[-40:]
 
     with Server(behaviour) as server:
         processes = [start(tmp_path, server) for _ in range(2)]
@@ -515,6 +560,8 @@ def test_two_processes_at_once(tmp_path):
 def test_a_process_that_is_stopped_leaves_nothing(tmp_path):
     """Interrupted or killed, in the middle of the file."""
     half_sent = threading.Event()
+    # A shell that runs the tests in the background has told them, and so their processes, to ignore interrupts.
+    heed_interrupts = "import signal;signal.signal(signal.SIGINT,signal.default_int_handler)"
 
     def behaviour(ask):
         yield right()[:-40]
@@ -524,7 +571,7 @@ def test_a_process_that_is_stopped_leaves_nothing(tmp_path):
     for with_signal in (signal.SIGINT, signal.SIGKILL):
         half_sent.clear()
         with Server(behaviour) as server:
-            process = start(tmp_path, server)
+            process = start(tmp_path, server, heed_interrupts)
             assert half_sent.wait(timeout=20)
             process.send_signal(with_signal)
             error = process.communicate(timeout=20)[1]

@@ -12,6 +12,7 @@ import http.client
 import io
 import os
 import re
+import ssl
 import tempfile
 import textwrap
 import time
@@ -27,6 +28,7 @@ from tqdm import tqdm
 STALL_SECONDS = 30  # a mirror has failed if in this time
 STALL_BYTES = 1 << 15  # it did not bring us so much further into the file (or to its end),
 FUTILE_REQUESTS = 3  # or if so many requests in a row were cut before they brought us any further
+CUTS = (ConnectionError, ssl.SSLEOFError, http.client.HTTPException)  # no reason to leave a mirror at once
 LEFTOVER_SECONDS = 3600  # a temporary file this old was left by a process that was killed
 
 
@@ -95,7 +97,7 @@ def _fetch_from_any(mirrors: Sequence[str], name: str, size: int, sha256: str) -
         for mirror in mirrors:
             try:
                 return _fetch(mirror.rstrip("/") + "/" + name, size, sha256, bar)
-            except (OSError, ValueError, http.client.HTTPException) as error:
+            except (OSError, ValueError) as error:
                 # A server may have written parts of this text: one line, and nothing that a terminal would obey.
                 reason = textwrap.shorten(str(error) or type(error).__name__, 300)
                 failures.append(f"\n  {mirror}: {''.join(filter(str.isprintable, reason))}")
@@ -103,7 +105,7 @@ def _fetch_from_any(mirrors: Sequence[str], name: str, size: int, sha256: str) -
 
 
 def _fetch(url: str, size: int, sha256: str, bar: tqdm) -> bytearray:
-    """The content of the file. Raises OSError, ValueError or HTTPException: all of them are the mirror's fault."""
+    """The content of the file. Raises OSError or ValueError, and both are the mirror's fault."""
     clock = _Clock()
     opener = _opener(clock)
     content, futile = bytearray(), 0
@@ -113,15 +115,15 @@ def _fetch(url: str, size: int, sha256: str, bar: tqdm) -> bytearray:
             _receive_rest(opener, url, size, content, clock, bar)
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code != 416 or not content:
+            if error.code != 416:
                 raise
             content.clear()  # it knows no such range: from the beginning, then
             fault = error
-        except urllib.error.URLError as error:  # no connection
-            if not isinstance(error.reason, ConnectionError):
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, CUTS):
                 raise
             fault = error.reason
-        except (ConnectionError, http.client.HTTPException) as error:  # cut
+        except CUTS as error:
             fault = error
         except TimeoutError as error:
             raise TimeoutError(f"{error} after {clock.furthest:,} of {size:,} bytes") from error
