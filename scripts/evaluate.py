@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         models = [Sequential.load(path) for path in options.models]
-        data = load_mnist(options.data_dir)
+        data = load_mnist(options.data_dir, options.mirror)
         count_classes(data)
         images, labels = data[1]
         probabilities = mean_probabilities(models, images)
@@ -63,6 +63,12 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("models", nargs="+", metavar="MODEL", help="model.npz of a training")
     result.add_argument("--data-dir", metavar="DIR", help="with the four IDX files (default: found or downloaded)")
+    result.add_argument(
+        "--mirror",
+        action="append",
+        metavar="URL",
+        help="download from this directory on the web; may be repeated (default: TINYCNN_MIRRORS, or public ones)",
+    )
     result.add_argument("--plots", type=Path, metavar="DIR", help="draw pictures there")
     result.add_argument("--show", action="store_true", help="open the pictures of --plots in windows")
     return result

@@ -22,7 +22,15 @@ def main(arguments: list[str] | None = None) -> int:
         changes |= {"shift": 0, "distortion": None}
     out = options.out or f"runs/{options.preset}"
     settings = Settings(
-        options.preset, changes, options.seed, options.validation, options.limit, options.data_dir, out, options.resume
+        preset=options.preset,
+        changes=changes,
+        seed=options.seed,
+        validation=options.validation,
+        limit=options.limit,
+        data_dir=options.data_dir,
+        mirrors=options.mirror,
+        out=out,
+        resume=options.resume,
     )
     try:
         if options.threads:
@@ -97,6 +105,12 @@ def parser() -> argparse.ArgumentParser:
 
     add = result.add_argument_group("where and how").add_argument
     add("--data-dir", metavar="DIR", help="with the four IDX files, packed or not (default: found or downloaded)")
+    add(
+        "--mirror",
+        action="append",
+        metavar="URL",
+        help="download from this directory on the web; may be repeated (default: TINYCNN_MIRRORS, or public ones)",
+    )
     add("--out", metavar="DIR", help="where the results go (default: runs/PRESET)")
     add("--resume", action="store_true", help="go on with the training that stopped in the same --out")
     add("--threads", type=whole(1), metavar="N", help="CPU threads (default: all)")

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+os.environ["no_proxy"] = "127.0.0.1"  # where the servers of the tests are, in this process or in another one
+
 settings.register_profile("tinycnn", deadline=None, max_examples=40, derandomize=True, print_blob=True)
 settings.load_profile("tinycnn")
 

