@@ -10,7 +10,6 @@ import functools
 import hashlib
 import http.client
 import io
-import os
 import re
 import ssl
 import tempfile
@@ -24,6 +23,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
+
+from tinycnn.files import replacing
 
 STALL_SECONDS = 30  # a mirror has failed if in this time
 STALL_BYTES = 1 << 15  # it did not bring us so much further into the file (or to its end),
@@ -72,20 +73,13 @@ def _blaming(directory: Path) -> Iterator[None]:
 
 
 def _keep(content: bytearray, path: Path) -> None:
-    """Write the file under a name of its own, for another process may do the same, and move it to its place."""
+    """Write the file, whole or not at all; another process may be doing the same."""
     for leftover in path.parent.glob(f".{path.name}.*.part"):
         with suppress(OSError):  # another process may be quicker
             if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
                 leftover.unlink()
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # or the new name might reach the disk before the content does
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(content)
 
 
 # ------------------------------------------------------------------------------------------------------------ mirrors
