@@ -27,7 +27,7 @@ import numpy as np
 from tinycnn import load_mnist
 
 ROOT = Path(__file__).parents[1]
-MOST_GROWTH = 4 << 20  # bytes, over all requests after the warm-up
+MOST_GROWTH = 10_000_000  # bytes after the warm-up: a kilobyte for each of 10,000 requests, a fortieth of a drawing
 PATIENCE = 60  # seconds until a client gives up
 
 

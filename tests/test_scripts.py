@@ -114,6 +114,11 @@ def test_draw_serves_the_page():
         process.communicate(timeout=10)
 
 
+def test_draw_refuses_a_port_that_cannot_be(script, capsys):
+    assert script("draw").main(["--no-browser", "--port", "70000"]) == 1
+    assert "port must be 0-65535" in capsys.readouterr().err
+
+
 def test_draw_refuses_a_bad_model(script, capsys):
     assert script("draw").main(["--no-browser", "--model", "nothing.npz"]) == 1
     assert "there is no tinycnn model file" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import gc
 import http.client
 import json
 import re
@@ -9,6 +10,7 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 
 import load_server
 import numba
@@ -230,6 +232,8 @@ HOSTILE = {
     "HTTP/0.9": (b"GET /" + END, 403),
     "a long line": (b"GET /" + b"a" * 70_000 + b" HTTP/1.1" + END, 414),
     "a long header": (GET + HOST + b"\r\nX: " + b"a" * 70_000 + END, 431),
+    "long headers": (GET + HOST + (b"\r\nX: " + b"a" * 10_000) * 7 + END, 431),
+    "no end": (GET + HOST + b"\r\nX: a", 400),
     "many headers": (GET + HOST + b"\r\nX: a" * 120 + END, 431),
     "a header without a colon": (GET + HOST + b"\r\nnonsense\r\nOrigin: http://example.org" + END, 400),
     "a header before the first": (GET + b"\r\n nonsense" + HOST + END, 400),
@@ -379,6 +383,18 @@ def test_of_too_many_idle_clients_the_first_are_left(server, ask, monkeypatch):
         assert idle[-1].recv(12) == b"HTTP/1.1 200"
 
 
+def test_who_waits_for_the_network_is_not_waited_for(server, ask, monkeypatch):
+    """However long it takes: many others may come meanwhile."""
+    began, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(Studio, "_look", lambda *_: began.set() or {"waited": go_on.wait(20)})
+    client = threading.Thread(target=ask, args=("POST", "/look", GOOD))
+    client.start()
+    assert began.wait(20)
+    assert not server.waited_for
+    go_on.set()
+    client.join()
+
+
 def test_clients_that_go_away(server, ask, capsys):
     """Before, while and after they are answered: nothing is said about it, and nothing is left of them."""
     request = posted(b"%d" % len(BODY)).replace(b"PORT", b"%d" % server.server_address[1])
@@ -390,6 +406,26 @@ def test_clients_that_go_away(server, ask, capsys):
     until(lambda: not client_threads() and not server.waited_for)
     assert ask("POST", "/look", GOOD)[1]["digit"] == 7
     assert capsys.readouterr() == ("", "")
+
+
+def test_nothing_of_a_request_stays(server, ask):
+    """Neither its body (7 kB here) nor its thread."""
+
+    def some() -> int:
+        for _ in range(30):
+            assert ask("POST", "/look", {"ink": [[0] * 48] * 48})[0] == 200
+            assert ask("POST", "/look", b"{" + b" " * 7000)[0] == 400
+        until(lambda: not client_threads())
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        some()  # the first leave something that the next ones use again
+        before = some()
+        assert some() - before < 60 * 500
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_network_works_in_one_thread(server, ask, monkeypatch):

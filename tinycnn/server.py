@@ -38,7 +38,7 @@ from tinycnn.model import Sequential
 from tinycnn.optim import SGD
 
 PAGE = Path(__file__).parent / "page.html"
-LARGEST_BODY = 1 << 16  # bytes
+LARGEST_HEAD = LARGEST_BODY = 1 << 16  # bytes
 LARGEST_SIDE = 160  # of a drawing, in pixels
 MOST_STEPS = 50
 SILENCE, PATIENCE = 5, 30  # seconds that a client may pause within a request, and take for a whole one
@@ -186,7 +186,6 @@ def make_server(studio: Studio, port: int = 0) -> ThreadingHTTPServer:
 class Server(ThreadingHTTPServer):
     """A thread for each client. Who keeps it waiting is dropped: after PATIENCE, or when too many others come."""
 
-    daemon_threads = True
     request_queue_size = 1024  # clients that may knock at the same moment
 
     def __init__(self, *arguments):
@@ -233,7 +232,7 @@ def handler(studio: Studio) -> type[BaseHTTPRequestHandler]:
             if not str(self.raw_requestline, "latin-1").split():
                 raise Refused("the request is empty")
             try:
-                super().parse_request()
+                self._read_head()
                 self._check_sender()
                 self._read_body()
             except TimeoutError:
@@ -249,6 +248,13 @@ def handler(studio: Studio) -> type[BaseHTTPRequestHandler]:
             """How BaseHTTPRequestHandler refuses; its message repeats what the client said."""
             status = HTTPStatus(405 if code == 501 else code)  # a method that we don't know
             raise Refused(status.description or status.phrase, status)
+
+        def _read_head(self) -> None:
+            stream, self.rfile = self.rfile, _Head(self.rfile)
+            try:
+                super().parse_request()
+            finally:
+                self.rfile = stream
 
         def _check_sender(self) -> None:
             """Refuses what another page, or one under another name for this machine, asks."""
@@ -329,6 +335,22 @@ def handler(studio: Studio) -> type[BaseHTTPRequestHandler]:
             """Say nothing about ordinary requests, nor about clients that go away."""
 
     return Handler
+
+
+class _Head:
+    """A client's stream as far as the headers go, read line by line."""
+
+    def __init__(self, stream):
+        self.stream, self.left = stream, LARGEST_HEAD
+
+    def readline(self, size: int) -> bytes:
+        line = self.stream.readline(size)
+        self.left -= len(line)
+        if not line:
+            raise Refused("the request ends within its headers")
+        if self.left < 0:
+            raise Refused("the headers are too long", 431)
+        return line
 
 
 def _parsed(body: bytes) -> dict:
