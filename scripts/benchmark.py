@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     results = {"machine": machine(options.threads)}
     print(", ".join(f"{key} {value}" for key, value in results["machine"].items()))
     for name in options.only or SECTIONS:
-        print(f"\n{name}: {SECTIONS[name].__doc__.splitlines()[0]}")
+        print(f"\n{name}: {SECTIONS[name].__doc__ or ''}")
         results[name] = SECTIONS[name](options)
         if options.json:
             options.json.write_text(json.dumps(results, indent=2) + "\n")
@@ -433,4 +433,6 @@ SECTIONS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from tinycnn import command_line  # not for the workers, who import this file as well
+
+    command_line.run(main)

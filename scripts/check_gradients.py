@@ -14,7 +14,7 @@ import numpy as np
 from gradient_checks import CHECKS
 from planted_bugs import BUGS, Bug
 
-from tinycnn import plots, reference
+from tinycnn import command_line, plots, reference
 from tinycnn.gradcheck import Report
 
 
@@ -95,4 +95,4 @@ def step_sizes_and_errors() -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.run(main)

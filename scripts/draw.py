@@ -6,7 +6,7 @@ import webbrowser
 
 from predict import load_model
 
-from tinycnn import load_mnist
+from tinycnn import command_line, load_mnist
 from tinycnn.server import Studio, make_server
 from tinycnn.trained import TRAINED
 
@@ -55,4 +55,4 @@ def test_set(data_dir: str | None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.run(main)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from train_mnist import show
 
-from tinycnn import Sequential, load_mnist
+from tinycnn import Sequential, command_line, load_mnist
 from tinycnn.metrics import (
     calibration,
     class_table,
@@ -83,4 +83,4 @@ def mean_probabilities(models: list[Sequential], images: np.ndarray) -> np.ndarr
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.run(main)

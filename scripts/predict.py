@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from train_mnist import show
 
-from tinycnn import Sequential
+from tinycnn import Sequential, command_line
 from tinycnn.digits import NoDigitFound, read_picture, to_mnist
 from tinycnn.trained import TRAINED
 
@@ -86,4 +86,4 @@ def draw(path: Path, grey: np.ndarray, seen: np.ndarray, probabilities: np.ndarr
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.run(main)

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 from train_mnist import whole
 
+from tinycnn import command_line
 from tinycnn.experiment import Settings, run
 from tinycnn.files import replacing
 from tinycnn.metrics import cross_entropy
@@ -106,4 +107,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.run(main, to_the_end=True)

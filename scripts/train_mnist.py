@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numba
 
+from tinycnn import command_line
 from tinycnn.experiment import Settings, run
 from tinycnn.presets import PRESETS
 
@@ -150,4 +151,4 @@ def _nothing(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.run(main, to_the_end=True)  # the results are in files

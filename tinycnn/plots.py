@@ -296,8 +296,8 @@ def show(paths: list[Path]) -> None:
     """Open saved pictures in windows, and wait until they are closed. Raises RuntimeError where there is no display."""
     from matplotlib import pyplot  # only here: it looks for a display when it is loaded
 
-    if pyplot.get_backend().lower() == "agg":
-        raise RuntimeError("there is no display to show pictures on; they are saved all the same")
+    if (backend := pyplot.get_backend().lower()) in ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template"):
+        raise RuntimeError(f"there is no display to show pictures on (only {backend}); they are saved all the same")
     for path in paths:
         picture = pyplot.imread(path)
         figure = pyplot.figure(path.name, figsize=(picture.shape[1] / 100, picture.shape[0] / 100))

@@ -17,17 +17,22 @@ Why not simply Numba's `prange` in every kernel? A function with a prange takes 
 Here there is one, in `_call_in_parallel`, which calls a task by its address.
 
 What this file is not: it checks nothing; the layers check every shape before they call a kernel. Two threads may not
-call `run` at once with every threading layer of Numba: lock around the model if you have several.
+call `run` at once with every threading layer of Numba: lock around the model if you have several. And a process that
+was forked off after a `run` can't call it, except with NUMBA_THREADING_LAYER=workqueue: start processes by "spawn".
 """
 
+import functools
 import hashlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import cfunc, njit, prange, types
+from numba.core.errors import NumbaError
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
@@ -35,7 +40,11 @@ PARTS = 8  # more would scale to more cores, but sums over a batch need memory f
 WORTH_SHARING = 1 << 19  # simple operations; a second thread takes about as long to get going as one does so many
 MOST_ARRAYS = 5  # that a task can have
 
-_I64 = ir.IntType(64)
+if numba.config.DISABLE_JIT:
+    raise ImportError("tinycnn can't run without Numba's compiler: unset NUMBA_DISABLE_JIT")
+
+Compiled = TypeVar("Compiled")
+_I64, _FLOAT = ir.IntType(64), np.dtype(np.float32)
 _SOURCES = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[:12]
 
 
@@ -50,9 +59,30 @@ def task(*dtypes: np.dtype) -> Callable:
 
     def compile_it(function: Callable):
         function.__qualname__ += f"_{_SOURCES}"
-        return cfunc(signature, cache=True, error_model="numpy")(function)
+        return cached(lambda cache: cfunc(signature, cache=cache, error_model="numpy")(function))
 
     return compile_it
+
+
+def cached(compile_it: Callable[[bool], Compiled]) -> Compiled:
+    """compile_it(True), with Numba's cache; or compile_it(False), if that has no place on the disk or is damaged."""
+    try:
+        return compile_it(True)
+    except NumbaError:  # a mistake in the function itself
+        raise
+    except Exception as error:  # a damaged file can make its reader raise nearly anything
+        result = compile_it(False)
+        _say_once(type(error).__name__)
+        return result
+
+
+@functools.cache
+def _say_once(why: str) -> None:
+    print(
+        f"tinycnn: Numba's cache can't be used ({why}), so the kernels are compiled at every start; "
+        "set NUMBA_CACHE_DIR to a directory that can be written",
+        file=sys.stderr,
+    )
 
 
 def parts_for(pieces: int, operations: int) -> int:
@@ -65,11 +95,10 @@ def run(kernel, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None
 
     The arrays must be contiguous and of the dtypes that the kernel, a compiled task, takes.
     """
-    dtype = arrays[0].dtype
-    # Only their addresses count, but one type for all spares compiling `_call_in_parallel` again for every mixture.
-    memory = [a.ravel() if a.dtype == dtype else np.frombuffer(a, dtype, count=0) for a in arrays]
+    # Only their addresses count: one type for all spares compiling `_call_in_parallel` again for every mixture.
+    memory = [a.ravel() if a.dtype == _FLOAT else np.frombuffer(a, _FLOAT, count=0) for a in arrays]
     unused = memory[:1] * (MOST_ARRAYS - len(arrays))
-    _call_in_parallel(kernel.address, parts, np.array((0, *sizes), np.int64), *memory, *unused)
+    _in_parallel()(kernel.address, parts, np.array((0, *sizes), np.int64), *memory, *unused)
 
 
 @intrinsic(prefer_literal=True)
@@ -114,7 +143,6 @@ def _take_number(typing_context, numbers):
     return types.int64(numbers), code
 
 
-@njit(parallel=True, nogil=True, cache=True)
 def _call_in_parallel(address, parts, numbers, a, b, c, d, e):
     if parts == 1:
         _call(address, 0, numbers, a, b, c, d, e)
@@ -125,3 +153,11 @@ def _call_in_parallel(address, parts, numbers, a, b, c, d, e):
         while part < parts:
             _call(address, part, numbers, a, b, c, d, e)
             part = _take_number(numbers)
+
+
+@functools.cache
+def _in_parallel() -> Callable:
+    """`_call_in_parallel`, compiled when it is first needed: that starts Numba's threads."""
+    array = types.Array(types.float32, 1, "C", readonly=True)  # or not: read-only ones are the more general type
+    signature = types.void(types.intp, types.intp, types.int64[::1], *MOST_ARRAYS * [array])
+    return cached(lambda cache: njit(signature, parallel=True, nogil=True, cache=cache)(_call_in_parallel))
