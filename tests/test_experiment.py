@@ -252,6 +252,20 @@ def test_odd_data_are_no_reason_to_warn_or_to_fail(tmp_path, what, script):
     )
 
 
+@pytest.mark.parametrize("preset", ["standard", "best", "small"])
+def test_other_sizes_colours_and_class_counts(tmp_path, preset):
+    """32 × 30 pixels of three colours, 13 classes: no change of code."""
+    random = np.random.default_rng(0)
+    arrays = []
+    for n in (39, 13):
+        arrays += [random.integers(0, 256, size=(n, 32, 30, 3), dtype=np.uint8), np.arange(n, dtype=np.uint8) % 13]
+    write_files(tmp_path / "data", arrays)
+    settings = Settings(preset, {"epochs": 1, "batch_size": 13}, data_dir=tmp_path / "data", out=tmp_path)
+    assert math.isfinite(run(settings, print, progress=False)["test_loss"])
+    model = Sequential.load(tmp_path / "model.npz")
+    assert (model.input_shape, model.output_shapes[-1]) == ((32, 30, 3), (13,))
+
+
 @pytest.mark.parametrize("preset", ["standard", "fast", "small"])
 def test_batches_of_one_image(tmp_path, preset):
     """Batch normalisation too has an image's pixels to take a mean of."""
