@@ -29,7 +29,7 @@ import hostile_files
 import mutations
 import numpy as np
 
-from tinycnn import Sequential, archive, read_idx
+from tinycnn import Sequential, read_idx
 from tinycnn.digits import NoDigitFound, read_picture, to_mnist
 
 SECONDS, MEGABYTES, HANGS = 1.0, 200, 60  # of CPU time; above the idle program; seconds of waiting
@@ -59,13 +59,18 @@ def model(path: str | Path) -> None:
 
 
 def checkpoint(path: str | Path) -> None:
-    """The arrays are those that NumPy finds."""
-    with archive.reading(path, archive.CHECKPOINT) as (description, stored):  # here goes the reader of checkpoints
-        arrays = {name: np.asarray(array) for name, array in stored.items()}
-    assert isinstance(description, dict)
+    """All arrays are those that NumPy finds, and finite; from a file that is refused nothing is taken."""
+    training = mutations.training(path)
+    before = {name: array.copy() for name, array in training.arrays().items()}
+    try:
+        position = training.restore()
+    except ValueError:
+        assert all(np.array_equal(array, before[name]) for name, array in training.arrays().items())
+        raise
+    assert position.epoch >= 1
     with np.load(path, allow_pickle=False) as file:
-        assert {*file.files} == {*arrays, "description"}
-        assert all(a.tobytes() == file[name].tobytes() for name, a in arrays.items())
+        assert {*file.files} == {*before, "description"}
+        assert all(np.isfinite(a).all() and np.array_equal(a, file[name]) for name, a in training.arrays().items())
 
 
 def picture(path: str | Path) -> None:

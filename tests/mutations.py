@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tinycnn import (
+    Adam,
     BatchNorm,
     Conv2D,
     Dense,
@@ -34,9 +35,11 @@ from tinycnn import (
     Normalize,
     ReLU,
     Sequential,
-    archive,
     write_idx,
 )
+from tinycnn.averaging import WeightAverage
+from tinycnn.checkpoint import Checkpoint
+from tinycnn.training import COLUMNS, Position
 
 NASTY_WHOLE = (0, 1, 2, 255, 256, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
 NASTY_JSON = (None, True, False, -1, 0, 1, 7, 1e308, -1e-308, 0.5, 10**6, 10**9, 10**10, 2**63, 10**30, "", "8", [], {})
@@ -99,14 +102,22 @@ def _models(directory: Path) -> list[bytes]:
     return [(directory / str(number)).read_bytes() for number in range(len(models))]
 
 
+def training(path: str | Path) -> Checkpoint:
+    """A small training whose checkpoint is at the path. Before the first step; always the same."""
+    layers = [Conv2D(2, 3, use_bias=False), BatchNorm(), ReLU(), Flatten(), Dropout(0.1), Dense(3)]
+    model = Sequential(layers, (5, 5, 1))
+    generators = {name: np.random.default_rng(n) for n, name in enumerate(("shuffling", "augmentation"))}
+    optimizer, average = Adam(model.parameters()), WeightAverage(model, 0.9)
+    return Checkpoint(Path(path), {"seed": 0, "rate": 0.01}, model, optimizer, generators, average)
+
+
 def _checkpoints(directory: Path) -> list[bytes]:
-    random = np.random.default_rng(0)
-    weights = {f"{kind}.dense_1.weight": random.random((3, 4), np.float32) for kind in ("model", "mean", "square")}
-    description = {"epoch": 3, "step": 1404, "settings": {"preset": "fast", "seed": 0, "learning_rate": 1e-2}}
-    description["generator"] = random.bit_generator.state
-    description["history"] = [{"epoch": e, "train_loss": 1 / e, "validation_loss": None} for e in (1, 2, 3)]
-    archive.write(directory / "a", archive.CHECKPOINT, description, {**weights, "order": np.arange(9)})
-    return [(directory / "a").read_bytes()]
+    row = dict.fromkeys(COLUMNS, 0.5) | {"epoch": 1, "validation_loss": None, "validation_accuracy": None}
+    positions = [Position(), Position(2, history=[row])]
+    positions += [Position(2, 7, np.random.default_rng(3).bit_generator.state, 1.5, 40, 70, 0.25, [row])]
+    for number, position in enumerate(positions):
+        training(directory / str(number)).save(position)
+    return [(directory / str(number)).read_bytes() for number in range(len(positions))]
 
 
 def _pictures(directory: Path) -> list[bytes]:

@@ -88,7 +88,7 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_bit_for_bit(data, tmp_path,
     position = resumed.restore()
     assert (position.epoch, position.step) == (1 + stop_after // 4, stop_after % 4)
     assert without_times(go_on(resumed, *data, position)) == without_times(history)
-    for (name, a), (_, b) in zip(undisturbed._arrays().items(), resumed._arrays().items(), strict=True):
+    for (name, a), (_, b) in zip(undisturbed.arrays().items(), resumed.arrays().items(), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
     assert getattr(undisturbed.optimizer, "t", 0) == getattr(resumed.optimizer, "t", 0)
     assert undisturbed.average.updates == resumed.average.updates == 8
@@ -106,12 +106,12 @@ def test_time_spent_before_counts(data, tmp_path):
 def test_other_settings_are_refused_by_name_and_nothing_changes(tmp_path):
     parts(Adam, tmp_path / "c.npz", settings={"seed": 3, "rate": 0.1, "batch": 64}).save(Position())
     other = parts(Adam, tmp_path / "c.npz", seed=7, settings={"seed": 4, "rate": 0.1, "shift": 2})
-    before = [array.copy() for array in other._arrays().values()]
+    before = [array.copy() for array in other.arrays().values()]
     with pytest.raises(
         ValueError, match="another training: seed was 3, is 4 now; batch was 64, is None now; shift was None, is 2 now"
     ):
         other.restore()
-    for array, old in zip(other._arrays().values(), before, strict=True):
+    for array, old in zip(other.arrays().values(), before, strict=True):
         np.testing.assert_array_equal(array, old)
 
 
@@ -143,10 +143,10 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, change, fault)
         arrays = {name: np.asarray(array) for name, array in stored.items()}
     position = description["position"] | change.pop("position", {})
     archive.write(path, archive.CHECKPOINT, description | {"position": position} | change, arrays)
-    before = [array.copy() for array in checkpoint._arrays().values()]
+    before = [array.copy() for array in checkpoint.arrays().values()]
     with pytest.raises(ValueError, match=rf"c\.npz is not a tinycnn checkpoint file, or a damaged one: .*{fault}"):
         checkpoint.restore()
-    for array, old in zip(checkpoint._arrays().values(), before, strict=True):
+    for array, old in zip(checkpoint.arrays().values(), before, strict=True):
         np.testing.assert_array_equal(array, old)
 
 

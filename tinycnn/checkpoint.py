@@ -46,7 +46,7 @@ class Checkpoint:
             "optimizer_steps": getattr(self.optimizer, "t", 0),
             "averaged": self.average.updates if self.average else 0,
         }
-        archive.write(self.path, archive.CHECKPOINT, description, self._arrays())
+        archive.write(self.path, archive.CHECKPOINT, description, self.arrays())
 
     def restore(self) -> Position:
         """Put model, optimizer and generators where the file's were; return its position.
@@ -61,7 +61,7 @@ class Checkpoint:
                 steps, averaged = (whole(description[name], name, 0) for name in ("optimizer_steps", "averaged"))
                 states = description["generators"]
                 restored = {name: _generator(states[name]) for name in self._all_generators()}
-                archive.copy_all(arrays, self._arrays())
+                archive.copy_all(arrays, self.arrays())
         if differences:
             raise ValueError(f"{self.path} is of another training: {'; '.join(differences)}")
         for name, generator in self._all_generators().items():
@@ -72,7 +72,7 @@ class Checkpoint:
             self.average.updates = averaged
         return position
 
-    def _arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, np.ndarray]:
         """Every array by name: the model's own, their averages, and one or two of the optimizer for each parameter."""
         arrays = dict(self.model.state() + (self.average.state() if self.average else []))
         for kind in ("velocities",) if isinstance(self.optimizer, SGD) else ("means", "squares"):
