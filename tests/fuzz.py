@@ -33,6 +33,7 @@ from tinycnn import Sequential, archive, read_idx
 from tinycnn.digits import NoDigitFound, read_picture, to_mnist
 
 SECONDS, MEGABYTES, HANGS = 1.0, 200, 60  # of CPU time; above the idle program; seconds of waiting
+LIMIT = 6 << 30  # bytes of address space, of which an idle program with its threads has two or three
 
 
 # ------------------------------------------------------------------------------------------- reading, and what is right
@@ -92,8 +93,9 @@ def outcome(reader: str, path: str | Path) -> str:
             READERS[reader](path)
     except (FileNotFoundError, ValueError) as error:
         text = str(error)
-        told = type(error) in (FileNotFoundError, ValueError) and str(path) in text and len(text) > len(str(path)) + 8
-        return f"refused: {text}" if told else f"an error that tells too little: {error!r}"
+        told = type(error) in (FileNotFoundError, ValueError) and str(path) in text
+        told = told and 8 < len(text) - len(str(path)) < 500 and text.replace(str(path), "").isprintable()
+        return f"refused: {text}" if told else f"an error that tells too little or too much: {error!r}"
     except BaseException as error:
         return f"{type(error).__name__}: {error}"
     return "read"
@@ -116,6 +118,7 @@ def inputs(reader: str, seed: int, start: int, count: int, directory: Path) -> I
 
 def read_all(reader: str, seed: int, start: int, count: int) -> None:
     """Print a line of JSON for each input: number, outcome, seconds of CPU time, megabytes above the start."""
+    _limit_memory()
     with tempfile.TemporaryDirectory() as directory:
         for content in mutations.seeds(reader):  # what is only needed once
             (Path(directory) / "seed").write_bytes(content)
@@ -127,6 +130,14 @@ def read_all(reader: str, seed: int, start: int, count: int) -> None:
             started = time.process_time()
             what = outcome(reader, path)
             print(json.dumps([number, what, time.process_time() - started, _memory("VmHWM") - idle]), flush=True)
+
+
+def _limit_memory() -> None:
+    """A broken reader may take what it likes, but not the whole machine."""
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
 
 
 def _memory(which: str) -> float:

@@ -100,6 +100,13 @@ def test_nothing_is_found_where_nothing_is(picture):
         to_mnist(picture)
 
 
+def test_a_single_pixel_of_nearly_the_paper_s_grey_does_no_harm():
+    """The strokes then hold two greys that differ in the last digit of a float32. (`tests/fuzz.py` found that.)"""
+    picture = np.full((50, 40), 0.94117653, np.float32)
+    picture[16:39, 22:29], picture[7, 12] = 0.078431375, 0.94162357
+    assert to_mnist(picture).max() == 255
+
+
 @given(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.integers(0, 99))
 def test_any_numbers_give_a_picture_or_nothing(size, seed):
     try:

@@ -124,7 +124,7 @@ def _stands_out(grey: np.ndarray) -> np.ndarray:
 
 def _otsu(values: np.ndarray) -> float:
     """The threshold that parts the values into the two most uniform groups (Otsu, 1979)."""
-    counts, edges = np.histogram(values, 64)
+    counts, edges = np.histogram(values.astype(np.float64), 64)  # float32 can't part what differs in its last digit
     centres = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
     above = below[-1] - below
