@@ -98,8 +98,9 @@ def outcome(reader: str, path: str | Path) -> str:
             READERS[reader](path)
     except (FileNotFoundError, ValueError) as error:
         text = str(error)
-        told = type(error) in (FileNotFoundError, ValueError) and str(path) in text and len(text) > len(str(path)) + 8
-        return f"refused: {text}" if told else f"an error that tells too little: {error!r}"
+        told = type(error) in (FileNotFoundError, ValueError) and str(path) in text
+        told = told and 8 < len(text) - len(str(path)) < 500 and text.replace(str(path), "").isprintable()
+        return f"refused: {text}" if told else f"an error that tells too little or too much: {error!r}"
     except BaseException as error:
         return f"{type(error).__name__}: {error}"
     return "read"

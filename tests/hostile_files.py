@@ -100,12 +100,19 @@ def zeros_packed(beginning: bytes, megabytes: int) -> bytes:
     return start + (block.compress(bytes(1 << 20)) + block.flush(zlib.Z_FULL_FLUSH)) * megabytes
 
 
+def _gzip_of(content: bytes, size: int) -> bytes:
+    """A gzip file of exactly this size: a name fills it up."""
+    packed = gzip.compress(content, mtime=0)
+    return packed[:3] + b"\x08" + packed[4:10] + b"a" * (size - len(packed) - 1) + b"\0" + packed[10:]
+
+
 IDX_CASES = {
     "one byte more": lambda path: header(3) + bytes(4),
     "one byte less": lambda path: header(3) + bytes(2),
     "one byte more, packed": lambda path: gzip.compress(header(3) + bytes(4)),
     "only a header": lambda path: header(3),
     "a second gzip member": lambda path: gzip.compress(header(3) + bytes(3)) + gzip.compress(b"more"),
+    "one byte behind 64 KiB of gzip": lambda path: _gzip_of(header(3) + bytes(3), 1 << 16) + b"!",
     "two halves in two gzip members": lambda path: gzip.compress(header(3)) + gzip.compress(bytes(3)),
     "a million empty gzip members": lambda path: gzip.compress(header(3) + bytes(3)) + gzip.compress(b"") * 10**6,
     "gzip, then 10 GB of zeros": functools.partial(_sparse, gzip.compress(header(3) + bytes(3)), b""),
@@ -166,6 +173,14 @@ def _overlapping(good: bytes) -> bytes:
     return whole + directory + struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 20, 20, len(directory), len(whole), 0)
 
 
+def _moved(good: bytes, before: bytes) -> bytes:
+    """Something before the archive, and every offset in it increased by that."""
+    changed = bytearray(before + good)
+    for place in [found.start() + 42 for found in re.finditer(rb"PK\x01\x02", changed)] + [len(changed) - 6]:
+        struct.pack_into("<I", changed, place, struct.unpack_from("<I", changed, place)[0] + len(before))
+    return bytes(changed)
+
+
 def _zip64(good: bytes) -> bytes:
     """A second end record whose directory is the whole file of 10 GB."""
     record = struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, 9, 9, TEN_GB - 200, 0)
@@ -215,10 +230,12 @@ def _archive_cases(reader: str) -> dict[str, Callable]:
         "name with ..": lambda path: npz(inside | {"../a.npy": _npy(np.zeros(3))}),
         "a directory": lambda path: npz(inside | {"a/": b""}),
         "something before it": lambda path: b"#!/bin/sh\n" + good,
+        "something before it, well hidden": lambda path: _moved(good, b"#!/bin/sh\n"),
         "something behind it": lambda path: good + b"\n",
         "a comment": lambda path: good[:-2] + b"\1\0!",
         "itself twice": lambda path: good + good,
         "10 GB of directory": lambda path: _sparse(b"", _zip64(good), path),
+        "a directory that is elsewhere": lambda path: good[:-22] + _zip64(good),
         "10 GB of directory, simply": lambda path: _sparse(b"", good[-22:-10] + b"\xff\xff\xff\x7f" + good[-6:], path),
         "10,000 arrays": lambda path: npz({f"{n}.npy": b"" for n in range(10_000)}),
         "no array at all": lambda path: npz({}),
@@ -229,6 +246,7 @@ def _archive_cases(reader: str) -> dict[str, Callable]:
         ),
         "a shape beyond 64 bits": lambda path: npz(inside | _huge(last, "(1" + "0" * 30 + ",)")),
         **{f"header {h[:9]}": (lambda path, h=h: npz(inside | {last: headed(h)})) for h in bad_headers},
+        "a header of version 3": lambda path: npz(inside | {last: inside[last].replace(b"Y\1", b"Y\3", 1)}),
         "no description": lambda path: npz({n: c for n, c in inside.items() if n != "description.npy"}),
         "a description of bytes": lambda path: npz(inside | {"description.npy": _npy(np.array(b"{}"))}),
         "a description that is a number": lambda path: npz(inside | {"description.npy": _npy(np.array(3))}),
@@ -346,11 +364,16 @@ def _png_of(width: int, height: int, rows: bytes = b"", more: tuple = ()) -> byt
     return png([head, *more, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
 
 
-def _scans() -> bytes:
-    """A progressive JPEG whose last scan comes a thousand times: each looks at all the pixels, and takes 26 bytes."""
+def _jpeg(width: int, height: int) -> bytes:
+    """Progressive: its decoder keeps all of it in memory."""
     file = io.BytesIO()
-    Image.new("RGB", (2000, 2000)).save(file, "JPEG", progressive=True)
-    content = file.getvalue()
+    Image.new("L", (width, height)).save(file, "JPEG", progressive=True)
+    return file.getvalue()
+
+
+def _scans() -> bytes:
+    """The last scan comes a thousand times: each looks at all the pixels, and takes 26 bytes."""
+    content = _jpeg(1000, 1000)
     last = content.rindex(b"\xff\xda")
     return content[:-2] + content[last:-2] * 1000 + content[-2:]
 
@@ -380,6 +403,7 @@ def _picture_cases() -> dict[str, Callable]:
         "200,000 chunks": lambda path: _png_of(9, 9, bytes(333), more=((b"teSt", b""),) * 200_000),
         "pixels in 200,000 chunks": lambda path: png([*png_chunks(good)[:1], *[(b"IDAT", b"")] * 200_000]),
         "a thousand scans": lambda path: _scans(),
+        "a progressive JPEG of 48 megapixels": lambda path: _jpeg(8000, 6000),
         "eight million comments": lambda path: jpeg[:2] + b"\xff\xfe\0\2" * 8_000_000 + jpeg[2:],
         "a large JPEG": lambda path: re.sub(rb"(?s)(?<=\xff\xc0..\x08)....", b"\xff" * 4, jpeg),
         "a large GIF": lambda path: gif[:6] + b"\xff" * 4 + gif[10:],

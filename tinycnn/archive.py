@@ -98,9 +98,9 @@ class Stored:
             # Headers are Python text. NumPy evaluates only constants in it, but its length is up to us.
             self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(file, max_header_size=1000)
             size = file.tell() + math.prod(self.shape) * self.dtype.itemsize
-        if self.dtype.kind not in "iufU" or not self.dtype.isnative:
+        if self.dtype.kind not in "iufU":
             raise ValueError(f"{member.filename} is an array of {self.dtype}, not of plain numbers")
-        if size != member.file_size or min(self.shape, default=0) < 0:
+        if size != member.file_size:
             raise ValueError(f"{member.filename} has {member.file_size:,} bytes, but shape {self.shape} needs {size:,}")
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
