@@ -144,14 +144,16 @@ def _stands_out(grey: np.ndarray) -> np.ndarray:
     """How much darker a pixel is than the paper around it, whose light may change slowly over the picture."""
     small = Image.fromarray(_resized(grey, [max(1, n // 3) for n in grey.shape]))
     window = max(small.size) // 3 | 1  # wider than any stroke
-    paper = np.asarray(small.filter(ImageFilter.MaxFilter(window)).filter(ImageFilter.MinFilter(window)), np.float32)
+    if window > 1:  # Pillow 12.3.0 ends the process when asked for a window of one pixel
+        small = small.filter(ImageFilter.MaxFilter(window)).filter(ImageFilter.MinFilter(window))
+    paper = np.asarray(small, np.float32)
     paper = _resized(_resized(paper, [max(1, n // 4) for n in paper.shape]), grey.shape)  # smooth
     return np.maximum(0, paper - grey)
 
 
 def _otsu(values: np.ndarray) -> float:
     """The threshold that parts the values into the two most uniform groups (Otsu, 1979)."""
-    counts, edges = np.histogram(values, 64)
+    counts, edges = np.histogram(values.astype(np.float64), 64)  # 64 bins may not fit between two float32
     centres = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
     above = below[-1] - below
