@@ -117,6 +117,14 @@ def test_any_numbers_give_a_picture_or_nothing(size, seed):
     assert seen.any()
 
 
+def test_shades_that_hardly_differ():
+    """Two of ink, as near to each other as float32 can tell."""
+    picture = np.zeros((48, 48), np.float32)
+    picture[10:38, 20:26] = 128
+    picture[10:38:2, 20:26] = np.nextafter(np.float32(128), np.float32(0))
+    assert (to_mnist(picture)[:, 14] > 0).sum() == 20
+
+
 @pytest.mark.parametrize("wrong", [np.zeros((3, 4, 3)), np.zeros((0, 5)), np.array([[np.nan]])])
 def test_what_is_no_picture_is_refused(wrong):
     with pytest.raises(ValueError, match="picture"):

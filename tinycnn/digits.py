@@ -117,7 +117,9 @@ def _stands_out(grey: np.ndarray) -> np.ndarray:
     """How much darker a pixel is than the paper around it, whose light may change slowly over the picture."""
     small = Image.fromarray(_resized(grey, [max(1, n // 3) for n in grey.shape]))
     window = max(small.size) // 3 | 1  # wider than any stroke
-    paper = np.asarray(small.filter(ImageFilter.MaxFilter(window)).filter(ImageFilter.MinFilter(window)), np.float32)
+    if window > 1:  # Pillow 12.3.0 ends the process when asked for a window of one pixel
+        small = small.filter(ImageFilter.MaxFilter(window)).filter(ImageFilter.MinFilter(window))
+    paper = np.asarray(small, np.float32)
     paper = _resized(_resized(paper, [max(1, n // 4) for n in paper.shape]), grey.shape)  # smooth
     return np.maximum(0, paper - grey)
 
