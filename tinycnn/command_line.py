@@ -33,9 +33,7 @@ def _prepare_matplotlib() -> None:
         del os.environ["MPLBACKEND"]
     try:
         Path.home()
-    except (
-        RuntimeError
-    ):  # there is none, and until 3.10 Matplotlib looks no further; this makes it take a temporary one
+    except RuntimeError:  # there is none: before 3.11 Matplotlib would give up, so it has to find a place by itself
         os.environ.setdefault("MPLCONFIGDIR", os.devnull)
 
 
