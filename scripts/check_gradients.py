@@ -14,7 +14,7 @@ import numpy as np
 from gradient_checks import CHECKS
 from planted_bugs import BUGS, Bug
 
-from tinycnn import command_line, plots, reference
+from tinycnn import command_line, reference
 from tinycnn.gradcheck import Report
 
 
@@ -27,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{bug.name:<38}{bug.does}")
         return 0
     if options.plot:
+        from tinycnn import plots  # not before it is needed: it takes long to load
+
         options.plot.parent.mkdir(parents=True, exist_ok=True)
         plots.save(plots.derivative_errors(*step_sizes_and_errors()), options.plot)
         print(f"drawn in {options.plot}")

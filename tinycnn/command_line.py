@@ -6,6 +6,7 @@ What this file is not: it knows no options; each script has its own.
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TextIO
 
 PIPE_CLOSED = 141  # what a shell reports of any program that was ended by SIGPIPE
@@ -17,14 +18,23 @@ def run(main: Callable[[], int], to_the_end: bool = False) -> None:
     If the reader of the standard output has left, the script ends with PIPE_CLOSED; if it can't be written, with 1 and
     one line. to_the_end: neither is a reason to end, because the results go to files.
     """
-    if os.environ.get("MPLBACKEND", "").startswith("module://"):  # a notebook's; Matplotlib may not know it here
-        del os.environ["MPLBACKEND"]
+    _prepare_matplotlib()
     sys.stdout = _Output(sys.stdout, to_the_end)
     sys.stderr = _Output(sys.stderr, to_the_end=True)
     try:
         sys.exit(main())
     except OSError as error:
         sys.exit(f"error: {error}")
+
+
+def _prepare_matplotlib() -> None:
+    """Take away what can keep it from loading."""
+    if os.environ.get("MPLBACKEND", "").startswith("module://"):  # a notebook's, which may not be known here
+        del os.environ["MPLBACKEND"]
+    try:
+        Path.home()
+    except RuntimeError:  # there is none: before 3.11 Matplotlib would give up, so it has to find a place by itself
+        os.environ.setdefault("MPLCONFIGDIR", os.devnull)
 
 
 class _Output:
