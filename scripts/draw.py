@@ -7,7 +7,8 @@ import webbrowser
 from predict import load_model
 
 from tinycnn import load_mnist
-from tinycnn.server import Studio, make_server
+from tinycnn.server import make_server
+from tinycnn.studio import Studio
 from tinycnn.trained import TRAINED
 
 
