@@ -10,7 +10,8 @@ import threading
 import pytest
 
 from tinycnn import Sequential
-from tinycnn.server import Studio, make_server
+from tinycnn.server import make_server
+from tinycnn.studio import Studio
 from tinycnn.trained import TRAINED
 
 selenium = pytest.importorskip("selenium", reason="Selenium is not installed (extra browser)")

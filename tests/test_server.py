@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from tinycnn import Conv2D, GlobalAveragePool2D, MaxPool2D, Normalize, ReLU, Sequential
 from tinycnn import server as tinycnn_server
-from tinycnn.server import Studio, make_server
+from tinycnn.server import make_server
+from tinycnn.studio import Studio
 from tinycnn.trained import TRAINED
 
 SEVEN = np.zeros((56, 56), int)
@@ -455,9 +456,9 @@ def test_the_network_works_in_one_thread(server, ask, monkeypatch):
 def test_many_clients_at_once():
     """The short form of `python tests/load_server.py`: the server as its own process, test images, right answers."""
     with load_server.running_server() as (_, port):
-        outcome = load_server.load(port, load_server.questions(5), clients=40, requests=120)
+        outcome = load_server.load(port, load_server.questions(5), clients=40, requests=100)
     assert outcome.errors == []
-    assert len(outcome.seconds) == 120
+    assert len(outcome.seconds) == 100
 
 
 @pytest.mark.parametrize("headers", [{"Host": "example.org"}, {"Origin": "http://example.org"}, {"Origin": "null"}])

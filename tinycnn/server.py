@@ -1,4 +1,4 @@
-"""The drawing page's server: one static page and a few questions about a drawing, answered by the network.
+"""The drawing page's server: one static page and a few questions about a drawing, for the network to answer.
 
     GET  /           the page (tinycnn/page.html)
     GET  /describe   the network: its layers, what each sees, the first convolution's weights
@@ -8,13 +8,12 @@
     POST /teach      {"ink": …, "label": 7, "steps": 5}  -> the probabilities after each step of gradient descent
     POST /reset      forget what was taught
 
-`Studio` holds the network and answers, `handler` speaks HTTP, `Server` gives every client a thread. The network works
-in a thread of its own, on one question after the other.
+`Server` gives every client a thread, `handler` speaks HTTP; the network (`tinycnn/studio.py`) works in a thread of its
+own, on one question after the other.
 
 What this file is not: a web server for more than one person on this machine.
 """
 
-import base64
 import json
 import socket
 import sys
@@ -28,154 +27,13 @@ from pathlib import Path
 from time import monotonic
 
 import numba
-import numpy as np
 
-from tinycnn.digits import NoDigitFound, to_mnist
-from tinycnn.explain import feature_maps, for_looking, receptive_step, saliency
-from tinycnn.layers import Conv2D
-from tinycnn.loss import SoftmaxCrossEntropy
-from tinycnn.model import Sequential
-from tinycnn.optim import SGD
+from tinycnn.studio import Refused, Studio
 
 PAGE = Path(__file__).parent / "page.html"
 LARGEST_HEAD = LARGEST_BODY = 1 << 16  # bytes
-LARGEST_SIDE = 160  # of a drawing, in pixels
-MOST_STEPS = 50
 SILENCE, PATIENCE = 5, 30  # seconds that a client may pause within a request, and take for a whole one
 MOST_WAITED_FOR = 500  # clients that have a connection but have not sent a whole request
-
-
-class Refused(ValueError):
-    """A request that makes no sense; the text says why."""
-
-    def __init__(self, reason: str, status: int = 400):
-        super().__init__(reason)
-        self.status = status
-
-
-class Studio:
-    """A network that looks at drawings, and can be taught. For one thread: `handler` sees to it."""
-
-    def __init__(self, model: Sequential, test_set: tuple[np.ndarray, np.ndarray] | None = None, rate: float = 0.02):
-        self.original, self.test_set, self.rate = model, test_set, rate
-        self.random = np.random.default_rng()
-        self.model = for_looking(model)
-
-    def reset(self, question: dict) -> dict:
-        """Back to the network as it was loaded."""
-        self.model = for_looking(self.original)
-        return {}
-
-    def describe(self) -> dict:
-        """What the page needs to know about the network."""
-        layers = []
-        for number, (layer, shape) in enumerate(zip(self.model.layers, self.model.output_shapes, strict=True)):
-            about = {"name": layer.name, "shape": shape, **layer.arguments()}
-            if len(shape) == 3:
-                about["sees"] = receptive_step(self.model, number)
-            layers.append(about)
-        first = next((i for i, layer in enumerate(self.model.layers) if isinstance(layer, Conv2D)), None)
-        description = {"input_shape": self.model.input_shape, "layers": layers, "samples": self.test_set is not None}
-        if first is not None:
-            layer = self.model.layers[first]
-            bias = layer.bias.value if layer.use_bias else np.zeros(layer.filters)
-            description["first"] = {
-                "layer": first,
-                "weights": layer.weight.value.astype(float).round(5).tolist(),
-                "bias": bias.astype(float).round(5).tolist(),
-            }
-        return description
-
-    def sample(self) -> dict:
-        """A random test image (28 × 28) and its label."""
-        if self.test_set is None:
-            raise Refused("there are no test images here: install tinycnn[mnist], or give --data-dir")
-        images, labels = self.test_set
-        number = int(self.random.integers(len(images)))
-        return {"ink": images[number].tolist(), "label": int(labels[number])}
-
-    def look(self, question: dict) -> dict:
-        """What is in the drawing, and why."""
-        self._check(question)
-        try:
-            seen = to_mnist(_ink(question))
-        except NoDigitFound as nothing:
-            return {"digit": None, "message": str(nothing)}
-        return self._look(seen, question)
-
-    def _look(self, seen: np.ndarray, question: dict) -> dict:
-        probabilities = self.model.predict_proba(seen[None])[0]
-        digit = int(probabilities.argmax())
-        answer = {"digit": digit, "probabilities": probabilities.astype(float).round(5).tolist(), "seen": seen.tolist()}
-        if question.get("maps"):
-            answer["maps"] = [_packed(name, values) for name, values in feature_maps(self.model, seen)]
-        wanted = question.get("saliency", False)
-        if wanted is not False:
-            label = digit if wanted is True else wanted
-            gradient = saliency(self.model, seen, label).astype(float)
-            answer["saliency"] = {
-                "label": label,
-                "gradient": (gradient / (np.abs(gradient).max() or 1)).round(3).tolist(),
-            }
-        return answer
-
-    def teach(self, question: dict) -> dict:
-        """Some steps of gradient descent on this one drawing, until the answer is the label."""
-        self._check(question)  # before anything is changed
-        label = _whole(question.get("label"), "label", self._classes() - 1)
-        steps = _whole(question.get("steps", 5), "steps", MOST_STEPS)
-        try:
-            seen = to_mnist(_ink(question))
-        except NoDigitFound as nothing:
-            raise Refused(str(nothing)) from None
-        loss, optimizer, course = SoftmaxCrossEntropy(), SGD(self.model.parameters(), self.rate), []
-        for _ in range(steps):
-            logits = self.model.forward(seen[None], training=True)
-            value = loss.forward(logits, np.array([label]))
-            self.model.parameter_gradients(loss.backward())
-            optimizer.step()
-            course.append({"loss": round(value, 5), "probabilities": self._probabilities(seen)})
-            if course[-1]["probabilities"][label] > 0.9:
-                break
-        return {**self._look(seen, question), "course": course}
-
-    def _check(self, question: dict) -> None:
-        if type(question.get("maps", False)) is not bool:
-            raise Refused("maps must be true or false")
-        if type(wanted := question.get("saliency", False)) is not bool:
-            _whole(wanted, "saliency", self._classes() - 1)
-
-    def _classes(self) -> int:
-        return self.model.output_shapes[-1][0]
-
-    def _probabilities(self, seen: np.ndarray) -> list[float]:
-        return self.model.predict_proba(seen[None])[0].astype(float).round(5).tolist()
-
-
-def _ink(question: dict) -> np.ndarray:
-    """The drawing as an array. Raises Refused unless it is a rectangle of numbers from 0 to 255."""
-    rows = question.get("ink")
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, list) for row in rows):
-        raise Refused("ink must be a list of rows of numbers")
-    if len(rows) > LARGEST_SIDE or len({len(row) for row in rows}) != 1 or not 1 <= len(rows[0]) <= LARGEST_SIDE:
-        raise Refused(f"ink must be a rectangle of at most {LARGEST_SIDE} × {LARGEST_SIDE} numbers")
-    if not all({*map(type, row)} <= {int, float} and min(row) >= 0 and max(row) <= 255 for row in rows):
-        raise Refused("ink must hold numbers from 0 to 255")
-    return np.array(rows, np.float32)
-
-
-def _whole(value, name: str, largest: int) -> int:
-    if type(value) is not int or not 0 <= value <= largest:
-        raise Refused(f"{name} must be a whole number from 0 to {largest}")
-    return value
-
-
-def _packed(name: str, values: np.ndarray) -> dict:
-    """A layer's output as bytes from its lowest number (0) to its highest (255)."""
-    low, high = float(values.min()), float(values.max())
-    shades = np.round((values - low) * (255 / ((high - low) or 1))).astype(np.uint8)
-    packed = base64.b64encode(shades.tobytes()).decode()
-    return {"name": name, "shape": values.shape, "low": low, "high": high, "shades": packed}
 
 
 def make_server(studio: Studio, port: int = 0) -> ThreadingHTTPServer:
@@ -211,7 +69,7 @@ def handler(studio: Studio) -> type[BaseHTTPRequestHandler]:
     page = PAGE.read_bytes()
     questions = {"/describe": studio.describe, "/sample": studio.sample}
     orders = {"/look": studio.look, "/teach": studio.teach, "/reset": studio.reset}
-    # One image is too little work to share out, and Numba's threads are a team for each thread that calls a kernel.
+    # One image is too little work for several of Numba's threads: on a busy machine they would wait for each other.
     network = ThreadPoolExecutor(1, initializer=numba.set_num_threads, initargs=(1,))
 
     class Handler(BaseHTTPRequestHandler):
@@ -279,20 +137,20 @@ def handler(studio: Studio) -> type[BaseHTTPRequestHandler]:
             if self.path == "/":
                 self._send(200, page, "text/html; charset=utf-8")
             else:
-                self._answer(questions, lambda question: question())
+                self._answer(questions)
 
         do_HEAD = do_GET
 
         def do_POST(self):
-            self._answer(orders, lambda order: order(_parsed(self.body)))
+            self._answer(orders)
 
-        def _answer(self, known: dict, ask) -> None:
-            """What `ask` finds out from the question of this path, as JSON. Raises Refused."""
+        def _answer(self, known: dict) -> None:
+            """Send what the studio says. Raises Refused."""
             if self.path not in known:
                 raise Refused("there is no such page", 404)
-            question = known[self.path]
+            ask = known[self.path]
             try:
-                answer = network.submit(lambda: json.dumps(ask(question), allow_nan=False).encode()).result()
+                answer = network.submit(lambda: json.dumps(ask(_parsed(self.body)), allow_nan=False).encode()).result()
             except Refused:
                 raise
             except Exception:  # to the terminal, never to the client
