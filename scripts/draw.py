@@ -6,14 +6,9 @@ import webbrowser
 
 from predict import load_model
 
-<<<<<<< HEAD
 from tinycnn import command_line, load_mnist
-from tinycnn.server import Studio, make_server
-=======
-from tinycnn import load_mnist
 from tinycnn.server import make_server
 from tinycnn.studio import Studio
->>>>>>> b35add282ff2f872d54a68b138e439e18de515ba
 from tinycnn.trained import TRAINED
 
 
