@@ -412,6 +412,30 @@ def test_a_diverged_training_keeps_what_was_saved_before(options, tmp_path, monk
     assert all(np.isfinite(array).all() for _, array in Sequential.load(tmp_path / "out" / "model.npz").state())
 
 
+def test_a_training_that_is_done_resumes_to_the_same_and_another_is_refused_by_name(
+    options, data_dir, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert main([*options, "--epochs", "2", "--resume"]) == 0
+    assert f"there is no checkpoint in {out} to go on from: beginning anew" in capsys.readouterr().out
+    weights, history = (out / "model.npz").read_bytes(), (out / "history.csv").read_bytes()
+    assert main([*options, "--epochs", "2", "--resume"]) == 0
+    assert ((out / "model.npz").read_bytes(), (out / "history.csv").read_bytes()) == (weights, history)
+    assert "going on: 2 epochs and 0 steps are done" in capsys.readouterr().out
+    assert main([*options, "--epochs", "3", "--seed", "1", "--learning-rate", "0.5", "--resume"]) == 1
+    said = capsys.readouterr().err
+    for difference in ("seed was 0, is 1 now", "epochs was 2, is 3 now", "learning_rate was 0.01, is 0.5 now"):
+        assert difference in said
+    arrays = [array for part in load_mnist(data_dir) for array in part]
+    arrays[3] = arrays[3][::-1].copy()
+    write_files(tmp_path / "other", arrays)
+    assert main([*options, "--epochs", "2", "--resume", "--data-dir", str(tmp_path / "other")]) == 1
+    said = capsys.readouterr().err
+    assert "test labels was 50 uint8 with SHA-256" in said
+    assert "training images" not in said
+    assert (out / "model.npz").read_bytes() == weights
+
+
 @pytest.mark.parametrize("when", ["before anything is saved", "after a while"])
 def test_weights_that_are_not_finite_are_never_saved(options, tmp_path, monkeypatch, capsys, when):
     """Every step would be saved, but the ones that break the weights are caught before."""

@@ -189,7 +189,7 @@ def _restored(checkpoint: Checkpoint, out: Path, say: Callable[[str], None]) -> 
         say(f"there is no checkpoint in {out} to go on from: beginning anew")
         return Position()
     position = checkpoint.restore()
-    say(f"going on after step {position.step} of epoch {position.epoch}")
+    say(f"going on: {position.epoch - 1} epochs and {position.step} steps are done")
     if position.history:
         write_results(out, checkpoint.model, checkpoint.average, position.history)
     return position
