@@ -127,7 +127,7 @@ def test_describe_and_sample(ask):
 def test_a_network_without_flatten_is_looked_into_and_taught():
     layers = [Normalize(0.1, 0.3), Conv2D(4, 5), MaxPool2D(2), ReLU(), Conv2D(10, 3), GlobalAveragePool2D()]
     studio = Studio(Sequential(layers, (28, 28, 1), seed=2))
-    about = json.loads(json.dumps(studio.describe()))["layers"]
+    about = json.loads(json.dumps(studio.describe({})))["layers"]
     assert about[-1] == {"name": "globalaveragepool2d_6", "shape": [10]}  # sees all: no step from feature to feature
     assert about[-2]["sees"] == {"start": [0, 0], "step": [2, 2], "size": [10, 10]}
     taught = json.loads(json.dumps(studio.teach({**GOOD, "label": 4, "maps": True, "saliency": 4})))

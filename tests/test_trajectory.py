@@ -69,6 +69,9 @@ def test_the_recording_is_repeated_by_pytorch():
     np.testing.assert_allclose(golden.record(), LOSSES, rtol=0, atol=1e-12)
 
 
+STEPS = {"small": 300}  # so few numbers take longer to learn a batch by heart
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_starts_knowing_nothing_and_learns_one_batch_by_heart(name, random):
     """The first loss is ln 10; with a rate of zero it stays, with a sensible one it falls below 1e-3."""
