@@ -33,7 +33,7 @@ from tinycnn import Sequential, read_idx
 from tinycnn.digits import NoDigitFound, read_picture, to_mnist
 
 SECONDS, MEGABYTES, HANGS = 1.0, 200, 60  # of CPU time; above the idle program; seconds of waiting
-LIMIT = 6 << 30  # bytes of address space, of which an idle program with its threads has two or three
+LIMIT = 4 << 30  # bytes of address space that the reading process may take besides those of the idle program
 
 
 # ------------------------------------------------------------------------------------------- reading, and what is right
@@ -43,7 +43,8 @@ def idx(path: str | Path) -> None:
     """The array is all that the file holds."""
     array = read_idx(path)
     content = mutations.unpacked(Path(path).read_bytes())
-    assert array.flags.writeable and array.dtype.isnative  # noqa: PT018
+    assert array.dtype.isnative
+    assert array.flags.writeable
     assert content[4 + 4 * array.ndim :] == array.astype(array.dtype.newbyteorder(">")).tobytes()
     assert [*array.shape] == np.frombuffer(content[4 : 4 + 4 * array.ndim], ">u4").tolist()
 
@@ -91,7 +92,7 @@ READERS = {"idx": idx, "model": model, "checkpoint": checkpoint, "picture": pict
 
 
 def outcome(reader: str, path: str | Path) -> str:
-    """ "read" or "refused: ..." if all is well, else what is not."""
+    """If all is well "read", or "refused: " and why; else what is not well."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -109,6 +110,10 @@ def outcome(reader: str, path: str | Path) -> str:
 # ------------------------------------------------------------------------------------------------------------ inputs
 
 
+def mutant(reader: str, seed: int, number: int) -> bytes:
+    return mutations.mutated(reader, random.Random(f"{reader} {seed} {number}"))
+
+
 def inputs(reader: str, seed: int, start: int, count: int, directory: Path) -> Iterator[tuple[int, str | Path]]:
     """(number, path): special cases have the numbers below 0. Each file is gone when the next one is made."""
     for number in range(start, count):
@@ -117,18 +122,18 @@ def inputs(reader: str, seed: int, start: int, count: int, directory: Path) -> I
                 yield number, path
         else:
             path = directory / "input"
-            path.write_bytes(mutations.mutated(reader, random.Random(f"{reader} {seed} {number}")))
+            path.write_bytes(mutant(reader, seed, number))
             yield number, path
 
 
 def read_all(reader: str, seed: int, start: int, count: int) -> None:
     """Print a line of JSON for each input: number, outcome, seconds of CPU time, megabytes above the start."""
-    _limit_memory()
     with tempfile.TemporaryDirectory() as directory:
         for content in mutations.seeds(reader):  # what is only needed once
             (Path(directory) / "seed").write_bytes(content)
             assert outcome(reader, Path(directory) / "seed") == "read", reader
         idle = _memory("VmRSS")
+        _limit_memory()
         for number, path in inputs(reader, seed, start, count, Path(directory)):
             faulthandler.dump_traceback_later(HANGS, exit=True)
             _forget_peak()
@@ -139,10 +144,11 @@ def read_all(reader: str, seed: int, start: int, count: int) -> None:
 
 def _limit_memory() -> None:
     """A broken reader may take what it likes, but not the whole machine."""
-    with contextlib.suppress(ImportError):  # Windows
-        import resource
+    if idle := _memory("VmSize"):
+        import resource  # not on Windows
 
-        resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
+        limit = int(idle * 2**20) + LIMIT
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _memory(which: str) -> float:
@@ -212,9 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.only is not None:
         path = Path(f"fuzz-{options.reader}-{options.seed}-{options.only}")
-        path.write_bytes(
-            mutations.mutated(options.reader, random.Random(f"{options.reader} {options.seed} {options.only}"))
-        )
+        path.write_bytes(mutant(options.reader, options.seed, options.only))
         print(f"{path}: {outcome(options.reader, path)}")
         return 0
     print(f"{'reader':<12}{'inputs':>8}{'read':>10}{'refused':>10}{'slowest (s)':>14}{'most (MB)':>16}")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from mutations import _npy, png, png_chunks, seeds
+from mutations import npy, png, png_chunks, seeds
 from PIL import Image
 
 TEN_GB = 10 * 10**9
@@ -69,7 +69,7 @@ def _places(reader: str) -> dict[str, Callable]:
     return {
         "empty": lambda path: b"",
         "directory": lambda path: path.mkdir(),
-        "fifo": os.mkfifo,
+        "fifo": lambda path: os.mkfifo(path),
         "socket": _socket,
         "device": lambda path: path.symlink_to("/dev/zero"),
         "nothing": lambda path: None,
@@ -144,7 +144,7 @@ def members(content: bytes) -> dict[str, bytes]:
 
 
 def text(description: str) -> dict[str, bytes]:
-    return {"description.npy": _npy(np.array(description))}
+    return {"description.npy": npy(np.array(description))}
 
 
 def headed(npy_header: str, content: bytes = b"") -> bytes:
@@ -162,14 +162,14 @@ def _encrypted(good: bytes) -> bytes:
 
 def _overlapping(good: bytes) -> bytes:
     """Each array holds the next one, with its header: read one by one they are far more than the file."""
-    content, directory = _npy(np.zeros(10_000, np.uint64)), b""
+    content, directory = npy(np.zeros(10_000, np.uint64)), b""
     for number in range(20):
         name = b"%02d.npy" % number
         facts = struct.pack("<HHHHHIIIHH", 45, 0, 0, 0, 33, zlib.crc32(content), *[len(content)] * 2, len(name), 0)
         offset = (19 - number) * (30 + len(name) + 128)  # behind the headers of those around it
         directory += b"PK\1\2\0\0" + facts + struct.pack("<HHHII", 0, 0, 0, 0, offset) + name
         whole = b"PK\3\4" + facts + name + content
-        content = _npy(np.frombuffer(whole + bytes(-len(whole) % 8), np.uint64))
+        content = npy(np.frombuffer(whole + bytes(-len(whole) % 8), np.uint64))
     return whole + directory + struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 20, 20, len(directory), len(whole), 0)
 
 
@@ -216,9 +216,9 @@ def _archive_cases(reader: str) -> dict[str, Callable]:
         "__import__('os')",
     )
     return {
-        "pickle": lambda path: npz(inside | {last: _npy(np.array([Bomb()], dtype=object))}),
-        "pickled description": lambda path: npz(inside | {"description.npy": _npy(np.array(Bomb(), dtype=object))}),
-        "structured": lambda path: npz(inside | {last: _npy(np.zeros(3, [("a", "<f4")]))}),
+        "pickle": lambda path: npz(inside | {last: npy(np.array([Bomb()], dtype=object))}),
+        "pickled description": lambda path: npz(inside | {"description.npy": npy(np.array(Bomb(), dtype=object))}),
+        "structured": lambda path: npz(inside | {last: npy(np.zeros(3, [("a", "<f4")]))}),
         "packed": lambda path: npz(inside, zipfile.ZIP_DEFLATED),
         "a bomb": lambda path: npz(inside | {"a.npy": bytes(2**26)}, zipfile.ZIP_DEFLATED),
         "encrypted": lambda path: _encrypted(good),
@@ -226,8 +226,8 @@ def _archive_cases(reader: str) -> dict[str, Callable]:
         "twice the same name": lambda path: npz(inside | {"x" * len(last): inside[last]}).replace(
             b"x" * len(last), last.encode()
         ),
-        "absolute name": lambda path: npz(inside | {"/etc/a.npy": _npy(np.zeros(3))}),
-        "name with ..": lambda path: npz(inside | {"../a.npy": _npy(np.zeros(3))}),
+        "absolute name": lambda path: npz(inside | {"/etc/a.npy": npy(np.zeros(3))}),
+        "name with ..": lambda path: npz(inside | {"../a.npy": npy(np.zeros(3))}),
         "a directory": lambda path: npz(inside | {"a/": b""}),
         "something before it": lambda path: b"#!/bin/sh\n" + good,
         "something before it, well hidden": lambda path: _moved(good, b"#!/bin/sh\n"),
@@ -239,7 +239,7 @@ def _archive_cases(reader: str) -> dict[str, Callable]:
         "10 GB of directory, simply": lambda path: _sparse(b"", good[-22:-10] + b"\xff\xff\xff\x7f" + good[-6:], path),
         "10,000 arrays": lambda path: npz({f"{n}.npy": b"" for n in range(10_000)}),
         "no array at all": lambda path: npz({}),
-        "only an array": lambda path: _npy(np.zeros(3)),
+        "only an array": lambda path: npy(np.zeros(3)),
         "an array of 10 GB": lambda path: npz(inside | _huge(last, f"({TEN_GB},)")),
         "a shape below 0": lambda path: npz(
             inside | {last: headed(_huge("a", "(-1, -1)")["a"][10:].decode(), bytes(4))}
@@ -248,9 +248,9 @@ def _archive_cases(reader: str) -> dict[str, Callable]:
         **{f"header {h[:9]}": (lambda path, h=h: npz(inside | {last: headed(h)})) for h in bad_headers},
         "a header of version 3": lambda path: npz(inside | {last: inside[last].replace(b"Y\1", b"Y\3", 1)}),
         "no description": lambda path: npz({n: c for n, c in inside.items() if n != "description.npy"}),
-        "a description of bytes": lambda path: npz(inside | {"description.npy": _npy(np.array(b"{}"))}),
-        "a description that is a number": lambda path: npz(inside | {"description.npy": _npy(np.array(3))}),
-        "two descriptions": lambda path: npz(inside | {"description.npy": _npy(np.array(["{}", "{}"]))}),
+        "a description of bytes": lambda path: npz(inside | {"description.npy": npy(np.array(b"{}"))}),
+        "a description that is a number": lambda path: npz(inside | {"description.npy": npy(np.array(3))}),
+        "two descriptions": lambda path: npz(inside | {"description.npy": npy(np.array(["{}", "{}"]))}),
         "letters that are none": lambda path: npz(inside | {"description.npy": spoilt}),
         "a deep description": lambda path: npz(inside | text("[" * 100_000)),
         "a long description": lambda path: npz(inside | text(json.dumps({**plain, "x": "a" * (1 << 20)}))),
@@ -276,7 +276,7 @@ def _described(**changes) -> Callable:
 def _layers(*layers: tuple[str, dict], input_shape=(6, 6, 1), **arrays: tuple[int, ...]) -> Callable:
     """A model file of these layers, and arrays of ones of these shapes (a dot in a name is written as __)."""
     description = {"format": "tinycnn model 2", "input_shape": input_shape, "dtype": "float32", "layers": layers}
-    inside = {f"{name.replace('__', '.')}.npy": _npy(np.ones(shape, np.float32)) for name, shape in arrays.items()}
+    inside = {f"{name.replace('__', '.')}.npy": npy(np.ones(shape, np.float32)) for name, shape in arrays.items()}
     return lambda path: npz({**text(json.dumps(description)), **inside})
 
 
@@ -307,6 +307,12 @@ def _model_cases() -> dict[str, Callable]:
         **{f"dtype {str(d)[:20]}": _described(dtype=d) for d in dtypes},
         "a wide layer": _layers(flatten, ("Dense", {"units": 10**9})),
         "many filters": _layers(("Conv2D", {"filters": 10**7, "kernel_size": 3})),
+        "many filters over a large image": _layers(
+            ("Conv2D", {"filters": 16, "kernel_size": 1}),
+            input_shape=(4096, 4096, 1),
+            conv2d_1__weight=(1, 1, 1, 16),
+            conv2d_1__bias=(16,),
+        ),
         "a large kernel": _layers(("Conv2D", {"filters": 1, "kernel_size": 10**5, "padding": 10**5})),
         "a large stride": _layers(("MaxPool2D", {"pool_size": 1, "stride": 10**90})),
         "padding": _layers(("Conv2D", {"filters": 1, "kernel_size": 1, "padding": 10**6}), **one),
@@ -326,13 +332,13 @@ def _model_cases() -> dict[str, Callable]:
         "a rate that is a list": _layers(flatten, ("Dropout", {"rate": [0.1]})),
         "means of means": _layers(("Normalize", {"mean": [[0.1], [0.2]], "std": 1}), input_shape=(6, 6, 2)),
         "NaN in a weight": lambda path: npz(
-            inside | {last: _npy(np.full_like(np.load(io.BytesIO(inside[last])), np.nan))}
+            inside | {last: npy(np.full_like(np.load(io.BytesIO(inside[last])), np.nan))}
         ),
-        "float64": lambda path: npz(inside | {last: _npy(np.load(io.BytesIO(inside[last])).astype(float))}),
-        "big-endian": lambda path: npz(inside | {last: _npy(np.load(io.BytesIO(inside[last])).astype(">f4"))}),
-        "another shape": lambda path: npz(inside | {last: _npy(np.load(io.BytesIO(inside[last]))[None])}),
+        "float64": lambda path: npz(inside | {last: npy(np.load(io.BytesIO(inside[last])).astype(float))}),
+        "big-endian": lambda path: npz(inside | {last: npy(np.load(io.BytesIO(inside[last])).astype(">f4"))}),
+        "another shape": lambda path: npz(inside | {last: npy(np.load(io.BytesIO(inside[last]))[None])}),
         "an array less": lambda path: npz({name: content for name, content in inside.items() if name != last}),
-        "an array more": lambda path: npz(inside | {"a.npy": _npy(np.zeros(3))}),
+        "an array more": lambda path: npz(inside | {"a.npy": npy(np.zeros(3))}),
         "an array of 500 MB more": lambda path: _with_sparse_array(path, inside),
         "a checkpoint": lambda path: seeds("checkpoint")[0],
     }
@@ -341,7 +347,7 @@ def _model_cases() -> dict[str, Callable]:
 def _with_sparse_array(path: Path, inside: dict[str, bytes]) -> None:
     """All right but for one array too many, which is only known to be wanted or not when its name has been compared."""
     size = 500 * 10**6
-    array = _npy(np.zeros(0, np.uint8)).replace(b"(0,)", b"(%d,)" % size)
+    array = npy(np.zeros(0, np.uint8)).replace(b"(0,)", b"(%d,)" % size)
     array = array[: 10 + struct.unpack("<H", array[8:10])[0]].replace(b" " * 9 + b"\n", b"\n")
     array = array[:8] + struct.pack("<H", len(array) - 10) + array[10:]
     good = npz({**inside, "a.npy": array})
@@ -364,18 +370,18 @@ def _png_of(width: int, height: int, rows: bytes = b"", more: tuple = ()) -> byt
     return png([head, *more, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
 
 
-def _jpeg(width: int, height: int) -> bytes:
-    """Progressive: its decoder keeps all of it in memory."""
+def _jpeg(width: int, height: int, progressive: bool = True) -> bytes:
+    """A progressive one is kept in memory as a whole by its decoder."""
     file = io.BytesIO()
-    Image.new("L", (width, height)).save(file, "JPEG", progressive=True)
+    Image.new("L", (width, height)).save(file, "JPEG", progressive=progressive)
     return file.getvalue()
 
 
-def _scans() -> bytes:
-    """The last scan comes a thousand times: each looks at all the pixels, and takes 26 bytes."""
+def _scans(count: int) -> bytes:
+    """The last scan comes many times: each looks at all the pixels, and takes 26 bytes."""
     content = _jpeg(1000, 1000)
     last = content.rindex(b"\xff\xda")
-    return content[:-2] + content[last:-2] * 1000 + content[-2:]
+    return content[:-2] + content[last:-2] * count + content[-2:]
 
 
 def _bmp_of(width: int, height: int, runs: bytes) -> bytes:
@@ -402,8 +408,10 @@ def _picture_cases() -> dict[str, Callable]:
         "a profile of 100 MB": lambda path: _png_of(9, 9, more=((b"iCCP", b"key\0\0" + zlib.compress(bytes(10**8))),)),
         "200,000 chunks": lambda path: _png_of(9, 9, bytes(333), more=((b"teSt", b""),) * 200_000),
         "pixels in 200,000 chunks": lambda path: png([*png_chunks(good)[:1], *[(b"IDAT", b"")] * 200_000]),
-        "a thousand scans": lambda path: _scans(),
+        "a thousand scans": lambda path: _scans(1000),
+        "forty scans": lambda path: _scans(40),
         "a progressive JPEG of 48 megapixels": lambda path: _jpeg(8000, 6000),
+        "a long JPEG, which can't be decoded smaller": lambda path: _jpeg(60_000, 600, progressive=False),
         "eight million comments": lambda path: jpeg[:2] + b"\xff\xfe\0\2" * 8_000_000 + jpeg[2:],
         "a large JPEG": lambda path: re.sub(rb"(?s)(?<=\xff\xc0..\x08)....", b"\xff" * 4, jpeg),
         "a large GIF": lambda path: gif[:6] + b"\xff" * 4 + gif[10:],

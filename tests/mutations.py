@@ -46,20 +46,7 @@ NASTY_JSON = (None, True, False, -1, 0, 1, 7, 1e308, -1e-308, 0.5, 10**6, 10**9,
 NASTY_JSON += (float("nan"), float("inf"), [1] * 1000, [[[[]]]], "\ud800", "a" * 100_000, ["ReLU", {}], "float16", "O")
 NASTY_NAMES = ("/etc/passwd", "../a.npy", "a/b.npy", "description.npy", "a.txt", "", "a\x00.npy", "ä.npy", "C:\\a.npy")
 NASTY_DTYPES = ("|O", "<f4", ">f4", "<f8", "<U8", "|S8", "<M8[s]", "<c16", "|b1", "<f2", "|V0", [("a", "<f4")], "f4,f4")
-NASTY_CHUNKS = (
-    b"IHDR",
-    b"PLTE",
-    b"tRNS",
-    b"IDAT",
-    b"IEND",
-    b"iTXt",
-    b"zTXt",
-    b"tEXt",
-    b"iCCP",
-    b"eXIf",
-    b"acTL",
-    b"fdAT",
-)
+NASTY_CHUNKS = b"IHDR PLTE tRNS IDAT IEND iTXt zTXt tEXt iCCP eXIf acTL fdAT".split()
 
 
 # -------------------------------------------------------------------------------------------------------- good files
@@ -69,21 +56,14 @@ NASTY_CHUNKS = (
 def seeds(reader: str) -> list[bytes]:
     """Small good files of all the forms that the reader knows."""
     with tempfile.TemporaryDirectory() as directory:
-        return {"idx": _idx, "model": _models, "checkpoint": _checkpoints, "picture": _pictures}[reader](
-            Path(directory)
-        )
+        make = {"idx": _idx, "model": _models, "checkpoint": _checkpoints, "picture": _pictures}[reader]
+        return make(Path(directory))
 
 
 def _idx(directory: Path) -> list[bytes]:
     result = []
-    for dtype, shape in (
-        ("u1", (9, 4, 4)),
-        ("u1", (20,)),
-        ("i2", (3, 5)),
-        ("f8", (2, 1, 3)),
-        ("i4", ()),
-        ("f4", (0, 7)),
-    ):
+    shapes = {"u1": (9, 4, 4), "i1": (20,), "i2": (3, 5), "f8": (2, 1, 3), "i4": (), "f4": (0, 7)}
+    for dtype, shape in shapes.items():
         for name in ("a", "a.gz"):
             write_idx(directory / name, np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype))
             result.append((directory / name).read_bytes())
@@ -244,10 +224,9 @@ def _member_json(random: Random, members: list, number: int) -> None:
     number = names.index("description.npy")
     description = json.loads(str(np.load(io.BytesIO(members[number][1]))))
     text = json.dumps(change_json(random, description))
-    members[number] = (
-        names[number],
-        _npy(np.array(change_bytes(random, text.encode()).decode() if random.random() < 0.1 else text)),
-    )
+    if random.random() < 0.1:
+        text = change_bytes(random, text.encode()).decode()
+    members[number] = names[number], npy(np.array(text))
 
 
 def change_json(random: Random, value):
@@ -257,10 +236,8 @@ def change_json(random: Random, value):
     pairs = list(value.items() if isinstance(value, dict) else enumerate(value))
     place = random.randrange(len(pairs))
     key, inner = pairs[place]
-    what = random.random()
-    pairs[place : place + 1] = (
-        [] if what < 0.1 else [(key, inner)] * 2 if what < 0.2 else [(key, change_json(random, inner))]
-    )
+    other = key, change_json(random, inner)
+    pairs[place : place + 1] = random.choice([[], [(key, inner)] * 2, *[[other]] * 8])
     return dict(pairs) if isinstance(value, dict) else [inner for _, inner in pairs]
 
 
@@ -299,10 +276,10 @@ def _members(random: Random, members: list, number: int) -> None:
     extra = random.choice((np.zeros(3), np.full(3, np.nan), np.array("text"), np.zeros(2, "V8"), np.zeros((0, 5))))
     random.choice((members.pop, lambda n: members.append(members[n]), lambda n: random.shuffle(members)))(number)
     if random.random() < 0.3:
-        members.append(("more.npy", _npy(extra)))
+        members.append(("more.npy", npy(extra)))
 
 
-def _npy(array: np.ndarray) -> bytes:
+def npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
@@ -343,6 +320,12 @@ def png(chunks: list[tuple[bytes, bytes]]) -> bytes:
     """A PNG file of these chunks, with right lengths and checksums."""
     whole = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(whole)
+
+
+def orientation(value: bytes, kind: int = 2) -> bytes:
+    """EXIF that says how the camera was held, in numbers of a kind (2: letters, 3: of two bytes)."""
+    entry = struct.pack("<HHII", 0x0112, kind, len(value) // (kind - 1), 26)
+    return b"II*\0\x08\0\0\0\x01\0" + entry[: 8 if len(value) <= 4 else 12] + value.ljust(4, b"\0") + bytes(4)
 
 
 INSIDE: dict[str, Callable[[Random, bytes], bytes]] = {

@@ -3,8 +3,8 @@
 It is an .npz archive, a zip file with a .npy file for each array, none of them packed; one more, `description`, holds
 JSON. It is written whole or not at all, so that a full disk or a lost process costs nothing that was there before.
 
-It is read with distrust. Only what `write` makes is taken, and an array is read only when it is known to be wanted: no
-file makes the program use more memory than a few megabytes and, if its arrays are what they should be, its own size.
+It is read with distrust. Only what `write` makes is taken, and an array is read only when it is known to be wanted:
+unless all its arrays are what they should be, a file of any size costs only a few megabytes of memory.
 
 What this file is not: it knows no model and no training, and never unpickles anything.
 """
@@ -118,7 +118,7 @@ def _look_into(file: BinaryIO) -> tuple[dict, dict[str, Stored]]:
         for member in members:
             if not NAME.fullmatch(member.orig_filename):
                 raise ValueError(f"it holds {member.orig_filename!r}, which is no name of an array")
-            if member.compress_type or member.flag_bits & ~0x800 or member.compress_size != member.file_size:
+            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & ~0x800:  # which says: a name in UTF-8
                 raise ValueError(f"{member.filename} is packed or encrypted")
         if members and min(member.header_offset for member in members) > 0:
             raise ValueError("something comes before its arrays")

@@ -27,6 +27,7 @@ MOST_JPEG = 1 << 26  # which is decoded at about the size that is wanted, unless
 LONGEST_SIDE = 1 << 16
 MOST_SCANS, MOST_SEGMENTS, MOST_TEXTS = 32, 1000, 32
 LONGEST_EXIF = 1 << 16  # bytes: what fits into the segment of a JPEG that was made for it
+MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # of a segment of a JPEG whose length follows
 ORIENTATION = 0x0112
 
 
@@ -70,10 +71,8 @@ def _decoded(file: _Patient) -> Image.Image:
     content = file.read()
     is_jpeg = content.startswith(b"\xff\xd8")
     scans = _scans(content) if is_jpeg else []
-    if (
-        not is_jpeg and content.count(b"iTXt") + content.count(b"zTXt") > MOST_TEXTS
-    ):  # PNG: a small one may be megabytes
-        raise ValueError("it holds too many texts")
+    if not is_jpeg and content.count(b"iTXt") + content.count(b"zTXt") > MOST_TEXTS:
+        raise ValueError("it holds too many texts")  # in a PNG each may be packed, and be a megabyte when it is not
     del content
     file.seek(0)
     picture = Image.open(file, formats=["JPEG", "PNG", "GIF", "BMP", "WEBP"])
@@ -101,7 +100,7 @@ def _scans(content: bytes) -> list[int]:
     """
     scans, place = [], 2
     for _ in range(MOST_SEGMENTS):
-        marker = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]").search(content, place)
+        marker = MARKER.search(content, place)
         if not marker or marker[0] == b"\xff\xd9":  # the end of the picture
             return scans
         place = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
@@ -118,7 +117,7 @@ def _grey(picture: Image.Image) -> np.ndarray:
     small.getexif()[ORIENTATION] = _orientation(picture)
     pixels = np.asarray(ImageOps.exif_transpose(small), np.float32)
     if pixels.ndim == 2:
-        return pixels.clip(0) / max(1.0, float(pixels.max()))
+        return pixels / max(1.0, float(pixels.max()))
     colours = pixels / 255
     grey, alpha = colours[..., :3] @ np.float32([0.299, 0.587, 0.114]), colours[..., 3]
     if alpha.min() == 1:

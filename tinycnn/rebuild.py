@@ -28,7 +28,7 @@ def layers_from(description: dict, arrays: dict[str, archive.Stored], classes: I
     build raises ValueError if the file can't hold its arrays, or one image would become LARGEST_IMAGE numbers.
     """
     shape, dtype, layers = (description[key] for key in ("input_shape", "dtype", "layers"))
-    if not isinstance(shape, list) or not all(type(n) is int for n in shape):
+    if not all(type(n) is int for n in shape):
         raise ValueError(f"its input_shape is {shape!r}")
     if dtype not in ("float32", "float64"):  # NumPy would take a great many things for a dtype
         raise ValueError(f"its dtype is {dtype!r}")
