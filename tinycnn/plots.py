@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of Okabe and Ito: told apart by everyone
 TRAIN, VALIDATION = PALETTE[:2]
@@ -272,14 +272,13 @@ def trials(rows: list[dict], settings: list[str]) -> Figure:
     figure = Figure(figsize=(12, 6.2))
     accuracy = np.array([row["validation_accuracy"] for row in rows])
     columns = ceil(len(settings) / 2)
-    grid = figure.subplots(
-        2, columns, sharey=True, gridspec_kw={**WIDE, "hspace": 0.35, "wspace": 0.08, "bottom": 0.09}
-    )
+    grid = figure.subplots(2, columns, sharey=True, gridspec_kw={**WIDE, "left": 0.08, "hspace": 0.35, "wspace": 0.08})
     for axes, name in zip(grid.flat, settings, strict=False):
         values = np.array([row[name] for row in rows])
         axes.scatter(values, accuracy, s=18, alpha=0.7, color=PALETTE[0], linewidths=0)
-        if values.min() > 0 and values.max() >= 8 * values.min():
+        if values.min() > 0 and values.max() >= 20 * values.min():
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(name.replace("_", " "))
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(settings) :]:
