@@ -8,6 +8,7 @@ import functools
 import gzip
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -281,7 +282,9 @@ def _layers(*layers: tuple[str, dict], input_shape=(6, 6, 1), **arrays: tuple[in
 
 
 def _model_cases() -> dict[str, Callable]:
-    inside = members(seeds("model")[0])
+    good = seeds("model")[0]
+    inside = members(good)
+    wide = _layers(("Dense", {"units": 1000, "use_bias": False}), input_shape=(60_000,))(None)
     last = list(inside)[-1]
     flatten, one = ("Flatten", {}), {"conv2d_1__weight": (1, 1, 1, 1), "conv2d_1__bias": (1,)}
     norm = {f"batchnorm_1__{n}": (1 << 20,) for n in ("gamma", "beta", "running_mean", "running_variance")}
@@ -339,22 +342,21 @@ def _model_cases() -> dict[str, Callable]:
         "another shape": lambda path: npz(inside | {last: npy(np.load(io.BytesIO(inside[last]))[None])}),
         "an array less": lambda path: npz({name: content for name, content in inside.items() if name != last}),
         "an array more": lambda path: npz(inside | {"a.npy": npy(np.zeros(3))}),
-        "an array of 500 MB more": lambda path: _with_sparse_array(path, inside),
+        "an array of 500 MB more": functools.partial(_with_sparse_array, good, "a.npy", (125, 10**6)),
+        "a wrong checksum of 240 MB": functools.partial(_with_sparse_array, wide, "dense_1.weight.npy", (60_000, 1000)),
         "a checkpoint": lambda path: seeds("checkpoint")[0],
     }
 
 
-def _with_sparse_array(path: Path, inside: dict[str, bytes]) -> None:
-    """All right but for one array too many, which is only known to be wanted or not when its name has been compared."""
-    size = 500 * 10**6
-    array = npy(np.zeros(0, np.uint8)).replace(b"(0,)", b"(%d,)" % size)
-    array = array[: 10 + struct.unpack("<H", array[8:10])[0]].replace(b" " * 9 + b"\n", b"\n")
-    array = array[:8] + struct.pack("<H", len(array) - 10) + array[10:]
-    good = npz({**inside, "a.npy": array})
+def _with_sparse_array(content: bytes, name: str, shape: tuple[int, ...], path: Path) -> None:
+    """The archive and one more array, of zeros that take no room on the disk. Its checksum is wrong."""
+    size = 4 * math.prod(shape)
+    good = npz(members(content) | _huge(name, str(shape)))
     directory = struct.unpack("<I", good[-6:-2])[0]
-    entry = good.rindex(b"PK\1\2")
     changed = bytearray(good)
-    struct.pack_into("<II", changed, entry + 20, len(array) + size, len(array) + size)
+    for place in (20, 24):  # the two sizes in the last entry of the directory
+        old = struct.unpack_from("<I", good, good.rindex(b"PK\1\2") + place)[0]
+        struct.pack_into("<I", changed, good.rindex(b"PK\1\2") + place, old + size)
     struct.pack_into("<I", changed, len(good) - 6, directory + size)
     with open(path, "wb") as file:
         file.write(changed[:directory])

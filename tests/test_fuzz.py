@@ -130,6 +130,7 @@ def test_the_script_notices_time_memory_and_tricks_that_are_read():
         ("model", "means of means", "one number a channel"),
         ("model", "NaN in a weight", "holds NaN"),
         ("model", "an array of 500 MB more", "too many: a"),
+        ("model", "a wrong checksum of 240 MB", "Bad CRC"),
         ("picture", "10 GB with a good beginning", "more than 33,554,432 bytes"),
         ("picture", "150,000,000 pixels", "pixels are more than"),
         ("picture", "a line", "pixels are more than"),

@@ -61,7 +61,7 @@ def reading(path: str | Path, format: str) -> Iterator[tuple[dict, dict[str, "St
             raise ValueError(f"{path} is not a {kind} file, or a damaged one: {fault(error)}") from error
 
 
-def check(arrays: dict, own: dict[str, np.ndarray]) -> None:
+def check(arrays: dict[str, "Stored"], own: dict[str, np.ndarray]) -> None:
     """Raises ValueError unless each of `own` is among the arrays, with its shape and dtype."""
     for name, array in own.items():
         if name not in arrays:
@@ -71,19 +71,18 @@ def check(arrays: dict, own: dict[str, np.ndarray]) -> None:
             raise ValueError(f"{name} is {found.dtype} {found.shape}, not {array.dtype} {array.shape}")
 
 
-def copy_all(arrays: dict, own: dict[str, np.ndarray]) -> None:
-    """Copy arrays (of the file, or others) into those of the same name: all of them or, if anything is wrong, none.
+def copy_all(arrays: dict[str, "Stored"], own: dict[str, np.ndarray]) -> None:
+    """Copy the arrays of a file into those of the same name: all of them or, if anything is wrong, none.
 
     Raises ValueError unless names, shapes and dtypes are the same, all can be read and no number is NaN or infinite.
     """
     check(arrays, own)
     if arrays.keys() - own.keys():
         raise ValueError(f"arrays too many: {', '.join(sorted(arrays.keys() - own.keys()))}")
-    read = {name: np.asarray(array) for name, array in arrays.items()}
-    for name, array in read.items():
-        if not np.isfinite(array).all():
+    for name, array in arrays.items():
+        if not all(np.isfinite(piece).all() for piece in array.pieces()):
             raise ValueError(f"{name} holds NaN or infinite numbers")
-    for name, array in read.items():
+    for name, array in arrays.items():
         own[name][...] = array
 
 
@@ -97,11 +96,21 @@ class Stored:
                 raise ValueError(f"{member.filename} has a header that is not of version 1.0")
             # Headers are Python text. NumPy evaluates only constants in it, but its length is up to us.
             self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(file, max_header_size=1000)
-            size = file.tell() + math.prod(self.shape) * self.dtype.itemsize
+            self._start = file.tell()
+        size = self._start + math.prod(self.shape) * self.dtype.itemsize
         if self.dtype.kind not in "iufU":
             raise ValueError(f"{member.filename} is an array of {self.dtype}, not of plain numbers")
         if size != member.file_size:
             raise ValueError(f"{member.filename} has {member.file_size:,} bytes, but shape {self.shape} needs {size:,}")
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """All its numbers in pieces, none of them large. Raises an error at the end if the checksum is wrong."""
+        with self._archive.open(self._member) as file:
+            file.read(
+                self._member.file_size - math.prod(self.shape) * self.dtype.itemsize
+            )  # a seek forgets the checksum
+            while piece := file.read(1 << 18):
+                yield np.frombuffer(piece, self.dtype)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         with self._archive.open(self._member) as file:  # which also compares the checksum
