@@ -106,9 +106,7 @@ class Stored:
     def pieces(self) -> Iterator[np.ndarray]:
         """All its numbers in pieces, none of them large. Raises an error at the end if the checksum is wrong."""
         with self._archive.open(self._member) as file:
-            file.read(
-                self._member.file_size - math.prod(self.shape) * self.dtype.itemsize
-            )  # a seek forgets the checksum
+            file.read(self._start)  # not seek: it may forget the checksum
             while piece := file.read(1 << 18):
                 yield np.frombuffer(piece, self.dtype)
 
