@@ -104,6 +104,7 @@ def test_a_trial_that_diverges_is_a_row(script, tmp_path, data_dir, monkeypatch)
 def test_reproduce(script, tmp_path, data_dir, monkeypatch, capsys):
     """Two trainings, their means; the second call trains nothing; another recipe under the same name is refused."""
     module, out = script("reproduce"), tmp_path / "out"
+    monkeypatch.setitem(module.PRESETS, "lenet", lambda classes: replace(lenet(classes), epochs=2))
     command = ["--presets", "lenet", "--seeds", "2", "--data-dir", str(data_dir), "--out", str(out), "--quiet"]
     assert module.main(command) == 0
     first = capsys.readouterr().out
@@ -116,6 +117,6 @@ def test_reproduce(script, tmp_path, data_dir, monkeypatch, capsys):
     assert module.main(command) == 0
     assert capsys.readouterr().out == first
     assert (out / "lenet-1" / "model.npz").read_bytes() == weights
-    monkeypatch.setitem(module.PRESETS, "lenet", lambda classes: replace(lenet(classes), momentum=0.5))
+    monkeypatch.setitem(module.PRESETS, "lenet", lambda classes: replace(lenet(classes), epochs=2, momentum=0.5))
     assert module.main(command) == 1
     assert "is of another training: momentum was 0.9, is 0.5 now" in capsys.readouterr().err
