@@ -64,7 +64,7 @@ RANGES = {
     "batch_size": one_of(32, 64, 128, 256),
     "weight_decay": between_by_factors(1e-3, 0.5),
     "label_smoothing": one_of(0.0, 0.05, 0.1),
-    "averaging": one_of(0.0, 0.99, 0.999),
+    "averaging": one_of(0.0, 0.05, 0.2, 0.5),
     "augmentation": between(0, 2),  # times the preset's own
     "width": between(0.5, 1.5),  # times the preset's own, if it can be another
 }

@@ -87,7 +87,7 @@ def training(path: str | Path) -> Checkpoint:
     layers = [Conv2D(2, 3, use_bias=False), BatchNorm(), ReLU(), Flatten(), Dropout(0.1), Dense(3)]
     model = Sequential(layers, (5, 5, 1))
     generators = {name: np.random.default_rng(n) for n, name in enumerate(("shuffling", "augmentation"))}
-    optimizer, average = Adam(model.parameters()), WeightAverage(model, 0.9)
+    optimizer, average = Adam(model.parameters()), WeightAverage(model, 0.2)
     return Checkpoint(Path(path), {"seed": 0, "rate": 0.01}, model, optimizer, generators, average)
 
 

@@ -49,19 +49,21 @@ def assert_same_bits(first, second) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.999])
-def test_the_average_is_what_the_formula_says(decay, random):
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.2, 0.01])
+def test_the_average_is_what_the_formula_says(share, random):
     """Written out as a sum over all steps: each with 1 − d of its own, times every later d."""
     model = make_model(np.float64)
-    average, values = WeightAverage(model, decay), [arrays(model.state())]
+    average, values = WeightAverage(model, share), [arrays(model.state())]
     for _ in range(30):
         for _, array in model.state():
             array[...] = random.normal(size=array.shape)
         average.update()
         values.append(arrays(model.state()))
-    decays = [min(decay, (1 + t) / (10 + t)) for t in range(30)]
+    decays = [(1 + t) / (1 + t + 1 / share) for t in range(30)]
     weights = [np.prod(decays)] + [(1 - d) * np.prod(decays[t + 1 :]) for t, d in enumerate(decays)]
     assert sum(weights) == pytest.approx(1, rel=1e-13)
+    if share == 1:
+        assert weights == pytest.approx([1 / 31] * 31, rel=1e-13)  # the plain mean
     for k, (_, array) in enumerate(average.state()):
         expected = sum(weight * step[k] for weight, step in zip(weights, values, strict=True))
         np.testing.assert_allclose(array, expected, rtol=1e-12, atol=1e-13)
@@ -70,7 +72,7 @@ def test_the_average_is_what_the_formula_says(decay, random):
 def test_everything_that_is_saved_with_a_model_is_averaged():
     """The running statistics of BatchNorm too."""
     model = make_model()
-    average = WeightAverage(model, 0.9)
+    average = WeightAverage(model, 0.2)
     assert [name for name, _ in average.state()] == [f"average.{name}" for name, _ in model.state()]
     assert "average.batchnorm_2.running_variance" in dict(average.state())
     start = arrays(average.state())
@@ -81,17 +83,30 @@ def test_everything_that_is_saved_with_a_model_is_averaged():
         assert (new != old).any(), name
 
 
-def test_the_start_is_soon_forgotten():
-    """Π (1 + t) / (10 + t) over ten updates is 10! · 9! / 19!, one over a binomial coefficient."""
-    model = Sequential([Dense(2)], (3,), dtype=np.float64)
-    (weight, bias) = (p.value for p in model.parameters())
-    weight[...] = bias[...] = 1
-    average = WeightAverage(model, 0.999)
-    weight[...] = bias[...] = 0
-    for _ in range(10):
+def impulse_response(share: float, updates: int) -> np.ndarray:
+    """How much the value at the start and at each update counts for the average after the last of them."""
+    model = Sequential([Dense(updates + 1, use_bias=False)], (1,), dtype=np.float64)
+    weight = model.parameters()[0].value  # at step t only the t-th number is 1
+    weight[...] = np.eye(1, updates + 1)
+    average = WeightAverage(model, share)
+    for t in range(updates):
+        weight[...] = np.eye(1, updates + 1, t + 1)
         average.update()
-    for array in arrays(average.state()):
-        np.testing.assert_allclose(array, 1 / comb(19, 9), rtol=1e-12)
+    return average.state()[0][1].ravel()
+
+
+def test_the_start_is_soon_forgotten():
+    """Π (1 + t) / (6 + t) over ten updates is 10! · 5! / 15!, one over a binomial coefficient."""
+    assert impulse_response(0.2, 10)[0] == pytest.approx(1 / comb(15, 5), rel=1e-12)
+
+
+@pytest.mark.parametrize("updates", [50, 500])
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_it_is_one_over_the_last_share_of_all_steps(share, updates):
+    """However many there are: the steps that it is made of are on the average share / (1 + share) of them ago."""
+    weights = impulse_response(share, updates)
+    age = (weights * np.arange(updates, -1, -1)).sum()
+    assert age / updates == pytest.approx(share / (1 + share), rel=0.01)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -99,7 +114,7 @@ def test_the_average_of_what_never_changes_is_that(dtype):
     """To the last bit, and in the model's own precision."""
     model = make_model(dtype)
     trainer(model)(1)
-    average = WeightAverage(model, np.float64(0.99))
+    average = WeightAverage(model, np.float64(0.2))
     for _ in range(50):
         average.update()
     assert_same_bits(arrays(average.state()), arrays(model.state()))
@@ -109,7 +124,7 @@ def test_training_does_not_notice():
     """With an average that is updated and looked through at every step, the same weights come out, bit for bit."""
     plain, watched = make_model(), make_model()
     plain_step, watched_step = trainer(plain), trainer(watched)
-    average = WeightAverage(watched, 0.9)
+    average = WeightAverage(watched, 0.2)
     for number in range(12):
         plain_step(number)
         watched_step(number)
@@ -121,7 +136,7 @@ def test_training_does_not_notice():
 
 def test_swapped_puts_the_averages_into_the_model_and_takes_them_out_again(tmp_path):
     model = make_model()
-    average, step = WeightAverage(model, 0.9), trainer(model)
+    average, step = WeightAverage(model, 0.2), trainer(model)
     for number in range(5):
         step(number)
         average.update()
@@ -141,7 +156,7 @@ def test_swapped_puts_the_averages_into_the_model_and_takes_them_out_again(tmp_p
 
 def test_saved_and_restored_it_goes_on_as_if_nothing_had_happened(tmp_path):
     model = make_model()
-    average, step = WeightAverage(model, 0.99), trainer(model)
+    average, step = WeightAverage(model, 0.2), trainer(model)
     for number in range(4):
         step(number)
         average.update()
@@ -149,7 +164,7 @@ def test_saved_and_restored_it_goes_on_as_if_nothing_had_happened(tmp_path):
     archive.write(tmp_path / "c.npz", archive.CHECKPOINT, {"updates": average.updates}, everything)
 
     other = make_model()
-    restored = WeightAverage(other, 0.99)
+    restored = WeightAverage(other, 0.2)
     with archive.reading(tmp_path / "c.npz", archive.CHECKPOINT) as (description, found):
         archive.copy_all(found, dict(other.state()) | dict(restored.state()))
         restored.updates = description["updates"]
@@ -171,7 +186,7 @@ def test_it_is_better_than_the_last_step_where_steps_are_noisy():
     taught = np.where(random.random(3000) < 1 / 3, random.integers(0, 4, 3000), labels)
     model = Sequential([Dense(4)], (20,))
     loss, optimizer = SoftmaxCrossEntropy(), Adam(model.parameters(), 0.05)
-    average = WeightAverage(model, 0.99)
+    average = WeightAverage(model, 0.2)
     for i in range(0, 2000, 8):
         loss.forward(model.forward(images[i : i + 8], training=True), taught[i : i + 8])
         model.parameter_gradients(loss.backward())
@@ -186,7 +201,7 @@ def test_it_is_better_than_the_last_step_where_steps_are_noisy():
 
 def test_an_update_asks_for_no_memory():
     model = Sequential([Dense(600), Dense(10)], (1000,))  # 2.4 MB of weights
-    average = WeightAverage(model, 0.99)
+    average = WeightAverage(model, 0.2)
     for _ in range(3):
         average.update()
     tracemalloc.start()
@@ -199,7 +214,7 @@ def test_an_update_asks_for_no_memory():
     assert peak - before < 1 << 16
 
 
-@pytest.mark.parametrize("decay", [-0.1, 1.0, np.nan])
-def test_decay_is_a_fraction(decay):
-    with pytest.raises(ValueError, match="decay must be at least 0 and below 1"):
-        WeightAverage(make_model(), decay)
+@pytest.mark.parametrize("share", [-0.1, 0.0, 1.01, np.nan])
+def test_share_is_one(share):
+    with pytest.raises(ValueError, match="share must be above 0 and at most 1"):
+        WeightAverage(make_model(), share)

@@ -113,11 +113,11 @@ def test_the_schedule_is_asked_for_every_step(stripes):
 
 def test_the_average_is_of_every_step_and_is_what_validation_sees(stripes):
     model = small_model()
-    average, values = WeightAverage(model, 0.9), []
+    average, values = WeightAverage(model, 0.2), []
     run(stripes, model, average=average, after_step=lambda _: values.append(1), epochs=1, batch_size=30)
     assert average.updates == 3
     model = small_model()
-    average = WeightAverage(model, 0.9)
+    average = WeightAverage(model, 0.2)
     _, history = run(stripes, model, average=average, validation=stripes, epochs=2)
     own = evaluate(model, *stripes)
     with average.swapped():
@@ -128,7 +128,7 @@ def test_the_average_is_of_every_step_and_is_what_validation_sees(stripes):
 def test_the_average_does_not_touch_the_training(stripes):
     alone, _ = run(stripes)
     model = small_model()
-    run(stripes, model, average=WeightAverage(model, 0.99), validation=stripes)
+    run(stripes, model, average=WeightAverage(model, 0.2), validation=stripes)
     for (name, a), (_, b) in zip(alone.state(), model.state(), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
 

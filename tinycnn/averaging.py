@@ -2,15 +2,15 @@
 
 Each step follows one batch and goes a little astray. The average over many steps does not, and costs next to nothing.
 
-    average = WeightAverage(model, decay=0.999)
+    average = WeightAverage(model, share=0.2)
     for batch in batches:
         ...  # forward, loss, backward, optimizer.step()
         average.update()
     with average.swapped():
         model.predict(images)  # with the averaged weights
 
-Sources: Polyak & Juditsky, Acceleration of stochastic approximation by averaging (1992); Tarvainen & Valpola, Mean
-teachers are better role models (2017), section 2, for the exponential average of a network's weights.
+Sources: Polyak & Juditsky, Acceleration of stochastic approximation by averaging (1992); Shamir & Zhang, Stochastic
+gradient descent for non-smooth optimization (2013), section 4, for an average that forgets in proportion to its age.
 
 What this file is not: a part of learning. The steps never see the average.
 """
@@ -20,7 +20,6 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from tinycnn.arguments import fraction
 from tinycnn.kernels.memory import empty
 from tinycnn.model import Sequential
 
@@ -28,28 +27,31 @@ from tinycnn.model import Sequential
 class WeightAverage:
     """For every array of the model, after each step:
 
-        average ← d · average + (1 − d) · value        d = min(decay, (1 + t) / (10 + t)) at update t = 0, 1, 2, …
+        average ← d · average + (1 − d) · value        d = (1 + t) / (1 + t + 1 / share) at update t = 0, 1, 2, …
 
-    Steps long ago count less and less: it is an average over about the last 1 / (1 − decay) steps. While there are not
-    nine times as many yet, it is one over about the last ninth of them, so that the random start is soon forgotten:
-    after ten updates it counts for a hundred-thousandth. (TensorFlow's ExponentialMovingAverage does it so.)
+    An exponential moving average whose memory grows with the training: steps long ago count less and less, and it is
+    always one over about the last `share` of all steps so far, for share = 0.2 the last fifth. So the same share is
+    right for short and long trainings, and the random start is soon forgotten: after ten updates it counts for a
+    three-thousandth. With share = 1 it is the plain mean of the start and every step.
 
     BatchNorm's running statistics are averaged like the weights. They are those of what the weights of the last steps
     made of the images, so what belongs to an average of weights is nearly the same average of statistics.
     """
 
-    def __init__(self, model: Sequential, decay: float):
-        """Begin with the weights as they are. Raises ValueError unless 0 ≤ decay < 1."""
-        self.model, self.decay, self.updates = model, fraction("decay", decay), 0
+    def __init__(self, model: Sequential, share: float):
+        """Begin with the weights as they are. Raises ValueError unless 0 < share ≤ 1."""
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, got {share}")
+        self.model, self.share, self.updates = model, share, 0
         self._averages = [(f"average.{name}", array.copy()) for name, array in model.state()]
 
     def update(self) -> None:
         """Take in the model's weights: to be called after each step of the optimizer."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        d = (1 + self.updates) / (1 + self.updates + 1 / float(self.share))
         self.updates += 1
         for (_, average), (_, value) in zip(self._averages, self.model.state(), strict=True):
             difference = np.subtract(value, average, out=empty(value.shape, value.dtype))
-            difference *= 1 - decay
+            difference *= 1 - d
             average += difference  # d · average + (1 − d) · value, and unchanged to the last bit where they are equal
 
     def state(self) -> list[tuple[str, np.ndarray]]:

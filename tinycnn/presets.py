@@ -39,7 +39,9 @@ class Recipe:
     shift: int = 0
     distortion: Distortion | None = None
     label_smoothing: float = 0.0
-    averaging: float = 0.0  # the decay of the average of weights that is kept; 0 for the last weights themselves
+    averaging: float = (
+        0.0  # keep the average of the weights over this last share of the steps; 0: the last weights alone
+    )
 
 
 def standard(classes: int, width: float = 1.0) -> Recipe:
@@ -143,28 +145,27 @@ def lenet(classes: int) -> Recipe:
 
 
 def best(classes: int, width: float = 1.0) -> Recipe:
-    """The most accurate, 172,114 parameters: a wider, deeper `standard`, distorted images, averaged weights."""
-    few, some, many = (round(n * width) for n in (24, 48, 96))
+    """The most accurate, 106,570 parameters: seven narrow layers, most of them before the only pool.
+
+    Whole images through four layers, each with a few more filters, were better on the held-out images than wider layers
+    behind an early pool; so were distorted images and averaged weights.
+    """
+    filters = [round(n * width) for n in (16, 24, 32, 40, 48, 56, 64)]
     return Recipe(
         layers=[
-            Conv2D(few, kernel_size=5, use_bias=False),
-            MaxPool2D(2),
-            BatchNorm(),
-            ReLU(),
-            *_block(some, padding=1),
-            *_block(some, padding=1, pool=True),
-            *_block(many, padding=1),
-            *_block(many, padding=0),
+            *(layer for n in filters[:3] for layer in _block(n)),
+            *_block(filters[3], pool=True),
+            *(layer for n in filters[4:] for layer in _block(n)),
             Flatten(),
             Dense(classes),
         ],
-        epochs=24,
+        epochs=16,
         batch_size=64,
         learning_rate=5e-3,
         beta2=0.99,
         weight_decay=0.05,
         distortion=Distortion(rotation=10, scaling=0.1, shift=2.0, shear=5, elastic=1.0),
-        averaging=0.999,
+        averaging=0.2,
     )
 
 
@@ -187,7 +188,7 @@ def small(classes: int, width: float = 1.0) -> Recipe:
         beta2=0.99,
         weight_decay=0.01,
         distortion=Distortion(rotation=5, scaling=0.1, shift=1.5, shear=5),
-        averaging=0.999,
+        averaging=0.2,
     )
 
 
