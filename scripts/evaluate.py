@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
         images, labels = data[1]
         probabilities = mean_probabilities(models, images)
         if labels.max() >= probabilities.shape[1]:
-            raise ValueError(f"the data have {labels.max() + 1} classes, but the models know {probabilities.shape[1]}")
+            raise ValueError(
+                f"the data have {int(labels.max()) + 1} classes, but the models know {probabilities.shape[1]}"
+            )
         bins = calibration(labels, probabilities)
         calibration_error = expected_calibration_error(bins)
         if options.plots:

@@ -26,7 +26,7 @@ from train_mnist import whole
 
 from tinycnn import command_line
 from tinycnn.augment import Distortion
-from tinycnn.files import alone_in, replacing
+from tinycnn.files import alone_in, fault, open_file, replacing
 from tinycnn.loss import SoftmaxCrossEntropy
 from tinycnn.mnist import load_mnist
 from tinycnn.preparation import (
@@ -164,27 +164,28 @@ def read_rows(path: Path, job: dict) -> list[dict]:
     """The rows of an earlier call. Raises ValueError if they are of another search."""
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
+    with open_file(path, "file of trials") as file:
+        try:
+            header, *lines = csv.reader(io.StringIO(file.read().decode(), newline=""), strict=True)
+            rows = [dict(zip(COLUMNS, line, strict=True)) for line in lines]
+            known = [{name: json.loads(row[name]) for name in (*RANGES, *JUDGED)} for row in rows]
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path} is not a file of this script: {fault(error)}") from error
+    if tuple(header) != COLUMNS:
         raise ValueError(f"{path} is not a file of this script")
     for number, row in enumerate(rows):
-        for name, value in {**job, "trial": number}.items():
+        for name, value in {**job, "trial": number, **draw(job["seed"], number)}.items():
             if row[name] != ("" if value is None else str(value)):
                 raise ValueError(f"{path} is of another search: {name} is {row[name]!r} there, {value!r} now")
-        row |= job | {name: json.loads(row[name]) for name in ("trial", *RANGES, *JUDGED)}
-    return rows
+    return [{**job, "trial": number, **values} for number, values in enumerate(known)]
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
     """The CSV file, whole or not at all."""
-    lines = [COLUMNS, *([row[name] for name in COLUMNS] for row in rows)]
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([COLUMNS, *([row[name] for name in COLUMNS] for row in rows)])
     with replacing(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        csv.writer(text).writerows(lines)
-        text.flush()
-        text.detach()
+        file.write(text.getvalue().encode())
 
 
 def summary(rows: list[dict], best: int = 5) -> str:

@@ -254,7 +254,7 @@ def _archive_cases(reader: str) -> dict[str, Callable]:
         "two descriptions": lambda path: npz(inside | {"description.npy": npy(np.array(["{}", "{}"]))}),
         "letters that are none": lambda path: npz(inside | {"description.npy": spoilt}),
         "a deep description": lambda path: npz(inside | text("[" * 100_000)),
-        "a long description": lambda path: npz(inside | text(json.dumps({**plain, "x": "a" * (1 << 20)}))),
+        "a long description": lambda path: npz(inside | text(json.dumps({**plain, "x": "a" * (1 << 22)}))),
         "a long number": lambda path: npz(inside | text(json.dumps(plain)[:-1] + ', "x": ' + "9" * 100_000 + "}")),
         "NaN": lambda path: npz(inside | text(json.dumps({**plain, "x": float("nan")}))),
         "infinity": lambda path: npz(inside | text(json.dumps(plain)[:-1] + ', "x": 1e999}')),

@@ -1,5 +1,6 @@
 """A training stopped anywhere and resumed ends the same bit for bit, and files are whole or not there."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -115,6 +116,25 @@ def test_other_settings_are_refused_by_name_and_nothing_changes(tmp_path):
         np.testing.assert_array_equal(array, old)
 
 
+def test_settings_of_a_file_are_not_printed_as_they_are(tmp_path):
+    """They might be commands for the terminal, or a million letters."""
+    parts(SGD, tmp_path / "c.npz", settings={"\x1b]0;title\x07": "x" * 10**6}).save(Position())
+    with pytest.raises(ValueError, match=r"another training: \?\]0;title\? was xxx") as refused:
+        parts(SGD, tmp_path / "c.npz").restore()
+    assert len(str(refused.value)) < 2000
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    """The last good checkpoint stays."""
+    checkpoint = parts(Adam, tmp_path / "c.npz")
+    checkpoint.save(Position())
+    before = (tmp_path / "c.npz").read_bytes()
+    checkpoint.optimizer.squares[0].flat[0] = np.inf
+    with pytest.raises(ValueError, match=r"c\.npz is not written: conv2d_1\.weight\.squares holds NaN or infinite"):
+        checkpoint.save(Position())
+    assert (tmp_path / "c.npz").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
@@ -127,6 +147,12 @@ def test_other_settings_are_refused_by_name_and_nothing_changes(tmp_path):
         ({"position": {"epoch": 2, "history": [{"epoch": 1}]}}, "history does not fit"),
         ({"position": {"epoch": 2, "history": [dict.fromkeys(COLUMNS, "x")]}}, ""),
         ({"position": {"step": 1, "shuffling": {"bit_generator": "MT19937"}}}, ""),
+        (
+            {"position": {"step": 3, "seen": 2, "shuffling": np.random.default_rng(0).bit_generator.state}},
+            "have seen 2",
+        ),
+        ({"position": {"shuffling": {"bit_generator": "PCG64"}}}, ""),
+        ({"position": {"epoch": 2, "history": [dict.fromkeys(COLUMNS, None)]}}, ""),
         ({"position": {"surprise": 1}}, "surprise"),
         ({"generators": {}}, "shuffling"),
         ({"generators": {"shuffling": {}, "augmentation": {}}}, ""),
@@ -211,6 +237,15 @@ def test_two_trainings_into_the_same_directory(job):
 
 
 # ------------------------------------------------------------------------------------------------------------- files
+
+
+def test_a_file_system_without_locks_is_not_called_another_training(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("tinycnn.files.fcntl.flock", no_locks)
+    with pytest.raises(OSError, match="No locks available"), alone_in(tmp_path):
+        pass
 
 
 def test_a_directory_is_free_again_after_the_block(tmp_path):

@@ -436,6 +436,41 @@ def test_a_training_that_is_done_resumes_to_the_same_and_another_is_refused_by_n
     assert (out / "model.npz").read_bytes() == weights
 
 
+def test_resumed_in_the_middle_of_an_epoch_the_model_is_still_that_of_the_last_whole_one(
+    options, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(experiment, "SAVE_EVERY", 0)
+    rates = lambda recipe, steps_an_epoch: lambda step: 0.01 if step < 13 else 1e30  # noqa: E731
+    monkeypatch.setattr(experiment, "make_schedule", rates)
+    files = []
+    for resume in ([], ["--resume"]):
+        assert main([*options, "--epochs", "3", "--optimizer", "sgd", *resume]) == 1
+        files.append([(tmp_path / "out" / name).read_bytes() for name in ("model.npz", "history.csv")])
+    assert files[0] == files[1]
+    with archive.reading(tmp_path / "out" / "checkpoint.npz", archive.CHECKPOINT) as (description, _):
+        assert description["position"]["step"] > 0
+
+
+def test_a_new_training_is_never_resumed_from_an_earlier_ones_checkpoint(options, tmp_path, monkeypatch, capsys):
+    """Stopped before it has saved anything, it can only begin again."""
+    assert main([*options, "--epochs", "1", "--quiet"]) == 0
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "train", interrupted)
+    assert main([*options, "--epochs", "1", "--seed", "1"]) == 130
+    assert "nothing to go on from" in capsys.readouterr().err
+    assert (tmp_path / "out" / "metrics.json").exists()  # the earlier results stay until there are new ones
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 0}, {"batch_size": 0}, {"batch_size": 1.5}])
+def test_settings_that_can_not_work_are_refused_before_any_training(tmp_path, changes):
+    write_files(tmp_path / "data", small_data(20, 10))
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} must be a whole number"):
+        run(Settings("classic", changes, data_dir=tmp_path / "data", out=tmp_path), print, progress=False)
+
+
 @pytest.mark.parametrize("when", ["before anything is saved", "after a while"])
 def test_weights_that_are_not_finite_are_never_saved(options, tmp_path, monkeypatch, capsys, when):
     """Every step would be saved, but the ones that break the weights are caught before."""

@@ -16,6 +16,11 @@ from tinycnn.metrics import (
 LABELS, GUESSES = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 0])
 
 
+def test_confusion_matrix_of_so_many_classes_that_a_byte_does_not_hold_their_pairs():
+    labels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(confusion_matrix(labels, labels[::-1], 256), np.eye(256)[::-1])
+
+
 def test_confusion_matrix_counts():
     matrix = confusion_matrix(LABELS.astype(np.uint8), GUESSES, 4)
     assert matrix.tolist() == [[2, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]

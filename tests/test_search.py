@@ -69,9 +69,16 @@ def test_rows_of_another_search_are_refused(script, tmp_path, data_dir, capsys):
     same = ["--preset", "small", "--epochs", "1", "--images", "200", "--validation", "100"]
     assert script("tune").main([*out, *same, "--epochs", "2"]) == 1
     assert "is of another search: epochs is '1' there, 2 now" in capsys.readouterr().err
-    (tmp_path / "out" / "trials.csv").write_text("a,b\n1,2\n")
+    path = tmp_path / "out" / "trials.csv"
+    text = path.read_text()
+    rate = text.splitlines()[1].split(",")[6]
+    path.write_text(text.replace(rate, "0.5"))
     assert script("tune").main([*out, *same]) == 1
-    assert "is not a file of this script" in capsys.readouterr().err
+    assert f"is of another search: learning_rate is '0.5' there, {rate} now" in capsys.readouterr().err
+    for damaged in ("a,b\n1,2\n", text.rsplit(",", 1)[0], text.replace(rate, "x"), text + "\0", text[:-2] + ',"', "\n"):
+        path.write_text(damaged)
+        assert script("tune").main([*out, *same]) == 1
+        assert f"{path} is not a file of this script" in capsys.readouterr().err, damaged
 
 
 def test_settings_are_drawn_from_their_ranges_and_reach_the_recipe(script):

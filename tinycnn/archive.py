@@ -27,7 +27,7 @@ from tinycnn.files import fault, open_file, replacing
 MODEL, CHECKPOINT = "tinycnn model 2", "tinycnn checkpoint 1"  # what a file can be
 LARGEST_FILE = 1 << 31  # bytes: beyond it zip files are of another make
 LARGEST_DIRECTORY = 1 << 18  # bytes: some 3,000 arrays
-LARGEST_DESCRIPTION = 1 << 20  # characters
+LARGEST_DESCRIPTION = 1 << 22  # characters: some 20,000 epochs
 NAME = re.compile(r"[\w.-]+\.npy")
 
 
@@ -38,6 +38,9 @@ def write(path: str | Path, format: str, description: dict, arrays: dict[str, np
     Raises ValueError for what `reading` would refuse.
     """
     text = json.dumps({"format": format, **description}, allow_nan=False)
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path} is not written: {name} holds NaN or infinite numbers")
     with replacing(path) as file:
         np.savez(file, description=np.array(text), **arrays)
         file.flush()

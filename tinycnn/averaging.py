@@ -29,7 +29,7 @@ class WeightAverage:
 
         average ← d · average + (1 − d) · value        d = (1 + t) / (1 + t + 1 / share) at update t = 0, 1, 2, …
 
-    An exponential moving average whose memory grows with the training: steps long ago count less and less, and it is
+    A moving average whose memory grows with the training: steps long ago count less and less, and it is
     always one over about the last `share` of all steps so far, for share = 0.2 the last fifth. So the same share is
     right for short and long trainings, and the random start is soon forgotten: after ten updates it counts for a
     three-thousandth. With share = 1 it is the plain mean of the start and every step.

@@ -17,6 +17,7 @@ import numpy as np
 from tinycnn import archive
 from tinycnn.arguments import positive, whole
 from tinycnn.averaging import WeightAverage
+from tinycnn.files import printable
 from tinycnn.model import Sequential
 from tinycnn.optim import SGD, Adam
 from tinycnn.training import COLUMNS, Position
@@ -63,7 +64,7 @@ class Checkpoint:
                 restored = {name: _generator(states[name]) for name in self._all_generators()}
                 archive.copy_all(arrays, self.arrays())
         if differences:
-            raise ValueError(f"{self.path} is of another training: {'; '.join(differences)}")
+            raise ValueError(f"{self.path} is of another training: {printable('; '.join(differences)[:1000])}")
         for name, generator in self._all_generators().items():
             generator.bit_generator.state = restored[name].bit_generator.state
         if isinstance(self.optimizer, Adam):
@@ -99,13 +100,15 @@ def _position(found: dict) -> Position:
         whole(found[name], name, least)
     for name in ("loss", "seconds"):
         positive(name, found[name])
-    if position.step:
+    if position.step or position.shuffling is not None:
         _generator(position.shuffling)
+    if position.seen < position.step:
+        raise ValueError(f"{position.step} steps have seen {position.seen} images")
     if len(position.history) != position.epoch - 1 or any(tuple(row) != COLUMNS for row in position.history):
         raise ValueError("the history does not fit the epoch")
     for row in position.history:
         for name, value in row.items():
-            if value is not None:
+            if value is not None or not name.startswith("validation_"):
                 positive(name, value)
     return position
 

@@ -25,6 +25,8 @@ def run(main: Callable[[], int], to_the_end: bool = False) -> None:
         sys.exit(main())
     except OSError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell reports of any program that was ended by Ctrl-C
 
 
 def _prepare_matplotlib() -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
 
     Raises ValueError or FileNotFoundError, before any training, for settings or data that can't work, for a checkpoint
     of other ones, and if another process is training into the same directory; and TrainingDiverged, after which
-    model.npz and history.csv are those of the last whole epoch.
+    model.npz and history.csv are those of the last whole epoch, or what was there before the first.
     """
     started = time.perf_counter()
     recipe_of = preset(settings.preset)
@@ -76,6 +76,7 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
         recipe = change(recipe_of(count_classes(data)), settings.changes)
         train_set, validation_set, test_set = split(data, settings.validation, settings.limit)
         model = make_model(recipe, train_set[0], settings.seed)
+        recipe = replace(recipe, layers=[])  # they are the model's now, to be given back with it
         first_weights = model.parameters()[0].value.copy()
         say(model.summary())
         checkpoint = Checkpoint(
@@ -92,6 +93,8 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
         position = Position()
         if settings.resume:
             position = _restored(checkpoint, out, say)
+        else:
+            checkpoint.path.unlink(missing_ok=True)  # this training could not go on from an earlier one's
         earlier = position.seconds + sum(row["seconds"] for row in position.history)
         history = _train(checkpoint, recipe, train_set, validation_set, position, out, say, progress)
 
@@ -190,7 +193,7 @@ def _restored(checkpoint: Checkpoint, out: Path, say: Callable[[str], None]) -> 
         return Position()
     position = checkpoint.restore()
     say(f"going on: {position.epoch - 1} epochs and {position.step} steps are done")
-    if position.history:
+    if position.history and not position.step:  # else these are no whole epoch's weights
         write_results(out, checkpoint.model, checkpoint.average, position.history)
     return position
 

@@ -38,7 +38,12 @@ def fault(error: BaseException) -> str:
     text = str(error)
     if not isinstance(error, ValueError) or not text:  # "'layers'" alone would say little
         text = f"{type(error).__name__}: {text}"
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:300])
+    return printable(text[:300])
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal might take for a command."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @contextmanager
@@ -76,7 +81,7 @@ def alone_in(directory: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             else:
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             raise ValueError(f"another training is writing to {directory}") from error
         for leftover in directory.glob(".*.part"):
             leftover.unlink(missing_ok=True)

@@ -16,7 +16,8 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
     array([[1, 1],
            [0, 1]])
     """
-    return np.bincount(np.asarray(labels) * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    cells = np.asarray(labels, np.intp) * classes + predicted  # labels of a byte would not hold so large numbers
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 def precision_recall_f1(confusion: np.ndarray) -> np.ndarray:
@@ -31,7 +32,7 @@ def precision_recall_f1(confusion: np.ndarray) -> np.ndarray:
 
 
 def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """−mean log p[label], in nats. A probability of 0 counts as the smallest number that is not 0."""
+    """−mean log p[label], in nats. A probability of 0 counts as one of 10⁻³⁰⁸."""
     p = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.log(np.maximum(p, np.finfo(np.float64).tiny)).mean())
 

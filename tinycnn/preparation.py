@@ -10,6 +10,7 @@ from math import ceil
 
 import numpy as np
 
+from tinycnn.arguments import whole
 from tinycnn.augment import random_distortion, random_shift
 from tinycnn.averaging import WeightAverage
 from tinycnn.mnist import Data
@@ -33,13 +34,16 @@ def change(recipe: Recipe, changes: dict) -> Recipe:
     """The recipe with some numbers replaced. Another optimizer does not inherit the weight decay: its sense differs."""
     if changes.get("optimizer", recipe.optimizer) != recipe.optimizer:
         changes = {"weight_decay": 0.0} | changes
-    return replace(recipe, **changes)
+    recipe = replace(recipe, **changes)
+    for name in ("epochs", "batch_size"):
+        whole(getattr(recipe, name), name)
+    return recipe
 
 
 def count_classes(data: Data) -> int:
     """The largest training label + 1. Raises ValueError unless all images and labels fit that and each other."""
     (images, labels), (test_images, test_labels) = data
-    most = max(1000, len(labels))  # a larger label is no class, and a network for it might not fit into memory
+    most = 5000  # a larger label is no class, and the table of all pairs of classes might not fit into memory
     check_data(images, labels, classes=most)
     classes = int(labels.max()) + 1
     check_data(test_images, test_labels, classes)

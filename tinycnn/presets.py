@@ -19,7 +19,7 @@ from tinycnn.more_layers import BatchNorm
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: every number that the command line can change, and the layers, which it can't.
+    """How to train: the layers, and every number that the settings of a training can change.
 
     layers: of the network, without the Normalize that every network here begins with. schedule: "constant", "step",
     "cosine" or "one-cycle". shift: augmentation, in whole pixels; distortion: augmentation of every other kind.

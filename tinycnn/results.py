@@ -43,10 +43,10 @@ def write_results(out: Path, model: Sequential, average: WeightAverage | None, h
 
     What an earlier run has left of other results would not fit them.
     """
-    with average.swapped() if average else nullcontext():
-        model.save(out / "model.npz")
     for of_an_earlier_run in ("metrics.json", *PICTURES):
         (out / of_an_earlier_run).unlink(missing_ok=True)
+    with average.swapped() if average else nullcontext():
+        model.save(out / "model.npz")
     write_history(out / "history.csv", history)
 
 

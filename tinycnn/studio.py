@@ -54,11 +54,10 @@ class Studio:
         description = {"input_shape": self.model.input_shape, "layers": layers, "samples": self.test_set is not None}
         if first is not None:
             layer = self.model.layers[first]
-            bias = layer.bias.value if layer.use_bias else np.zeros(layer.filters)
             description["first"] = {
                 "layer": first,
                 "weights": layer.weight.value.astype(float).round(5).tolist(),
-                "bias": bias.astype(float).round(5).tolist(),
+                "bias": layer.bias.value.astype(float).round(5).tolist(),
             }
         return description
 
