@@ -4,6 +4,7 @@ import argparse
 import sys
 import webbrowser
 
+import numpy as np
 from predict import load_model
 
 from tinycnn import command_line, load_mnist
@@ -45,10 +46,13 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def test_set(data_dir: str | None):
+def test_set(data_dir: str | None) -> tuple[np.ndarray, np.ndarray] | None:
     """The test images to start from, if they are here; nothing is downloaded for that."""
     try:
-        return load_mnist(data_dir, mirrors=())[1]
+        images, labels = load_mnist(data_dir, mirrors=())[1]
+        if images.dtype != np.uint8 or images.shape[1:] != (28, 28) or not len(images) == len(labels) > 0:
+            raise ValueError(f"the page wants grey images of 28 × 28 bytes; got {images.shape} of {images.dtype}")
+        return images, labels
     except (ValueError, OSError):
         if data_dir is not None:
             raise

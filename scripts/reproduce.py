@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from evaluate import mean_probabilities
 from tqdm import tqdm
 from train_mnist import whole
 
@@ -75,7 +76,7 @@ def row(preset: str, metrics: list[dict], model: Sequential) -> tuple[str, ...]:
 def average_row(preset: str, models: list[Path], data_dir: Path | None) -> tuple[str, ...]:
     """All the preset's networks together: the mean of their probabilities."""
     images, labels = load_mnist(data_dir)[1]
-    probabilities = np.mean([Sequential.load(path).predict_proba(images) for path in models], axis=0)
+    probabilities = mean_probabilities([Sequential.load(path) for path in models], images)
     accuracy = (probabilities.argmax(axis=1) == labels).mean()
     return (
         f"mean of {len(models)} `{preset}`",
@@ -89,7 +90,7 @@ def average_row(preset: str, models: list[Path], data_dir: Path | None) -> tuple
 
 
 def markdown(rows: list[tuple[str, ...]]) -> str:
-    """The table as the README shows it."""
+    """The table as Markdown."""
     lines = [HEADER, tuple("---" for _ in HEADER), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
