@@ -159,12 +159,12 @@ def best(classes: int, width: float = 1.0) -> Recipe:
             Flatten(),
             Dense(classes),
         ],
-        epochs=16,
+        epochs=12,
         batch_size=64,
         learning_rate=5e-3,
         beta2=0.99,
         weight_decay=0.05,
-        distortion=Distortion(rotation=10, scaling=0.1, shift=2.0, shear=5, elastic=1.0),
+        distortion=Distortion(rotation=8, scaling=0.1, shift=1.5, shear=5, elastic=0.5),
         averaging=0.2,
     )
 
