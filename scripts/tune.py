@@ -189,10 +189,29 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def summary(rows: list[dict], best: int = 5) -> str:
-    """The best few as a table."""
+    """The best few trials as a table, and what each setting has to do with it as another."""
     shown = ("trial", *RANGES, "parameters", "validation_loss", "validation_accuracy")
     ranked = sorted(rows, key=lambda row: -row["validation_accuracy"])[:best]
-    return table([shown, *([f"{row[name]:.5g}" for name in shown] for row in ranked)], right=tuple(range(len(shown))))
+    few = table([shown, *([f"{row[name]:.5g}" for name in shown] for row in ranked)], right=tuple(range(len(shown))))
+    lines = [[name, *(median_of(group, name) for group in groups(rows, name))] for name in RANGES]
+    widest = max(map(len, lines))
+    header = ("setting", "values: median accuracy", *[""] * (widest - 2))
+    return f"{few}\n\n{table([header, *(line + [''] * (widest - len(line)) for line in lines)])}"
+
+
+def groups(rows: list[dict], name: str) -> list[list[dict]]:
+    """The trials with each value of a setting; where there are more than five values, those of each third."""
+    values = sorted({row[name] for row in rows})
+    if len(values) <= 5:
+        return [[row for row in rows if row[name] == value] for value in values]
+    ordered, n = sorted(rows, key=lambda row: row[name]), len(rows)
+    return [ordered[n * third // 3 : n * (third + 1) // 3] for third in range(3)]
+
+
+def median_of(group: list[dict], name: str) -> str:
+    lowest, highest = (f"{limit(row[name] for row in group):.3g}" for limit in (min, max))
+    median = np.median([row["validation_accuracy"] for row in group])
+    return f"{lowest if lowest == highest else f'{lowest} … {highest}'}: {median:.2%}"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +100,21 @@ def test_settings_are_drawn_from_their_ranges_and_reach_the_recipe(script):
     assert recipe.layers[0].filters == preset.layers[0].filters // 2
     assert module.recipe_of("lenet", d, 10, None).epochs == PRESETS["lenet"](10).epochs
     assert module.recipe_of("standard", d, 10, None).shift == 1
+
+
+def test_the_summary_says_what_each_setting_has_to_do_with_the_accuracy(script):
+    """Thirds of what is drawn from a range, single values of what is one of a few."""
+    module = script("tune")
+    rows = [
+        module.draw(0, trial) | {"trial": trial, "parameters": 1, "validation_loss": 1.0, "validation_accuracy": 0.5}
+        for trial in range(9)
+    ]
+    for row, width in zip(rows, (0.9, 0.5, 0.6, 0.7, 0.8, 1.4, 1.0, 1.2, 1.3), strict=True):
+        row |= {"width": width, "validation_accuracy": width / 2, "batch_size": 32 if width < 1 else 64}
+    said = module.summary(rows)
+    assert re.search(r"width +0.5 … 0.7: 30.00% +0.8 … 1: 45.00% +1.2 … 1.4: 65.00%", said)
+    assert re.search(r"batch_size +32: 35.00% +64: 62.50%", said)
+    assert said.splitlines()[2].split()[0] == "5"  # the best trial
 
 
 def test_a_trial_that_diverges_is_a_row(script, tmp_path, data_dir, monkeypatch):
