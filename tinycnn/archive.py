@@ -39,7 +39,7 @@ def write(path: str | Path, format: str, description: dict, arrays: dict[str, np
     """
     text = json.dumps({"format": format, **description}, allow_nan=False)
     for name, array in arrays.items():
-        if not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{path} is not written: {name} holds NaN or infinite numbers")
     with replacing(path) as file:
         np.savez(file, description=np.array(text), **arrays)
