@@ -64,7 +64,7 @@ class Checkpoint:
                 restored = {name: _generator(states[name]) for name in self._all_generators()}
                 archive.copy_all(arrays, self.arrays())
         if differences:
-            raise ValueError(f"{self.path} is of another training: {printable('; '.join(differences)[:1000])}")
+            raise ValueError(f"{self.path} is of another training: {printable('; '.join(differences)[:400])}")
         for name, generator in self._all_generators().items():
             generator.bit_generator.state = restored[name].bit_generator.state
         if isinstance(self.optimizer, Adam):
