@@ -167,12 +167,12 @@ def read_rows(path: Path, job: dict) -> list[dict]:
     with open_file(path, "file of trials") as file:
         try:
             header, *lines = csv.reader(io.StringIO(file.read().decode(), newline=""), strict=True)
+            if tuple(header) != COLUMNS:
+                raise ValueError(f"its columns are {header}")
             rows = [dict(zip(COLUMNS, line, strict=True)) for line in lines]
             known = [{name: json.loads(row[name]) for name in (*RANGES, *JUDGED)} for row in rows]
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{path} is not a file of this script: {fault(error)}") from error
-    if tuple(header) != COLUMNS:
-        raise ValueError(f"{path} is not a file of this script")
     for number, row in enumerate(rows):
         for name, value in {**job, "trial": number, **draw(job["seed"], number)}.items():
             if row[name] != ("" if value is None else str(value)):

@@ -17,8 +17,6 @@ from test_mnist import small_data, write_files
 
 from tinycnn import Sequential, archive, experiment, load_mnist
 from tinycnn.experiment import Settings, run
-from tinycnn.preparation import change, make_optimizer, make_schedule, pixel_statistics, split
-from tinycnn.presets import PRESETS, Recipe
 from tinycnn.results import PICTURES
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_mnist.py"
@@ -107,18 +105,6 @@ def test_validation_holds_the_last_images_out(options, tmp_path, capsys):
     assert math.isfinite(float(rows[-1]["validation_loss"]))
 
 
-def test_split():
-    arrays = [np.arange(10), np.arange(10) + 100]
-    data = (tuple(arrays), ("test images", "test labels"))
-    train_set, held_out, test = split(data, validation=3, limit=4)
-    assert train_set[0].tolist() == [0, 1, 2, 3]
-    assert held_out[0].tolist() == [7, 8, 9]
-    assert held_out[1].tolist() == [107, 108, 109]
-    assert test == ("test images", "test labels")
-    assert split(data, 0, None)[1] is None
-    assert len(split(data, 0, 99)[0][0]) == 10
-
-
 def test_options_reach_the_recipe(options, tmp_path, monkeypatch):
     """Each one changes what is trained."""
     seen = []
@@ -157,31 +143,6 @@ def test_options_reach_the_recipe(options, tmp_path, monkeypatch):
     assert seen[1].changes == {"weight_decay": 0.125, "schedule": "step", "shift": 0, "distortion": None}
     assert (seen[1].preset, seen[1].seed, seen[1].limit, seen[1].validation) == ("standard", 9, 50, 5)
     assert seen[1].out == "runs/standard"
-
-
-def test_optimizer_and_schedule_follow_the_recipe(random):
-    model = Sequential(PRESETS["classic"](3).layers, (12, 12, 1))
-    recipe = Recipe(
-        [], epochs=3, batch_size=1, learning_rate=0.2, momentum=0.7, weight_decay=0.01, beta1=0.6, beta2=0.8
-    )
-    adam = make_optimizer(recipe, model)
-    assert (adam.learning_rate, adam.beta1, adam.beta2, adam.weight_decay) == (0.2, 0.6, 0.8, 0.01)
-    sgd = make_optimizer(Recipe([], 3, 1, 0.2, optimizer="sgd", momentum=0.7, weight_decay=0.01), model)
-    assert (sgd.learning_rate, sgd.momentum, sgd.weight_decay) == (0.2, 0.7, 0.01)
-    rates = {}
-    for name in ("constant", "step", "cosine", "one-cycle"):
-        schedule = make_schedule(Recipe([], 3, 1, 0.2, schedule=name), steps_an_epoch=100)
-        rates[name] = [round(schedule(s), 4) for s in (0, 90, 150, 299)]
-    assert rates == {
-        "constant": [0.2, 0.2, 0.2, 0.2],
-        "step": [0.2, 0.2, 0.02, 0.002],
-        "cosine": [0.2, 0.1588, 0.1, 0.0],
-        "one-cycle": [0.02, 0.2, 0.1623, 0.0],
-    }
-    with pytest.raises(ValueError, match="unknown schedule 'linear'"):
-        make_schedule(Recipe([], 1, 1, 0.1, schedule="linear"), 1)
-    with pytest.raises(ValueError, match="unknown optimizer 'lion'"):
-        make_optimizer(Recipe([], 1, 1, 0.1, optimizer="lion"), model)
 
 
 def test_same_seed_same_result_another_seed_another(options, tmp_path):
@@ -273,14 +234,6 @@ def test_batches_of_one_image(tmp_path, preset):
     write_files(tmp_path / "data", arrays)
     settings = Settings(preset, {"epochs": 1, "batch_size": 1}, data_dir=tmp_path / "data", out=tmp_path)
     assert math.isfinite(run(settings, print, progress=False)["test_loss"])
-
-
-def test_pixel_statistics(random):
-    images = random.integers(0, 256, size=(2500, 3, 4), dtype=np.uint8)
-    mean, std = pixel_statistics(images)
-    assert mean == pytest.approx(images.mean() / 255, rel=1e-6)
-    assert std == pytest.approx(images.std() / 255, rel=1e-6)
-    assert pixel_statistics(np.zeros((2, 3, 3), np.uint8)) == (0, 1)
 
 
 # ---------------------------------------------------------------------------------------------------- how it fails
@@ -390,13 +343,6 @@ def test_results_in_a_directory_are_of_one_run(options, tmp_path, monkeypatch):
     )
     assert main([*options, "--epochs", "3", "--optimizer", "sgd", "--quiet"]) == 1
     assert sorted(p.name for p in (tmp_path / "out").glob("[!.]*")) == ["checkpoint.npz", "history.csv", "model.npz"]
-
-
-def test_another_optimizer_does_not_inherit_the_weight_decay():
-    recipe = PRESETS["standard"](10)
-    assert change(recipe, {"optimizer": "sgd"}).weight_decay == 0
-    assert change(recipe, {"optimizer": "sgd", "weight_decay": 0.1}).weight_decay == 0.1
-    assert change(recipe, {"optimizer": "adam"}).weight_decay == recipe.weight_decay > 0
 
 
 def test_a_diverged_training_keeps_what_was_saved_before(options, tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinycnn import Conv2D, GlobalAveragePool2D, MaxPool2D, Normalize, ReLU, Sequential
+from tinycnn import Sequential
 from tinycnn import server as tinycnn_server
 from tinycnn.server import make_server
 from tinycnn.studio import Studio
@@ -122,19 +122,6 @@ def test_describe_and_sample(ask):
     _, sample = ask("GET", "/sample")
     assert np.unique(sample["ink"]).tolist() == [7]
     assert sample["label"] in (1, 2, 3)
-
-
-def test_a_network_without_flatten_is_looked_into_and_taught():
-    layers = [Normalize(0.1, 0.3), Conv2D(4, 5), MaxPool2D(2), ReLU(), Conv2D(10, 3), GlobalAveragePool2D()]
-    studio = Studio(Sequential(layers, (28, 28, 1), seed=2))
-    about = json.loads(json.dumps(studio.describe({})))["layers"]
-    assert about[-1] == {"name": "globalaveragepool2d_6", "shape": [10]}  # sees all: no step from feature to feature
-    assert about[-2]["sees"] == {"start": [0, 0], "step": [2, 2], "size": [10, 10]}
-    taught = json.loads(json.dumps(studio.teach({**GOOD, "label": 4, "maps": True, "saliency": 4})))
-    assert [m["shape"] for m in taught["maps"]] == [layer["shape"] for layer in about]
-    assert np.shape(taught["saliency"]["gradient"]) == (28, 28)
-    assert np.abs(taught["saliency"]["gradient"]).max() == 1
-    assert taught["course"][-1]["probabilities"][4] > taught["course"][0]["probabilities"][4]
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,8 @@ def test_the_schedule_is_asked_for_every_step(stripes):
 
 def test_the_average_is_of_every_step_and_is_what_validation_sees(stripes):
     model = small_model()
-    average, values = WeightAverage(model, 0.2), []
-    run(stripes, model, average=average, after_step=lambda _: values.append(1), epochs=1, batch_size=30)
+    average = WeightAverage(model, 0.2)
+    run(stripes, model, average=average, epochs=1, batch_size=30)
     assert average.updates == 3
     model = small_model()
     average = WeightAverage(model, 0.2)

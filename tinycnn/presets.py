@@ -39,9 +39,7 @@ class Recipe:
     shift: int = 0
     distortion: Distortion | None = None
     label_smoothing: float = 0.0
-    averaging: float = (
-        0.0  # keep the average of the weights over this last share of the steps; 0: the last weights alone
-    )
+    averaging: float = 0.0  # the share of the steps over whose weights an average is kept; 0: none
 
 
 def standard(classes: int, width: float = 1.0) -> Recipe:
@@ -150,12 +148,15 @@ def best(classes: int, width: float = 1.0) -> Recipe:
     Whole images through four layers, each with a few more filters, were better on the held-out images than wider layers
     behind an early pool; so were distorted images and averaged weights.
     """
-    filters = [round(n * width) for n in (16, 24, 32, 40, 48, 56, 64)]
     return Recipe(
         layers=[
-            *(layer for n in filters[:3] for layer in _block(n)),
-            *_block(filters[3], pool=True),
-            *(layer for n in filters[4:] for layer in _block(n)),
+            *_block(round(16 * width)),
+            *_block(round(24 * width)),
+            *_block(round(32 * width)),
+            *_block(round(40 * width), pool=True),
+            *_block(round(48 * width)),
+            *_block(round(56 * width)),
+            *_block(round(64 * width)),
             Flatten(),
             Dense(classes),
         ],
