@@ -21,8 +21,11 @@ from tinycnn import write_idx
 
 ROOT = Path(__file__).parents[1]
 # It saves after nearly every step, so that there is much to resume from, and writing is always near.
+# What a shell starts in the background ignores Ctrl-C: not here.
 CHILD = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv.pop(1))
 import train_mnist
 from tinycnn import experiment
