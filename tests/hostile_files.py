@@ -274,7 +274,7 @@ def _described(**changes) -> Callable:
     return lambda path: npz(inside | text(json.dumps({**plain, **changes})))
 
 
-def _layers(*layers: tuple[str, dict], input_shape=(6, 6, 1), **arrays: tuple[int, ...]) -> Callable:
+def model_of(*layers: tuple[str, dict], input_shape=(6, 6, 1), **arrays: tuple[int, ...]) -> Callable:
     """A model file of these layers, and arrays of ones of these shapes (a dot in a name is written as __)."""
     description = {"format": "tinycnn model 2", "input_shape": input_shape, "dtype": "float32", "layers": layers}
     inside = {f"{name.replace('__', '.')}.npy": npy(np.ones(shape, np.float32)) for name, shape in arrays.items()}
@@ -284,7 +284,7 @@ def _layers(*layers: tuple[str, dict], input_shape=(6, 6, 1), **arrays: tuple[in
 def _model_cases() -> dict[str, Callable]:
     good = seeds("model")[0]
     inside = members(good)
-    wide = _layers(("Dense", {"units": 1000, "use_bias": False}), input_shape=(60_000,))(None)
+    wide = model_of(("Dense", {"units": 1000, "use_bias": False}), input_shape=(60_000,))(None)
     last = list(inside)[-1]
     flatten, one = ("Flatten", {}), {"conv2d_1__weight": (1, 1, 1, 1), "conv2d_1__bias": (1,)}
     norm = {f"batchnorm_1__{n}": (1 << 20,) for n in ("gamma", "beta", "running_mean", "running_variance")}
@@ -308,32 +308,32 @@ def _model_cases() -> dict[str, Callable]:
         **{f"input_shape {str(s)[:20]}": _described(input_shape=s) for s in shapes},
         **{f"layers {layers}": _described(layers=layers) for layers in lists},
         **{f"dtype {str(d)[:20]}": _described(dtype=d) for d in dtypes},
-        "a wide layer": _layers(flatten, ("Dense", {"units": 10**9})),
-        "many filters": _layers(("Conv2D", {"filters": 10**7, "kernel_size": 3})),
-        "many filters over a large image": _layers(
+        "a wide layer": model_of(flatten, ("Dense", {"units": 10**9})),
+        "many filters": model_of(("Conv2D", {"filters": 10**7, "kernel_size": 3})),
+        "many filters over a large image": model_of(
             ("Conv2D", {"filters": 16, "kernel_size": 1}),
             input_shape=(4096, 4096, 1),
             conv2d_1__weight=(1, 1, 1, 16),
             conv2d_1__bias=(16,),
         ),
-        "a large kernel": _layers(("Conv2D", {"filters": 1, "kernel_size": 10**5, "padding": 10**5})),
-        "a large stride": _layers(("MaxPool2D", {"pool_size": 1, "stride": 10**90})),
-        "padding": _layers(("Conv2D", {"filters": 1, "kernel_size": 1, "padding": 10**6}), **one),
-        "padding and stride": _layers(
+        "a large kernel": model_of(("Conv2D", {"filters": 1, "kernel_size": 10**5, "padding": 10**5})),
+        "a large stride": model_of(("MaxPool2D", {"pool_size": 1, "stride": 10**90})),
+        "padding": model_of(("Conv2D", {"filters": 1, "kernel_size": 1, "padding": 10**6}), **one),
+        "padding and stride": model_of(
             ("Conv2D", {"filters": 1, "kernel_size": 1, "padding": 10**6, "stride": 10**6}), **one
         ),
-        "padding again and again": _layers(
+        "padding again and again": model_of(
             *[("Conv2D", {"filters": 1, "kernel_size": 1, "padding": 10**3})] * 9, **one
         ),
-        "many channels": _layers(("BatchNorm", {}), input_shape=(1, 1, 10**10)),
-        "padding to many channels": _layers(
+        "many channels": model_of(("BatchNorm", {}), input_shape=(1, 1, 10**10)),
+        "padding to many channels": model_of(
             ("Conv2D", {"filters": 1, "kernel_size": 1, "padding": 2000}), flatten, ("BatchNorm", {}), **one
         ),
-        "a hundred times a million channels": _layers(*[("BatchNorm", {})] * 100, input_shape=(1 << 20,), **norm),
-        "60,000 layers": _layers(*[flatten] * 60_000),
-        "a rate of 1": _layers(flatten, ("Dropout", {"rate": 1})),
-        "a rate that is a list": _layers(flatten, ("Dropout", {"rate": [0.1]})),
-        "means of means": _layers(("Normalize", {"mean": [[0.1], [0.2]], "std": 1}), input_shape=(6, 6, 2)),
+        "a hundred times a million channels": model_of(*[("BatchNorm", {})] * 100, input_shape=(1 << 20,), **norm),
+        "60,000 layers": model_of(*[flatten] * 60_000),
+        "a rate of 1": model_of(flatten, ("Dropout", {"rate": 1})),
+        "a rate that is a list": model_of(flatten, ("Dropout", {"rate": [0.1]})),
+        "means of means": model_of(("Normalize", {"mean": [[0.1], [0.2]], "std": 1}), input_shape=(6, 6, 2)),
         "NaN in a weight": lambda path: npz(
             inside | {last: npy(np.full_like(np.load(io.BytesIO(inside[last])), np.nan))}
         ),

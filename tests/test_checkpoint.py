@@ -209,7 +209,6 @@ def test_killed_and_resumed(tmp_path, capfd):
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(job):
-    """In a process group of its own, as a shell makes one."""
     assert train(job, job / "undisturbed").wait() == 0
     process = train(job, job / "out", stderr=subprocess.PIPE)
     wait_for(job / "out" / "checkpoint.npz")

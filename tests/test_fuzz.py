@@ -230,7 +230,7 @@ def test_any_layers(tmp_path_factory, layers, input_shape):
     """However the layers are chosen: they are not in the file, and nothing large is made of them."""
     names = {"Conv2D": ["filters", "kernel_size", "stride", "padding"], "MaxPool2D": ["pool_size"], "Dense": ["units"]}
     made = [(name, {n: data.draw(SETTINGS) for n in names.get(name, [])}) for name, data in layers]
-    content = hostile_files._layers(*made, input_shape=input_shape)(None)
+    content = hostile_files.model_of(*made, input_shape=input_shape)(None)
     assert_right(tmp_path_factory, "model", content)
 
 
@@ -338,7 +338,7 @@ def test_a_large_picture_is_made_smaller_by_means(tmp_path, random, mode):
     picture.save(tmp_path / "a.png")
     grey, factor = read_picture(tmp_path / "a.png"), 2003 // pictures.ENOUGH
     assert grey.shape == (-(-2003 // factor), -(-1400 // factor))
-    expected = np.stack([fine[:2001:3, :1398:3] / 255])[0]
+    expected = fine[:2001:3, :1398:3] / 255
     assert np.abs(grey[:667, :466] - expected).mean() < 0.01  # they differ where a square lies across an edge
 
 
