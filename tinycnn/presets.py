@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tinycnn.augment import Distortion
 from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, ReLU
-from tinycnn.more_layers import BatchNorm
+from tinycnn.more_layers import BatchNorm, Dropout
 
 
 @dataclass(frozen=True)
@@ -143,30 +143,31 @@ def lenet(classes: int) -> Recipe:
 
 
 def best(classes: int, width: float = 1.0) -> Recipe:
-    """The most accurate, 106,570 parameters: seven narrow layers, most of them before the only pool.
+    """The most accurate, 244,666 parameters: seven layers that grow wider slowly, in plenty of distorted images.
 
-    Whole images through four layers, each with a few more filters, were better on the held-out images than wider layers
-    behind an early pool; so were distorted images and averaged weights.
+    The average of the weights over the last tenth of the steps, and Dropout before the last layer, did the rest on the
+    held-out images.
     """
     return Recipe(
         layers=[
             *_block(round(16 * width)),
-            *_block(round(24 * width)),
-            *_block(round(32 * width)),
-            *_block(round(40 * width), pool=True),
-            *_block(round(48 * width)),
-            *_block(round(56 * width)),
-            *_block(round(64 * width)),
+            *_block(round(32 * width), pool=True),
+            *_block(round(64 * width), padding=1),
+            *_block(round(64 * width), padding=1),
+            *_block(round(64 * width), pool=True),
+            *_block(round(96 * width), padding=1),
+            *_block(round(96 * width)),
             Flatten(),
+            Dropout(0.3),
             Dense(classes),
         ],
-        epochs=12,
+        epochs=24,
         batch_size=64,
         learning_rate=5e-3,
         beta2=0.99,
         weight_decay=0.05,
         distortion=Distortion(rotation=8, scaling=0.1, shift=1.5, shear=5, elastic=0.5),
-        averaging=0.2,
+        averaging=0.1,
     )
 
 
