@@ -23,10 +23,14 @@ from tinycnn.metrics import (
 from tinycnn.preparation import count_classes
 from tinycnn.results import draw_test
 
+PICTURES = ("confusion", "mistakes", "calibration", "predictions", "feature_maps", "saliency")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Load, predict, print; return the exit status."""
     options = parser().parse_args(arguments)
+    if options.show and not options.plots:
+        parser().error("--show needs --plots, where the pictures are to be")
     try:
         models = [Sequential.load(path) for path in options.models]
         data = load_mnist(options.data_dir, options.mirror)
@@ -55,9 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"expected calibration error {calibration_error:.2%}")
     print(f"\n{class_table(confusion)}\n\n{confusion_table(confusion)}")
     if options.plots:
-        names = "confusion, mistakes, calibration, predictions, feature_maps, saliency"
-        print(f"\ndrawn in {options.plots}: {names} (.png)")
-    return show(sorted(options.plots.glob("*.png"))) if options.show and options.plots else 0
+        print(f"\ndrawn in {options.plots}: {', '.join(PICTURES)} (.png)")
+    return show([options.plots / f"{name}.png" for name in PICTURES]) if options.show else 0
 
 
 def parser() -> argparse.ArgumentParser:

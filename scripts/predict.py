@@ -19,6 +19,8 @@ from tinycnn.trained import TRAINED
 def main(arguments: list[str] | None = None) -> int:
     """A line for each picture; the exit status is 1 if one of them could not be read."""
     options = parser().parse_args(arguments)
+    if options.show and not options.plot:
+        parser().error("--show needs --plot, where the pictures are to be")
     try:
         model = load_model(options.model)
     except (ValueError, OSError) as error:
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{path}: {line(probabilities)}")
         if options.plot:
             draw(plot_path(options.plot, number, len(options.pictures)), grey, seen, probabilities)
-    if options.show and options.plot:
+    if options.show:
         drawn = [plot_path(options.plot, number, len(options.pictures)) for number in range(len(options.pictures))]
         status = show([path for path in drawn if path.exists()]) or status
     return status

@@ -4,8 +4,8 @@ python scripts/reproduce.py                              every preset
 python scripts/reproduce.py --presets fast --seeds 2     one row, fewer seeds
 
 Each preset is trained on all training images, once for each of the seeds 0, 1, 2, …, and measured on the test images
-after its last epoch. The trainings are kept in OUT, the table is written to OUT/table.md. A training that is there is
-only measured again; one of an earlier state of the preset is refused.
+after its last epoch. The trainings are kept in OUT, the table of these presets is written to OUT/table.md. A training
+that is there is only measured again; one of an earlier state of the preset is refused.
 """
 
 import argparse

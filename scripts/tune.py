@@ -10,6 +10,7 @@ stopped. OUT/trials.png shows the accuracy against each setting.
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import sys
@@ -31,6 +32,7 @@ from tinycnn.loss import SoftmaxCrossEntropy
 from tinycnn.mnist import load_mnist
 from tinycnn.preparation import (
     count_classes,
+    identity,
     make_augmentation,
     make_average,
     make_model,
@@ -69,7 +71,7 @@ RANGES = {
     "width": between(0.5, 1.5),  # times the preset's own, if it can be another
 }
 JUDGED = ("parameters", "validation_loss", "validation_accuracy", "seconds")
-COLUMNS = ("preset", "seed", "epochs", "images", "validation", "trial", *RANGES, *JUDGED)
+COLUMNS = ("preset", "seed", "epochs", "images", "validation", "preset_and_data", "trial", *RANGES, *JUDGED)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,23 +84,25 @@ def main(arguments: list[str] | None = None) -> int:
             rows = tune(options, out / "trials.csv")
             from tinycnn import plots
 
-            plots.save(plots.trials(rows, list(RANGES)), out / "trials.png")
+            plots.save(plots.trials(rows, settings_of(options.preset)), out / "trials.png")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on after the trials in {out / 'trials.csv'}", file=sys.stderr)
         return 130
-    print(f"{summary(rows)}\n\nall {len(rows)} trials are in {out / 'trials.csv'}, drawn in {out / 'trials.png'}")
+    print(summary(rows, settings_of(options.preset)))
+    print(f"\nall {len(rows)} trials are in {out / 'trials.csv'}, drawn in {out / 'trials.png'}")
     return 0
 
 
 def tune(options: argparse.Namespace, path: Path) -> list[dict]:
     """The rows of all trials, those that the file has and those that it lacks."""
     job = {name: getattr(options, name) for name in ("preset", "seed", "epochs", "images", "validation")}
-    rows = read_rows(path, job)
     training = load_mnist(options.data_dir)[0]
     classes = count_classes((training, training))
+    job["preset_and_data"] = digest(PRESETS[options.preset](classes), training)
+    rows = read_rows(path, job)
     train_set, held_out, _ = split((training, None), options.validation, options.images)
     with tqdm(total=options.trials, initial=len(rows), unit=" trials", disable=options.quiet) as bar:
         for trial in range(len(rows), options.trials):
@@ -110,6 +114,21 @@ def tune(options: argparse.Namespace, path: Path) -> list[dict]:
             bar.update()
             bar.set_postfix(best=f"{max(row['validation_accuracy'] for row in rows):.2%}")
     return rows
+
+
+def digest(recipe: Recipe, training: tuple[np.ndarray, np.ndarray]) -> str:
+    """A few letters that are others for other data, or another state of the preset."""
+    facts = identity(recipe, make_model(recipe, training[0], seed=0), (training, training))
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def settings_of(preset: str) -> list[str]:
+    """The names in RANGES, without those that can't change this preset."""
+    recipe = PRESETS[preset](10)
+    fixed = {"width"} - set(signature(PRESETS[preset]).parameters)
+    if not (recipe.shift or recipe.distortion):
+        fixed.add("augmentation")
+    return [name for name in RANGES if name not in fixed]
 
 
 def draw(seed: int, trial: int) -> dict:
@@ -188,12 +207,12 @@ def write_rows(path: Path, rows: list[dict]) -> None:
         file.write(text.getvalue().encode())
 
 
-def summary(rows: list[dict], best: int = 5) -> str:
-    """The best few trials as a table, and what each setting has to do with it as another."""
-    shown = ("trial", *RANGES, "parameters", "validation_loss", "validation_accuracy")
+def summary(rows: list[dict], settings: list[str], best: int = 5) -> str:
+    """The best few trials as a table, and what each of the settings has to do with it as another."""
+    shown = ("trial", *settings, "parameters", "validation_loss", "validation_accuracy")
     ranked = sorted(rows, key=lambda row: -row["validation_accuracy"])[:best]
-    few = table([shown, *([f"{row[name]:.5g}" for name in shown] for row in ranked)], right=tuple(range(len(shown))))
-    lines = [[name, *(median_of(group, name) for group in groups(rows, name))] for name in RANGES]
+    few = table([shown, *([f"{row[name]:.6g}" for name in shown] for row in ranked)], right=tuple(range(len(shown))))
+    lines = [[name, *(median_of(group, name) for group in groups(rows, name))] for name in settings]
     widest = max(map(len, lines))
     header = ("setting", "values: median accuracy", *[""] * (widest - 2))
     return f"{few}\n\n{table([header, *(line + [''] * (widest - len(line)) for line in lines)])}"

@@ -225,6 +225,7 @@ def test_other_sizes_colours_and_class_counts(tmp_path, preset):
     assert math.isfinite(run(settings, print, progress=False)["test_loss"])
     model = Sequential.load(tmp_path / "model.npz")
     assert (model.input_shape, model.output_shapes[-1]) == ((32, 30, 3), (13,))
+    assert {path.name for path in tmp_path.glob("*.png")} == set(PICTURES)
 
 
 @pytest.mark.parametrize("preset", ["standard", "fast", "small"])
@@ -408,6 +409,16 @@ def test_a_new_training_is_never_resumed_from_an_earlier_ones_checkpoint(options
     assert main([*options, "--epochs", "1", "--seed", "1"]) == 130
     assert "nothing to go on from" in capsys.readouterr().err
     assert (tmp_path / "out" / "metrics.json").exists()  # the earlier results stay until there are new ones
+
+
+def test_images_that_can_not_be_distorted_are_refused_before_any_training(tmp_path):
+    """And before an earlier checkpoint is removed."""
+    arrays = small_data(20, 10, size=(28, 28))
+    write_files(tmp_path / "data", [arrays[0].astype(np.int16), *arrays[1:]])
+    (tmp_path / "checkpoint.npz").write_bytes(b"earlier")
+    with pytest.raises(ValueError, match="images must be uint8"):
+        run(Settings("small", data_dir=tmp_path / "data", out=tmp_path), print, progress=False)
+    assert (tmp_path / "checkpoint.npz").read_bytes() == b"earlier"
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 0}, {"batch_size": 0}, {"batch_size": 1.5}])

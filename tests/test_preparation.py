@@ -57,4 +57,6 @@ def test_pixel_statistics(random):
     mean, std = pixel_statistics(images)
     assert mean == pytest.approx(images.mean() / 255, rel=1e-6)
     assert std == pytest.approx(images.std() / 255, rel=1e-6)
-    assert pixel_statistics(np.zeros((2, 3, 3), np.uint8)) == (0, 1)
+    assert pixel_statistics(np.zeros((0, 3, 3), np.uint8)) == (0, 1)
+    for grey in range(256):
+        assert pixel_statistics(np.full((2, 3, 3), grey, np.uint8)) == (pytest.approx(grey / 255), 1)

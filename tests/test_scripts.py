@@ -53,6 +53,13 @@ def test_without_a_display_show_says_so(script, pictures, capsys, tmp_path, monk
     assert plot.exists()
 
 
+@pytest.mark.parametrize(("name", "option"), [("predict", "--plot"), ("evaluate", "--plots")])
+def test_show_without_pictures_says_so(script, capsys, name, option):
+    with pytest.raises(SystemExit):
+        script(name).main(["a file", "--show"])
+    assert f"--show needs {option}" in capsys.readouterr().err
+
+
 def test_predict_goes_on_after_a_bad_picture(script, pictures, capsys, tmp_path):
     (first, *_), labels = pictures
     Image.new("L", (50, 50), 200).save(tmp_path / "blank.png")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from kill_and_resume import write_data
 
-from tinycnn import write_idx
+from tinycnn import read_idx, write_idx
 from tinycnn.presets import PRESETS, lenet
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -59,9 +59,32 @@ def test_the_test_images_are_never_looked_at(script, tmp_path, data_dir):
     write_idx(data_dir / "t10k-images-idx3-ubyte", np.zeros((100, 28, 28), np.uint8))
     assert without_seconds(tune(script, tmp_path, data_dir, "--trials", "1")) == without_seconds(rows)
     (tmp_path / "out" / "trials.csv").unlink()
-    labels = np.roll(np.arange(450) % 4, 1).astype(np.uint8)
+    labels = read_idx(data_dir / "train-labels-idx1-ubyte")
+    labels[-100:] = (labels[-100:] + 1) % 4
     write_idx(data_dir / "train-labels-idx1-ubyte", labels)
     assert without_seconds(tune(script, tmp_path, data_dir, "--trials", "1")) != without_seconds(rows)
+
+
+def test_what_is_drawn_reaches_the_training(script, monkeypatch, random):
+    module, seen = script("tune"), {}
+
+    def train(model, optimizer, schedule, images, labels, **how):
+        seen.update(how, optimizer=optimizer, schedule=schedule, images=images)
+        return [{"validation_loss": 1.0, "validation_accuracy": 0.5}]
+
+    monkeypatch.setattr(module, "train", train)
+    train_set, held_out = ((random.integers(0, 256, (n, 28, 28), np.uint8), np.arange(n) % 10) for n in (60, 20))
+    drawn = {"learning_rate": 0.02, "batch_size": 32, "weight_decay": 0.3, "label_smoothing": 0.1, "averaging": 0.5}
+    recipe = module.recipe_of("best", drawn | {"augmentation": 2.0, "width": 0.5}, 10, 2)
+    judged = module.judge(recipe, train_set, held_out, seed=0)
+    assert (judged["validation_loss"], judged["validation_accuracy"]) == (1.0, 0.5)
+    assert seen["validation"] is held_out
+    assert seen["images"] is train_set[0]
+    assert (seen["epochs"], seen["batch_size"], seen["optimizer"].weight_decay) == (2, 32, 0.3)
+    assert max(map(seen["schedule"], range(4))) == pytest.approx(0.02, rel=0.1)
+    assert seen["loss"].label_smoothing == 0.1
+    assert seen["average"].share == 0.5
+    assert (seen["augment"](train_set[0]) != train_set[0]).any()
 
 
 def test_rows_of_another_search_are_refused(script, tmp_path, data_dir, capsys):
@@ -72,7 +95,7 @@ def test_rows_of_another_search_are_refused(script, tmp_path, data_dir, capsys):
     assert "is of another search: epochs is '1' there, 2 now" in capsys.readouterr().err
     path = tmp_path / "out" / "trials.csv"
     text = path.read_text()
-    rate = text.splitlines()[1].split(",")[6]
+    rate = text.splitlines()[1].split(",")[7]
     path.write_text(text.replace(rate, "0.5"))
     assert script("tune").main([*out, *same]) == 1
     assert f"is of another search: learning_rate is '0.5' there, {rate} now" in capsys.readouterr().err
@@ -80,6 +103,10 @@ def test_rows_of_another_search_are_refused(script, tmp_path, data_dir, capsys):
         path.write_text(damaged)
         assert script("tune").main([*out, *same]) == 1
         assert f"{path} is not a file of this script" in capsys.readouterr().err, damaged
+    path.write_text(text)
+    write_idx(data_dir / "train-labels-idx1-ubyte", read_idx(data_dir / "train-labels-idx1-ubyte")[::-1])
+    assert script("tune").main([*out, *same]) == 1
+    assert "is of another search: preset_and_data is" in capsys.readouterr().err
 
 
 def test_settings_are_drawn_from_their_ranges_and_reach_the_recipe(script):
@@ -111,10 +138,16 @@ def test_the_summary_says_what_each_setting_has_to_do_with_the_accuracy(script):
     ]
     for row, width in zip(rows, (0.9, 0.5, 0.6, 0.7, 0.8, 1.4, 1.0, 1.2, 1.3), strict=True):
         row |= {"width": width, "validation_accuracy": width / 2, "batch_size": 32 if width < 1 else 64}
-    said = module.summary(rows)
+    said = module.summary(rows, list(module.RANGES))
     assert re.search(r"width +0.5 … 0.7: 30.00% +0.8 … 1: 45.00% +1.2 … 1.4: 65.00%", said)
     assert re.search(r"batch_size +32: 35.00% +64: 62.50%", said)
     assert said.splitlines()[2].split()[0] == "5"  # the best trial
+
+
+def test_settings_that_change_nothing_are_not_shown(script):
+    settings_of = script("tune").settings_of
+    assert set(settings_of("best")) - set(settings_of("fast")) == {"width"}
+    assert set(settings_of("best")) - set(settings_of("lenet")) == {"width", "augmentation"}
 
 
 def test_a_trial_that_diverges_is_a_row(script, tmp_path, data_dir, monkeypatch):

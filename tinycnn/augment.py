@@ -54,7 +54,7 @@ def random_distortion(images: np.ndarray, distortion: Distortion, generator: np.
 
     images (N, H, W) or (N, H, W, C), uint8 -> the same shape and dtype, a new array. The same generator state gives the
     same result, bit for bit, at any number of threads. It takes up to 20 bytes of memory a pixel meanwhile, a few more
-    with a smoothness below the default.
+    for images smaller than 12 × 12 or with a smoothness below the default.
     Raises ValueError for other images.
     """
     if images.dtype != np.uint8 or images.ndim not in (3, 4):

@@ -77,6 +77,8 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
         train_set, validation_set, test_set = split(data, settings.validation, settings.limit)
         model = make_model(recipe, train_set[0], settings.seed)
         recipe = replace(recipe, layers=[])  # they are the model's now, to be given back with it
+        if augment := make_augmentation(recipe, np.random.default_rng(0)):
+            augment(train_set[0][:1])  # images that can't be are found out now
         first_weights = model.parameters()[0].value.copy()
         say(model.summary())
         checkpoint = Checkpoint(

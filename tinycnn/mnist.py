@@ -6,7 +6,9 @@ those you name, or those of the environment variable TINYCNN_MIRRORS, or MIRRORS
 
 What is not from your own directory must be the original, byte for byte: its SHA-256 is checked. In a directory of your
 own anything that can be read is welcome, Fashion-MNIST for example: the class count and the image size come from the
-data. What this file is not: how to download is in `tinycnn/download.py`; it does not scale, shuffle or augment.
+data. (Distortion, as `small` and `best` have it, wants bytes.)
+
+What this file is not: how to download is in `tinycnn/download.py`; it does not scale, shuffle or augment.
 """
 
 import hashlib

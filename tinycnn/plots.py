@@ -195,11 +195,15 @@ def saliency(image: np.ndarray, gradient: np.ndarray, label: int, probability: f
 
 
 def augmented(originals: np.ndarray, changed: np.ndarray) -> Figure:
-    """originals (N, H, W) in the first column, their variants changed (N, V, H, W) beside them."""
+    """originals (N, H, W) in the first column, their variants changed (N, V, H, W) beside them.
+
+    Channels may follow as a last dimension; their mean is drawn.
+    """
     count, variants = changed.shape[:2]
     figure = Figure(figsize=(1.0 * (variants + 1), 1.0 * count + 0.5))
     axes = figure.add_axes((0.01, 0.01, 0.98, 1 - 0.55 / (count + 0.5)))
-    cells = np.concatenate([originals[:, None], changed], axis=1).astype(float)
+    cells = np.concatenate([originals[:, None], changed], axis=1)
+    cells = cells.reshape(*cells.shape[:4], -1).mean(axis=4)
     cells = np.pad(cells, ((0, 0), (0, 0), (0, 2), (0, 2)), constant_values=np.nan)
     axes.imshow(np.block([list(row) for row in cells]), cmap="gray_r")
     axes.set_title("Original (left), and as training sees it")

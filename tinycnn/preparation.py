@@ -86,7 +86,8 @@ def pixel_statistics(images: np.ndarray) -> tuple[float, float]:
         pixels = images[i : i + 1000].astype(np.float32) / 255
         sums += pixels.sum(dtype=np.float64), np.square(pixels).sum(dtype=np.float64)
     mean, mean_square = sums / max(1, images.size)
-    return float(mean), float(np.sqrt(max(0.0, mean_square - mean**2))) or 1.0
+    equal = not images.size or images.min() == images.max()  # of which rounding would make a tiny std
+    return float(mean), 1.0 if equal else float(np.sqrt(max(0.0, mean_square - mean**2))) or 1.0
 
 
 def make_optimizer(recipe: Recipe, model: Sequential) -> SGD | Adam:

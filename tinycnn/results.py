@@ -76,9 +76,8 @@ def draw_training(
     if weights.ndim == 4:
         plots.save(plots.training(history, weights), out / "training.png")
         plots.save(plots.filters(weights, start), out / "filters.png")
-    if samples.ndim == 3:
-        changed = np.stack([augment(samples) if augment else samples for _ in range(7)], axis=1)
-        plots.save(plots.augmented(samples, changed), out / "augmented.png")
+    changed = np.stack([augment(samples) if augment else samples for _ in range(7)], axis=1)
+    plots.save(plots.augmented(samples, changed), out / "augmented.png")
 
 
 def draw_test(out: Path, model: Sequential, images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> None:
