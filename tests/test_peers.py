@@ -3,6 +3,8 @@
 PyTorch is an optional peer (`pip install -e ".[peers]"`); without it these tests skip and say so.
 """
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from tinycnn import (
     BatchNorm,
     Conv2D,
     Dense,
+    Dropout,
     Flatten,
     GlobalAveragePool2D,
     MaxPool2D,
@@ -82,6 +85,10 @@ def in_torch(model: Sequential):
                 part = nn.Sequential(ToNHWC(), nn.Flatten())
             case GlobalAveragePool2D():
                 part = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            case Dropout():
+                part = SameDropout(layer)
+            case _:
+                raise NotImplementedError(layer)
         parts.append(part)
         shape = output_shape
     return nn.Sequential(*parts)
@@ -90,6 +97,18 @@ def in_torch(model: Sequential):
 class ToNHWC(torch.nn.Module):
     def forward(self, x):
         return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
+
+
+class SameDropout(torch.nn.Module):
+    """Drops what the layer drops: it has a copy of its generator."""
+
+    def __init__(self, layer: Dropout):
+        super().__init__()
+        self.rate, self.generator = layer.rate, copy.deepcopy(layer.generator)
+
+    def forward(self, x):
+        kept = self.generator.random(tuple(x.shape), dtype=np.float32) >= self.rate
+        return torch.where(torch.tensor(kept), x / (1 - self.rate), 0.0)
 
 
 def as_ours(parameter) -> np.ndarray:
