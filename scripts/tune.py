@@ -77,21 +77,21 @@ COLUMNS = ("preset", "seed", "epochs", "images", "validation", "preset_and_data"
 def main(arguments: list[str] | None = None) -> int:
     """Make the trials that are missing; return the exit status."""
     options = parser().parse_args(arguments)
-    out = Path(options.out or f"runs/tune-{options.preset}")
+    out, settings = Path(options.out or f"runs/tune-{options.preset}"), settings_of(options.preset)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with alone_in(out):
             rows = tune(options, out / "trials.csv")
             from tinycnn import plots
 
-            plots.save(plots.trials(rows, settings_of(options.preset)), out / "trials.png")
+            plots.save(plots.trials(rows, settings), out / "trials.png")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on after the trials in {out / 'trials.csv'}", file=sys.stderr)
         return 130
-    print(summary(rows, settings_of(options.preset)))
+    print(summary(rows, settings))
     print(f"\nall {len(rows)} trials are in {out / 'trials.csv'}, drawn in {out / 'trials.png'}")
     return 0
 
@@ -117,7 +117,7 @@ def tune(options: argparse.Namespace, path: Path) -> list[dict]:
 
 
 def digest(recipe: Recipe, training: tuple[np.ndarray, np.ndarray]) -> str:
-    """A few letters that are others for other data, or another state of the preset."""
+    """Sixteen letters that are others if the data or the preset are: their trials can't be compared."""
     facts = identity(recipe, make_model(recipe, training[0], seed=0), (training, training))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 

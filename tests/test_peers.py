@@ -88,7 +88,7 @@ def in_torch(model: Sequential):
             case Dropout():
                 part = SameDropout(layer)
             case _:
-                raise NotImplementedError(layer)
+                raise TypeError(f"no peer for {layer}")
         parts.append(part)
         shape = output_shape
     return nn.Sequential(*parts)

@@ -78,7 +78,7 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
         model = make_model(recipe, train_set[0], settings.seed)
         recipe = replace(recipe, layers=[])  # they are the model's now, to be given back with it
         if augment := make_augmentation(recipe, np.random.default_rng(0)):
-            augment(train_set[0][:1])  # images that can't be are found out now
+            augment(train_set[0][:1])  # refuses what it can't distort, before an earlier checkpoint is removed
         first_weights = model.parameters()[0].value.copy()
         say(model.summary())
         checkpoint = Checkpoint(

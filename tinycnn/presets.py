@@ -40,7 +40,7 @@ class Recipe:
     shift: int = 0
     distortion: Distortion | None = None
     label_smoothing: float = 0.0
-    averaging: float = 0.0  # the share of the steps over whose weights an average is kept; 0: none
+    averaging: float = 0.0  # keep the average of the weights over this last share of the steps; 0: none
 
 
 def standard(classes: int, width: float = 1.0) -> Recipe:
@@ -146,8 +146,8 @@ def lenet(classes: int) -> Recipe:
 def best(classes: int, width: float = 1.0) -> Recipe:
     """The most accurate, 244,666 parameters: seven layers that grow wider slowly, in plenty of distorted images.
 
-    The average of the weights over the last tenth of the steps, and Dropout before the last layer, did the rest on the
-    held-out images.
+    Its loss on the held-out images was the lowest of the networks that were tried, with the average of the weights over
+    the last tenth of the steps; the README has their table.
     """
     return Recipe(
         layers=[
