@@ -18,7 +18,7 @@ from math import prod, sqrt
 import numpy as np
 
 from tinycnn.arguments import pair, whole
-from tinycnn.kernels.convolution import convolve, convolve_weight_gradient
+from tinycnn.kernels.convolution import convolve, convolve_backward, convolve_weight_gradient
 from tinycnn.kernels.dense import dense, dense_weight_gradient
 from tinycnn.kernels.elementwise import relu, relu_backward
 from tinycnn.kernels.memory import copy
@@ -159,13 +159,11 @@ class Conv2D(Layer):
         return y
 
     def backward(self, dy):
-        self.parameter_gradients(dy)
         dy, x = self._recall(dy)
-        # The kernel flipped, its in and out channels swapped, over dy set `stride` apart (reference.conv2d_backward).
-        flipped = copy(self._value(self.weight)[::-1, ::-1].transpose(0, 1, 3, 2))
-        offset = tuple(k - 1 - p for k, p in zip(self.kernel_size, self.padding, strict=True))
-        no_bias = np.zeros(x.shape[3], x.dtype)
-        return convolve(dy, flipped, no_bias, x.shape[1:3], offset=offset, spread=self.stride)
+        dx, self.weight.grad[:], self.bias.grad[:] = convolve_backward(
+            x, dy, self._value(self.weight), self.stride, self.padding
+        )
+        return dx
 
     def parameter_gradients(self, dy):
         dy, x = self._recall(dy)
@@ -217,10 +215,9 @@ class ReLU(Layer):
     """y = max(x, 0)   (`reference.relu`). Any shape."""
 
     def forward(self, x, training=False):
-        x = self._input(np.asarray(x))
-        y = relu(x)
+        y = relu(self._input(np.asarray(x)))
         if training:
-            self._remember(y, x)
+            self._remember(y, y)  # y > 0 where x > 0; and the next layer keeps y alive anyway, but nobody x
         return y
 
     def backward(self, dy):

@@ -1,6 +1,7 @@
-"""Convolution as hot loops: `convolve` for forward and for the input gradient, `convolve_weight_gradient`.
+"""Convolution as hot loops: `convolve` for forward and for the input gradient, `convolve_weight_gradient`, and the two
+gradients together, `convolve_backward`.
 
-Both do what the formulas in `tinycnn/reference.py` say, on NHWC arrays. In that layout the kernel_w × channels numbers
+They do what the formulas in `tinycnn/reference.py` say, on NHWC arrays. In that layout the kernel_w × channels numbers
 under one row of a kernel are neighbours in memory, and so are the out_channels of one weight. A convolution is
 therefore a few nested loops over flat memory, with k running over kernel_w × channels:
 
@@ -119,6 +120,32 @@ def _for_pairs(w: np.ndarray, stride_w: int) -> np.ndarray:
     return result.reshape(*result.shape[:3], -1)
 
 
+def convolve_backward(
+    x: np.ndarray, dy: np.ndarray, w: np.ndarray, stride: tuple[int, int], padding: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """dx, dw, db of y = convolve(x, w, b, …, stride, padding)   (`reference.conv2d_backward`).
+
+    x (N, H, W, C), dy (N, out_h, out_w, O), w (kh, kw, C, O), contiguous and of one dtype
+    -> dx (N, H, W, C), dw (kh, kw, C, O), db (O,).
+    """
+    if stride == (1, 1) and winograd.pays(x.shape, w.shape, dy.shape[1:3]):
+        return winograd.convolve_backward(x, dy, w, padding)
+    dw, db = convolve_weight_gradient(x, dy, w.shape[:2], stride, padding)
+    return convolve_input_gradient(dy, w, x.shape[1:3], stride, padding), dw, db
+
+
+def convolve_input_gradient(
+    dy: np.ndarray, w: np.ndarray, input_size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> np.ndarray:
+    """dx: the convolution of dy, set `stride` apart, with the kernel flipped, its in and out channels swapped.
+
+    dy (N, out_h, out_w, O), w (kh, kw, C, O), contiguous and of one dtype -> dx (N, *input_size, C).
+    """
+    flipped = copy(w[::-1, ::-1].transpose(0, 1, 3, 2))
+    offset = w.shape[0] - 1 - padding[0], w.shape[1] - 1 - padding[1]
+    return convolve(dy, flipped, np.zeros(w.shape[2], w.dtype), input_size, offset=offset, spread=stride)
+
+
 def convolve_weight_gradient(
     x: np.ndarray,
     dy: np.ndarray,
@@ -134,8 +161,6 @@ def convolve_weight_gradient(
     """
     kernel_h, kernel_w = kernel_size
     channels, out_channels = x.shape[3], dy.shape[3]
-    if stride == (1, 1) and winograd.pays(x.shape, (*kernel_size, channels, out_channels), dy.shape[1:3]):
-        return winograd.convolve_weight_gradient(x, dy, offset)
     if dy.size and _pairs_pay(dy.shape[2], (*kernel_size, channels, out_channels), stride[1], x.dtype):
         dy_pairs = dy.reshape(*dy.shape[:2], dy.shape[2] // 2, 2 * out_channels)
         dw, db = convolve_weight_gradient(

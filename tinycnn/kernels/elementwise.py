@@ -19,10 +19,10 @@ def relu(x: np.ndarray) -> np.ndarray:
     return y
 
 
-def relu_backward(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """dx = dy where x > 0, else 0.  dy, x contiguous, of one shape."""
-    dx = empty(x.shape, x.dtype)
-    _run(_relu_backward_task(x.dtype), x.size, (), dy, x, dx)
+def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """dx = dy where y > 0 (there x > 0 as well), else 0.  dy, y contiguous, of one shape."""
+    dx = empty(y.shape, y.dtype)
+    _run(_relu_backward_task(y.dtype), y.size, (), dy, y, dx)
     return dx
 
 
@@ -63,10 +63,10 @@ def _relu_backward_task(dtype: np.dtype):
     zero = dtype.type(0)
 
     @task(dtype, dtype, dtype)
-    def relu_backward(part, sizes, dy, x, dx):
+    def relu_backward(part, sizes, dy, y, dx):
         parts, size = numbers(sizes, 2)
         for i in range(part * size // parts, (part + 1) * size // parts):
-            dx[i] = dy[i] if x[i] > zero else zero
+            dx[i] = dy[i] if y[i] > zero else zero
 
     return relu_backward
 

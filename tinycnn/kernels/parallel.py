@@ -38,7 +38,7 @@ from numba.np.arrayobj import make_array
 
 PARTS = 8  # more would scale to more cores, but sums over a batch need memory for each part
 WORTH_SHARING = 1 << 19  # simple operations; a second thread takes about as long to get going as one does so many
-MOST_ARRAYS = 5  # that a task can have
+MOST_ARRAYS = 7  # that a task can have
 
 if numba.config.DISABLE_JIT:
     raise ImportError("tinycnn can't run without Numba's compiler: unset NUMBA_DISABLE_JIT")
@@ -113,7 +113,7 @@ def numbers(typing_context, pointer, count):
 
 
 @intrinsic
-def _call(typing_context, address, part, numbers, a, b, c, d, e):
+def _call(typing_context, address, part, numbers, a, b, c, d, e, f, g):
     """Call the C function at the address with part, a pointer to numbers[1:] and one to each array.
 
     A task that declares fewer pointers does not see the others: by the C calling convention the caller cleans up.
@@ -129,7 +129,7 @@ def _call(typing_context, address, part, numbers, a, b, c, d, e):
         builder.call(builder.inttoptr(arguments[0], function), values)
         return context.get_dummy_value()
 
-    return types.void(address, part, numbers, a, b, c, d, e), code
+    return types.void(address, part, numbers, a, b, c, d, e, f, g), code
 
 
 @intrinsic
@@ -143,15 +143,15 @@ def _take_number(typing_context, numbers):
     return types.int64(numbers), code
 
 
-def _call_in_parallel(address, parts, numbers, a, b, c, d, e):
+def _call_in_parallel(address, parts, numbers, a, b, c, d, e, f, g):
     if parts == 1:
-        _call(address, 0, numbers, a, b, c, d, e)
+        _call(address, 0, numbers, a, b, c, d, e, f, g)
         return
     for _ in prange(parts):
         # Whoever is free takes the next part: another program may keep one of the cores busy for a while.
         part = _take_number(numbers)
         while part < parts:
-            _call(address, part, numbers, a, b, c, d, e)
+            _call(address, part, numbers, a, b, c, d, e, f, g)
             part = _take_number(numbers)
 
 

@@ -60,9 +60,8 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype) -> tuple[int, int]:
     Tiles that stick out of the output do work for nothing: 13 rows are better one tile of 13 than two of 7. That is why
     the best shape depends on the output. P never exceeds `rows`, and 14: more gains nothing and costs compile time.
     """
-    register_bytes, register_count = vector_registers()
-    lanes = register_bytes // np.dtype(dtype).itemsize
-    usable = register_count * 15 // 16
+    lanes = register_lanes(dtype)
+    usable = vector_registers()[1] * 15 // 16
     shapes = [(P, V * lanes) for V in (1, 2, 4) for P in range(1, min(rows, 14) + 1) if usable >= P * V + V + 1]
     return min(shapes, key=lambda shape: _time(shape, rows, columns, lanes))
 
@@ -70,7 +69,7 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype) -> tuple[int, int]:
 @cache
 def tile_time(rows: int, columns: int, dtype: np.dtype) -> float:
     """The half cycles of one step of all the tiles of `tile_shape`, by the same model."""
-    lanes = vector_registers()[0] // np.dtype(dtype).itemsize
+    lanes = register_lanes(dtype)
     return _time(tile_shape(rows, columns, dtype), rows, columns, lanes)
 
 
@@ -79,9 +78,14 @@ def _time(shape: tuple[int, int], rows: int, columns: int, lanes: int) -> float:
     return math.ceil(rows / P) * math.ceil(columns / shape[1]) * (max(P * V, 1.5 * P + V, 8) + 1)
 
 
+def register_lanes(dtype: np.dtype) -> int:
+    """How many numbers a vector register holds."""
+    return vector_registers()[0] // np.dtype(dtype).itemsize
+
+
 def row_lanes(dtype: np.dtype) -> int:
     """The L for code that goes through rows of any length: two vectors, whatever the length, so it compiles once."""
-    return 2 * vector_registers()[0] // np.dtype(dtype).itemsize
+    return 2 * register_lanes(dtype)
 
 
 # ------------------------------------------------------------------------------------------------------ rows and tiles

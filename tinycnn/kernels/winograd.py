@@ -12,9 +12,11 @@ Done along both axes it makes a patch of 4×4 outputs from 6×6 inputs with 36 m
     y = Aᵀ [(G w Gᵀ) ⊙ (Bᵀ d B)] A
 
 With many channels each of the 36 products becomes a matrix product over all patches, M[t] = V[t] · U[t] for t = 0 … 35,
-and that runs on the register tile of vector.py. The weight gradient is the same formula read backwards (its adjoint):
+and that runs on the register tile of vector.py. The gradients are the same formula read backwards (its adjoints), with
+a product for each that takes the same E = A dy Aᵀ:
 
-    dw = Gᵀ [Σ over patches of (A dy Aᵀ) ⊙ (Bᵀ d B)] G
+    dw = Gᵀ [Σ over patches of (Bᵀ d B) ⊙ E] G
+    dd = B [(G w Gᵀ) ⊙ E] Bᵀ                         the patches dd overlap by two pixels, and add up to dx
 
 Any six points will do on paper, and the usual 0, ±1, ±2, ∞ give simple matrices. Rounding errors differ, though: with
 0, ±3/4, ±3/2, ∞ they are four times smaller, about twice those of the direct sum.
@@ -31,7 +33,7 @@ from functools import cache
 import numpy as np
 from numba import njit
 
-from tinycnn.kernels.memory import empty
+from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import PARTS, numbers, run, task
 from tinycnn.kernels.vector import (
     clear_numbers,
@@ -39,7 +41,7 @@ from tinycnn.kernels.vector import (
     multiply_add,
     read,
     read_rows,
-    row_lanes,
+    register_lanes,
     tile,
     tile_shape,
     write,
@@ -77,45 +79,62 @@ def convolve(
 
     x (N, H, W, C), w (3, 3, C, O), b (O,), contiguous and of one dtype, N ≥ 1 -> y (N, *output_size, O).
     """
-    (_, _, C, O), S = w.shape, row_lanes(x.dtype)
-    y, u = empty((len(x), *output_size, O), x.dtype), empty((36, C * O + ODD), x.dtype)
-    run(_weights_task(S, x.dtype), 1, (C * O,), w, u)
-    parts, sizes, scratch_size = _plan(x.shape, (*output_size, O), offset, S)
-    P, L = tile_shape(10, O, x.dtype)  # groups of about 30 patches fill tiles of 10 well; one shape compiles once
-    kernel = _convolve_task(P, L, S, x.dtype)
-    run(kernel, parts, sizes, x, u, b, y, empty((scratch_size,), x.dtype))
+    O, S = w.shape[3], register_lanes(x.dtype)
+    y = empty((len(x), *output_size, O), x.dtype)
+    groups, sizes, scratch_size = _plan(x.shape, y.shape[1:], offset, S)
+    parts = max(1, min(PARTS, groups))
+    kernel = _convolve_task(*_products_tile(O, x.dtype), S, x.dtype)
+    run(kernel, parts, (parts, *sizes), x, _transformed(w, S), b, y, empty((parts * scratch_size,), x.dtype))
     return y
 
 
-def convolve_weight_gradient(x: np.ndarray, dy: np.ndarray, offset: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """As `convolution.convolve_weight_gradient`, for a kernel of 3×3 that moves by one pixel, and at least 16 channels.
+def convolve_backward(
+    x: np.ndarray, dy: np.ndarray, w: np.ndarray, offset: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `convolution.convolve_backward`, for a kernel of 3×3 that moves by one pixel.
 
-    x (N, H, W, C), dy (N, out_h, out_w, O), contiguous and of one dtype, N ≥ 1 -> dw (3, 3, C, O), db (O,).
+    x (N, H, W, C), dy (N, out_h, out_w, O), w (3, 3, C, O), contiguous and of one dtype, N ≥ 1
+    -> dx (N, H, W, C), dw (3, 3, C, O), db (O,).
     """
-    C, O, S = x.shape[3], dy.shape[3], row_lanes(x.dtype)
-    R, L = tile_shape(8, O, x.dtype)  # the usual numbers of channels are multiples of 8
-    parts, sizes, scratch_size = _plan(x.shape, dy.shape[1:], offset, S)
+    C, O, S = x.shape[3], dy.shape[3], register_lanes(x.dtype)
+    _, sizes, scratch_size = _plan(x.shape, dy.shape[1:], offset, S)
+    parts = min(PARTS, len(x))
+    dx, dw = empty(x.shape, x.dtype), empty((3, 3, C, O), x.dtype)
     sums, db_parts = empty((parts, 36, C * O + ODD), x.dtype), empty((parts, O), x.dtype)
-    run(_gradient_task(R, L, S, x.dtype), parts, sizes, x, dy, sums, db_parts, empty((scratch_size,), x.dtype))
-    dw = empty((3, 3, C, O), x.dtype)
-    run(_gradient_end_task(S, x.dtype), PARTS, (parts, C * O), sums, dw)
-    return dw, db_parts.sum(axis=0)
+    # rows of dw fill tiles of 8 well: the usual numbers of channels are multiples of it
+    kernel = _backward_task(*tile_shape(8, O, x.dtype), *_products_tile(C, x.dtype), S, x.dtype)
+    u = _transformed(copy(w.transpose(0, 1, 3, 2)), S)
+    run(kernel, parts, (parts, *sizes), x, dy, u, dx, sums, db_parts, empty((parts * scratch_size,), x.dtype))
+    run(_backward_end_task(S, x.dtype), PARTS, (parts, C * O), sums, dw)
+    return dx, dw, db_parts.sum(axis=0)
+
+
+def _transformed(w: np.ndarray, S: int) -> np.ndarray:
+    """U = G w Gᵀ: a matrix for each of the 36 products."""
+    size = w[0, 0].size
+    u = empty((36, size + ODD), w.dtype)
+    run(_weights_task(S, w.dtype), 1, (size,), w, u)
+    return u
+
+
+def _products_tile(columns: int, dtype: np.dtype) -> tuple[int, int]:
+    return tile_shape(10, columns, dtype)  # groups of about 30 patches fill tiles of 10 well; one shape compiles once
 
 
 @cache
 def _plan(x_shape, y_shape, offset, S) -> tuple[int, tuple[int, ...], int]:
-    """(parts, the sizes that the tasks need, numbers of scratch memory)."""
+    """(whole groups of patches, the sizes that the tasks need, numbers of scratch memory for each part)."""
     (N, H, W, C), (out_h, out_w, O) = x_shape, y_shape
     rows, columns = -(-out_h // 4), -(-out_w // 4)  # of patches in an image
     group = max(1, round(GROUP / columns))  # rows of patches
     room = group * columns + 16  # a tile may reach beyond the last patch
-    v_size, m_size = room * C + ODD, room * O + ODD
+    v_size, m_size, half_size = room * C + ODD, room * O + ODD, 36 * columns * S
     z_h, z_w = 4 * rows + 2, 4 * columns + 2
     as_it_is = offset == (0, 0) and z_h <= H and z_w <= W
     z_size = 0 if as_it_is else z_h * z_w * C
-    parts = max(1, min(PARTS, N * rows // group))
-    sizes = (parts, N, H, W, C, out_h, out_w, O, *offset, rows, columns, group, v_size, m_size, z_w, z_size)
-    return parts, sizes, parts * (36 * (v_size + m_size + S) + z_size)
+    scratch_size = 36 * (v_size + m_size) + half_size + 2 * z_size
+    sizes = (N, H, W, C, out_h, out_w, O, *offset, rows, columns, group, v_size, m_size, z_w, z_size, scratch_size)
+    return N * rows // group, sizes, scratch_size
 
 
 # -------------------------------------------------------------------------------- the matrices, for rows of channels
@@ -133,6 +152,21 @@ def _B_transposed(d):
         multiply_add(3 / 2, odd_2, even_2),
         multiply_add(-3 / 2, odd_2, even_2),
         multiply_add(81 / 64, d1, multiply_add(-45 / 16, d3, d5)),
+    )
+
+
+@njit(forceinline=True)
+def _B(m, zero):
+    m0, m1, m2, m3, m4, m5 = m
+    even, even_2 = m1 + m2, m3 + m4
+    odd, odd_2 = multiply_add(3 / 4, m1 - m2, zero), multiply_add(3 / 2, m3 - m4, zero)
+    return (
+        multiply_add(81 / 64, m0, zero),
+        multiply_add(81 / 64, m5, multiply_add(-9 / 4, odd, multiply_add(-9 / 16, odd_2, zero))),
+        multiply_add(-45 / 16, m0, multiply_add(-9 / 4, even, multiply_add(-9 / 16, even_2, zero))),
+        multiply_add(-45 / 16, m5, odd + odd_2),
+        m0 + even + even_2,
+        m5,
     )
 
 
@@ -192,7 +226,7 @@ def _A_transposed(m, constant):
     )
 
 
-# ------------------------------------------------------------------------------------------------ forward (and dx)
+# ------------------------------------------------------------------------------------------------ forward
 
 
 @cache
@@ -216,13 +250,17 @@ def _weights_task(S: int, dtype: np.dtype):
 
 
 @njit(forceinline=True)
-def _image_inside_zeros(x, n, sizes, z, z_start):
-    """Image n of x, set inside the zeros at `offset`, in scratch memory."""
+def _copy_image(x, n, sizes, z, z_start, into_z):
+    """Image n of x into the zeros of z, `offset` away from its corner; or the other way, from inside z back to x."""
     _, _, H, W, C, _, _, _, offset_h, offset_w, _, _, _, _, _, z_w, z_size = numbers(sizes, 17)
     left, right = max(0, offset_w), min(z_w, offset_w + W)
     for row in range(max(0, offset_h), min(z_size // (z_w * C), offset_h + H)):
         there = ((n * H + row - offset_h) * W + left - offset_w) * C
-        copy_numbers(z, z_start + (row * z_w + left) * C, x, there, (right - left) * C)
+        here = z_start + (row * z_w + left) * C
+        if into_z:
+            copy_numbers(z, here, x, there, (right - left) * C)
+        else:
+            copy_numbers(x, there, z, here, (right - left) * C)
 
 
 @njit(forceinline=True)
@@ -236,7 +274,7 @@ def _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
             start = n * H * W * C
         elif n != image:
             z, start, row_size, image = scratch, z_start, z_w * C, n
-            _image_inside_zeros(x, n, sizes, z, z_start)
+            _copy_image(x, n, sizes, z, z_start, True)
         for column in range(columns):
             q = row * columns + column
             for c in range(0, C, S):
@@ -249,39 +287,43 @@ def _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
                     write_rows(scratch, v + 6 * t * v_size + q * C + c, v_size, 6, width, _B_transposed(d_row))
 
 
+@njit(forceinline=True)
+def _products(scratch, v, v_size, patches, K, u, O, m, m_size, P, L):
+    """M[t] = V[t] · U[t] for the 36 matrices, from and to the scratch memory.  V[t] (patches, K), U[t] (K, O)."""
+    acc = tile(P, L, scratch)
+    for t in range(36):
+        for o in range(0, O, L):
+            width = min(L, O - o)
+            for q in range(0, patches, P):  # the last tile may reach beyond the patches: what it finds there is unused
+                for p in range(P):
+                    acc[p] = read(scratch, 0, 0, L)  # no lanes: zeros
+                here = v + t * v_size + q * K
+                for k in range(K):
+                    u_row = read(u, t * (K * O + ODD) + k * O + o, width, L)
+                    for p in range(P):
+                        acc[p] = multiply_add(scratch[here + p * K + k], u_row, acc[p])
+                for p in range(P):
+                    write(scratch, m + t * m_size + (q + p) * O + o, acc[p], width)
+
+
 @cache
 def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
     @task(dtype, dtype, dtype, dtype, dtype)
     def convolve_patches(part, sizes, x, u, b, y, scratch):
-        parts, N, _, _, C, out_h, out_w, O, _, _, patch_rows, columns, group, v_size, m_size, _, z_size = numbers(
-            sizes, 17
+        parts, N, _, _, C, out_h, out_w, O, _, _, patch_rows, columns, group, v_size, m_size, _, z_size, size = numbers(
+            sizes, 18
         )
-        acc = tile(P, L, x)
-        v = part * (36 * (v_size + m_size + S) + z_size)
+        v = part * size
         m = v + 36 * v_size
         half = m + 36 * m_size
-        z_start = half + 36 * S
+        z_start = half + 36 * columns * S
+        clear_numbers(scratch, v, 36 * v_size)
         clear_numbers(scratch, z_start, z_size)
         last = (part + 1) * N * patch_rows // parts
         for first in range(part * N * patch_rows // parts, last, group):
             rows = min(group, last - first)
             _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
-            for t in range(36):  # what the last tile reads beyond the patches counts for nothing, but may be anything
-                clear_numbers(scratch, v + t * v_size + rows * columns * C, P * C)
-            # M[t] = V[t] · U[t]
-            for t in range(36):
-                for o in range(0, O, L):
-                    width = min(L, O - o)
-                    for q in range(0, rows * columns, P):
-                        for p in range(P):
-                            acc[p] = read(x, 0, 0, L)  # no lanes: zeros
-                        here = v + t * v_size + q * C
-                        for k in range(C):
-                            u_row = read(u, t * (C * O + ODD) + k * O + o, width, L)
-                            for p in range(P):
-                                acc[p] = multiply_add(scratch[here + p * C + k], u_row, acc[p])
-                        for p in range(P):
-                            write(scratch, m + t * m_size + (q + p) * O + o, acc[p], width)
+            _products(scratch, v, v_size, rows * columns, C, u, O, m, m_size, P, L)
             # y = Aᵀ M A + b
             for row in range(rows):
                 n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
@@ -301,73 +343,130 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
     return convolve_patches
 
 
-# ------------------------------------------------------------------------------------------------ the weight gradient
+# ------------------------------------------------------------------------------------------------ backward
 
 
 @cache
-def _gradient_task(R: int, L: int, S: int, dtype: np.dtype):
-    """sums[t] = Σ V[t]ᵀ · E[t] over patches, with E = A dy Aᵀ."""
+def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtype):
+    """dx, and for each part the sums over its patches of Vᵀ[t] · E[t] and of dy."""
 
-    @task(dtype, dtype, dtype, dtype, dtype)
-    def weight_gradient_patches(part, sizes, x, dy, sums, db, scratch):
-        parts, N, _, _, C, out_h, out_w, O, _, _, patch_rows, columns, group, v_size, m_size, _, z_size = numbers(
-            sizes, 17
+    @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype)
+    def backward_patches(part, sizes, x, dy, u, dx, sums, db, scratch):
+        parts, N, _, _, C, _, _, O, _, _, patch_rows, columns, group, v_size, e_size, _, z_size, size = numbers(
+            sizes, 18
         )
-        acc = tile(R, L, x)
-        v = part * (36 * (v_size + m_size + S) + z_size)
+        v = part * size
         e = v + 36 * v_size
-        half = e + 36 * m_size
-        z_start = half + 36 * S
+        half = e + 36 * e_size
+        z_start = half + 36 * columns * S
+        dz_start = z_start + z_size
+        clear_numbers(scratch, e, 36 * e_size)
         clear_numbers(scratch, z_start, z_size)
         clear_numbers(sums, part * 36 * (C * O + ODD), 36 * (C * O + ODD))
         clear_numbers(db, part * O, O)
-        last = (part + 1) * N * patch_rows // parts
-        for first in range(part * N * patch_rows // parts, last, group):
+        last = (part + 1) * N // parts * patch_rows
+        for first in range(part * N // parts * patch_rows, last, group):
             rows = min(group, last - first)
             _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
-            for o in range(0, O, S):
-                width = min(S, O - o)
-                total = read(db, part * O + o, width, S)
-                for row in range(rows):
-                    n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
-                    for column in range(columns):
-                        # Rows of zeros where the patch sticks out of dy.
-                        for a in range(4):
-                            here = ((n * out_h + i + a) * out_w + 4 * column) * O + o
-                            there = out_w - 4 * column if i + a < out_h else 0
-                            dy_row = read_rows(dy, here, O, there, width, 4, S)
-                            total = total + ((dy_row[0] + dy_row[1]) + (dy_row[2] + dy_row[3]))
-                            write_rows(scratch, half + 6 * a * S, S, 6, S, _A(dy_row))
-                        here = e + (row * columns + column) * O + o
-                        for t in range(6):
-                            dy_column = read_rows(scratch, half + t * S, 6 * S, 4, S, 4, S)
-                            write_rows(scratch, here + t * m_size, 6 * m_size, 6, width, _A(dy_column))
-                write(db, part * O + o, total, width)
-            for t in range(36):
-                for o in range(0, O, L):
-                    width = min(L, O - o)
-                    for tile_k in range(0, C, R):
-                        k = min(tile_k, C - R)
-                        here = (part * 36 + t) * (C * O + ODD) + k * O + o
-                        for r in range(R):
-                            acc[r] = read(sums, here + r * O, width, L)
-                        for q in range(rows * columns):
-                            e_row = read(scratch, e + t * m_size + q * O + o, width, L)
-                            for r in range(R):
-                                acc[r] = multiply_add(scratch[v + t * v_size + q * C + k + r], e_row, acc[r])
-                        for r in range(R):
-                            if k + r >= tile_k:  # the rows before were already summed by the tile before
-                                write(sums, here + r * O, acc[r], width)
+            _transform_gradients(dy, sizes, first, rows, scratch, e, half, db, part * O, S)
+            _add_products(scratch, v, v_size, e, e_size, rows * columns, C, O, sums, 36 * part, R, L_out)
+            # V has served; the products E[t] · U[t] take its place
+            _products(scratch, e, e_size, rows * columns, O, u, C, v, v_size, P, L_in)
+            _add_up_patches(dx, sizes, first, rows, scratch, v, half, dz_start, S)
 
-    return weight_gradient_patches
+    return backward_patches
+
+
+@njit(forceinline=True)
+def _transform_gradients(dy, sizes, first, rows, scratch, e, half, db, db_start, S):
+    """E[t] = (A dy Aᵀ)[t] for every patch of these rows of patches, and db += Σ dy."""
+    _, _, _, _, _, out_h, out_w, O, _, _, patch_rows, columns, _, _, e_size = numbers(sizes, 15)
+    for o in range(0, O, S):
+        width = min(S, O - o)
+        total = read(db, db_start + o, width, S)
+        for row in range(rows):
+            n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
+            for column in range(columns):
+                # Rows of zeros where the patch sticks out of dy.
+                for a in range(4):
+                    here = ((n * out_h + i + a) * out_w + 4 * column) * O + o
+                    there = out_w - 4 * column if i + a < out_h else 0
+                    dy_row = read_rows(dy, here, O, there, width, 4, S)
+                    total = total + ((dy_row[0] + dy_row[1]) + (dy_row[2] + dy_row[3]))
+                    write_rows(scratch, half + 6 * a * S, S, 6, S, _A(dy_row))
+                here = e + (row * columns + column) * O + o
+                for t in range(6):
+                    dy_column = read_rows(scratch, half + t * S, 6 * S, 4, S, 4, S)
+                    write_rows(scratch, here + t * e_size, 6 * e_size, 6, width, _A(dy_column))
+        write(db, db_start + o, total, width)
+
+
+@njit(forceinline=True)
+def _add_products(scratch, v, v_size, e, e_size, patches, C, O, sums, sums_start, R, L):
+    """sums[t] += Vᵀ[t] · E[t] for the 36 matrices.  V[t] (patches, C), E[t] (patches, O)."""
+    acc = tile(R, L, scratch)
+    for t in range(36):
+        for o in range(0, O, L):
+            width = min(L, O - o)
+            for tile_k in range(0, C, R):
+                k = min(tile_k, C - R)
+                here = (sums_start + t) * (C * O + ODD) + k * O + o
+                for r in range(R):
+                    acc[r] = read(sums, here + r * O, width, L)
+                for q in range(patches):
+                    e_row = read(scratch, e + t * e_size + q * O + o, width, L)
+                    for r in range(R):
+                        acc[r] = multiply_add(scratch[v + t * v_size + q * C + k + r], e_row, acc[r])
+                for r in range(R):
+                    if k + r >= tile_k:  # the rows before were already summed by the tile before
+                        write(sums, here + r * O, acc[r], width)
+
+
+@njit(forceinline=True)
+def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S):
+    """dz += B M Bᵀ for every patch of these rows of patches; and dx is dz without the padding, when an image is done."""
+    _, _, H, W, C, _, _, _, _, _, patch_rows, columns, _, m_size, _, z_w, z_size = numbers(sizes, 17)
+    z, start, row_size = dx, 0, W * C
+    for row in range(rows):
+        n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
+        if z_size:
+            z, start, row_size = scratch, dz_start, z_w * C
+        else:
+            start = n * H * W * C
+        for c in range(0, C, S):
+            width, zero = min(S, C - c), read(scratch, 0, 0, S)
+            for column in range(columns):
+                here = m + (row * columns + column) * C + c
+                for t in range(6):
+                    m_column = read_rows(scratch, here + t * m_size, 6 * m_size, 6, width, 6, S)
+                    write_rows(scratch, half + (36 * column + t) * S, 6 * S, 6, S, _B(m_column, zero))
+            for a in range(6):
+                to = start + (i + a) * row_size + c
+                left_0 = left_1 = zero  # what the patch to the left adds to this one
+                for column in range(columns + 1):
+                    m_row = read_rows(scratch, half + (36 * column + 6 * a) * S, S, 6 if column < columns else 0, S, 6, S)
+                    z0, z1, z2, z3, z4, z5 = _B(m_row, zero)
+                    pixels = z0 + left_0, z1 + left_1, z2, z3
+                    if a < 2 and i > 0:  # and the one above
+                        pixels = _sums(pixels, read_rows(z, to, C, 4, width, 4, S))
+                    write_rows(z, to, C, 4 if column < columns else 2, width, pixels)
+                    left_0, left_1, to = z4, z5, to + 4 * C
+        if z_size and i == 4 * (patch_rows - 1):
+            _copy_image(dx, n, sizes, scratch, dz_start, False)
+
+
+@njit(forceinline=True)
+def _sums(a, b):
+    (a0, a1, a2, a3), (b0, b1, b2, b3) = a, b
+    return a0 + b0, a1 + b1, a2 + b2, a3 + b3
 
 
 @cache
-def _gradient_end_task(S: int, dtype: np.dtype):
+def _backward_end_task(S: int, dtype: np.dtype):
     """dw = Gᵀ (the sums of all parts) G, for S pairs of channels at once. It uses the first part's place for sums."""
 
     @task(dtype, dtype)
-    def weight_gradient_end(part, sizes, sums, dw):
+    def backward_end(part, sizes, sums, dw):
         parts, size = numbers(sizes, 2)
         step, blocks = size + ODD, (size + S - 1) // S
         for block in range(part * blocks // PARTS, (part + 1) * blocks // PARTS):
@@ -385,4 +484,4 @@ def _gradient_end_task(S: int, dtype: np.dtype):
                 row = read_rows(sums, 6 * a * step + i, step, 6, width, 6, S)
                 write_rows(dw, 3 * a * size + i, size, 3, width, _G_transposed(row, zero))
 
-    return weight_gradient_end
+    return backward_end
