@@ -268,7 +268,9 @@ def scaling(options) -> dict:
 
 
 def kernels(options) -> dict:
-    """GFLOP/s of a convolution's three directions, as a share of the processor's peak; and NumPy's matrix product."""
+    """GFLOP/s of a convolution's directions, alone and (backward) dw and dx together, as shares of the processor's peak;
+    and of NumPy's matrix product."""
+    directions = "forward", "dw", "dx", "backward"
     with workers(("kernels", "matrix product"), options.threads) as (ours, numpy):
         ours.ask("make")
         numpy.ask("make")
@@ -277,7 +279,7 @@ def kernels(options) -> dict:
         for shape in _kernel_shapes(options.quick):
             peaks.append(max(ours.ask("peak", 5)))
             rates = {"shape": shape}
-            for direction in ("forward", "dw", "dx"):
+            for direction in directions:
                 rates[direction] = median(ours.ask(direction, rounds, shape))
             rates["sgemm"] = median(numpy.ask("sgemm", rounds, shape))
             results.append(rates)
@@ -286,12 +288,12 @@ def kernels(options) -> dict:
     rows = [
         [
             "{0}² × {1} → {2}, {3}×{3}{4}".format(*r["shape"][:4], ", padded" if r["shape"][4] else ""),
-            *(f"{r[d]:.0f}" for d in ("forward", "dw", "dx", "sgemm")),
-            *(f"{r[d] / peak:.0%}" for d in ("forward", "dw", "dx")),
+            *(f"{r[d]:.0f}" for d in (*directions, "sgemm")),
+            *(f"{r[d] / peak:.0%}" for d in directions),
         ]
         for r in results
     ]
-    table(["image and channels, kernel", "forward", "dw", "dx", "sgemm", "forward", "dw", "dx"], rows)
+    table(["image and channels, kernel", *directions, "sgemm", *directions], rows)
     return {"peak": peak, "shapes": results}
 
 

@@ -16,7 +16,12 @@ import numpy as np
 
 import tinycnn as ours
 from tinycnn import Adam, Conv2D, Dense, Flatten, MaxPool2D, ReLU, Sequential, SoftmaxCrossEntropy
-from tinycnn.kernels.convolution import convolve, convolve_weight_gradient
+from tinycnn.kernels.convolution import (
+    convolve,
+    convolve_backward,
+    convolve_input_gradient,
+    convolve_weight_gradient,
+)
 from tinycnn.kernels.parallel import numbers, run, task
 from tinycnn.kernels.vector import multiply_add, read, tile, vector_registers, write
 from tinycnn.presets import PRESETS
@@ -169,6 +174,7 @@ def kernels() -> dict[str, Callable[..., list[float]]]:
         "forward": lambda rounds, shape: _convolution_rates(rounds, shape, 0),
         "dw": lambda rounds, shape: _convolution_rates(rounds, shape, 1),
         "dx": lambda rounds, shape: _convolution_rates(rounds, shape, 2),
+        "backward": lambda rounds, shape: _convolution_rates(rounds, shape, 3),
     }
 
 
@@ -189,22 +195,17 @@ def _convolution_rates(rounds: int, shape: tuple, direction: int) -> list[float]
     side, channels, filters, k, padding = shape
     batch, out, around = _batch_for(shape), side + 2 * padding - k + 1, (padding, padding)
     random = np.random.default_rng(0)
-    x, dy, w, flipped = (
-        random.standard_normal(s, dtype=np.float32)
-        for s in (
-            (batch, side, side, channels),
-            (batch, out, out, filters),
-            (k, k, channels, filters),
-            (k, k, filters, channels),
-        )
-    )
-    no_bias, no_bias_dx = np.zeros(filters, np.float32), np.zeros(channels, np.float32)
+    sizes = (batch, side, side, channels), (batch, out, out, filters), (k, k, channels, filters)
+    x, dy, w = (random.standard_normal(size, dtype=np.float32) for size in sizes)
+    no_bias = np.zeros(filters, np.float32)
     functions = (
         lambda: convolve(x, w, no_bias, (out, out), offset=around),
         lambda: convolve_weight_gradient(x, dy, (k, k), offset=around),
-        lambda: convolve(dy, flipped, no_bias_dx, (side, side), offset=(k - 1 - padding, k - 1 - padding)),
+        lambda: convolve_input_gradient(dy, w, (side, side), (1, 1), around),
+        lambda: convolve_backward(x, dy, w, (1, 1), around),
     )
-    return _rates(rounds, 2 * batch * out * out * k * k * channels * filters, functions[direction])
+    operations = 2 * batch * out * out * k * k * channels * filters
+    return _rates(rounds, 2 * operations if direction == 3 else operations, functions[direction])
 
 
 def _batch_for(shape: tuple) -> int:

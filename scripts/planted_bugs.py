@@ -29,6 +29,7 @@ from tinycnn import (
     more_layers,
     optim,
 )
+from tinycnn.kernels import convolution
 from tinycnn.loss import softmax
 
 
@@ -94,14 +95,15 @@ def instead(function: Callable) -> Callable:
 
 
 def accumulating(original):
-    """parameter_gradients that adds to what is there."""
+    """backward that adds to the gradient that is there."""
 
-    def parameter_gradients(self, dy):
+    def backward(self, dy):
         before = self.weight.grad.copy()
-        original(self, dy)
+        dx = original(self, dy)
         self.weight.grad += before
+        return dx
 
-    return parameter_gradients
+    return backward
 
 
 def averaging_bias(original):
@@ -162,7 +164,7 @@ def overwriting(layer, dy, x):
 
 def relu_in_place(self, x, training=False):
     """Saves memory, and ruins the input for everyone else."""
-    self._memory = (x.shape, x.copy())
+    self._memory = (x.shape, (x > 0).astype(np.uint8))
     np.maximum(x, 0, out=x)
     return x.copy()
 
@@ -226,7 +228,7 @@ BUGS = [
         "input",
         "dX convolves dy with the kernel as it is, not turned by 180 degrees.",
         "dX is right only where a kernel is symmetric; the layer still learns, the layers before it get nonsense.",
-        layers,
+        convolution,
         "convolve",
         in_dx(lambda dy, w, k: (dy, w[::-1, ::-1], k)),
     ),
@@ -236,7 +238,7 @@ BUGS = [
         "input",
         "dX uses w[a, b, c, o] with c and o in each other's place.",
         "Shapes fit only where a layer has as many filters as channels, and there it goes unseen.",
-        layers,
+        convolution,
         "convolve",
         in_dx(lambda dy, w, k: (dy, w.transpose(0, 1, 3, 2), k)),
     ),
@@ -246,7 +248,7 @@ BUGS = [
         "input",
         "dX is cut out of dz without moving by the padding.",
         "Every gradient arrives a few pixels away from where it belongs.",
-        layers,
+        convolution,
         "convolve",
         in_dx(lambda dy, w, k: (dy, w, {**k, "offset": (w.shape[0] - 1, w.shape[1] - 1)})),
     ),
@@ -256,7 +258,7 @@ BUGS = [
         "input",
         "dX takes neighbouring dy for neighbouring windows, though the kernel jumped.",
         "Right for stride 1, wrong for every other.",
-        layers,
+        convolution,
         "convolve",
         in_dx(lambda dy, w, k: (dy, w, {**k, "spread": (1, 1)})),
     ),
@@ -266,7 +268,7 @@ BUGS = [
         "conv2d_1.weight",
         "dW pairs dy[i, j] with the input at (i, j), not at (i · stride, j · stride).",
         "Right for stride 1, wrong for every other.",
-        layers,
+        convolution,
         "convolve_weight_gradient",
         in_arguments(lambda x, dy, kernel, stride, padding: (x, dy, kernel, (1, 1), padding)),
     ),
@@ -276,7 +278,7 @@ BUGS = [
         "conv2d_1.weight",
         "dW reads the input without the zeros around it.",
         "Right without padding, shifted with it.",
-        layers,
+        convolution,
         "convolve_weight_gradient",
         in_arguments(lambda x, dy, kernel, stride, padding: (x, dy, kernel, stride, (0, 0))),
     ),
@@ -286,7 +288,7 @@ BUGS = [
         "conv2d_1.bias",
         "db is left at zero.",
         "The biases never learn; with BatchNorm behind, nobody would notice.",
-        layers,
+        convolution,
         "convolve_weight_gradient",
         in_result(lambda result, *_: (result[0], 0 * result[1])),
     ),
@@ -296,7 +298,7 @@ BUGS = [
         "conv2d_1.weight",
         "dW[a, b] and dW[b, a] change places.",
         "Shapes fit for square kernels; with dy of ones and symmetric inputs even the numbers do.",
-        layers,
+        convolution,
         "convolve_weight_gradient",
         in_result(lambda result, *_: (result[0].transpose(1, 0, 2, 3), result[1])),
     ),
@@ -306,7 +308,7 @@ BUGS = [
         "conv2d_1.weight",
         "dW sums over all images but the last.",
         "A slightly noisier gradient: training looks normal.",
-        layers,
+        convolution,
         "convolve_weight_gradient",
         in_arguments(lambda x, dy, *sizes: (x[:-1], dy[:-1], *sizes)),
     ),
@@ -337,7 +339,7 @@ BUGS = [
         "dW is added to the one before where it should replace it.",
         "The first step is right, each later one drags all the earlier gradients along.",
         Conv2D,
-        "parameter_gradients",
+        "backward",
         accumulating,
     ),
     Bug(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tinycnn import more_reference, reference
 from tinycnn.kernels import batch_norm, convolution, elementwise, vector, winograd
-from tinycnn.kernels.convolution import convolve, convolve_weight_gradient
+from tinycnn.kernels.convolution import convolve, convolve_backward, convolve_weight_gradient
 from tinycnn.kernels.dense import dense, dense_weight_gradient
 from tinycnn.kernels.pooling import max_pool, max_pool_backward
 
@@ -81,10 +81,7 @@ def test_convolution_equals_reference(dtype, case, seed):
     magnitudes = reference.conv2d_backward(np.abs(dy).astype(np.float64), *map(np.abs, wide[:2]), stride, padding)
 
     y = convolve(x, w, b, exact.shape[1:3], stride, padding)
-    flipped = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))
-    offset = kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1]
-    dx = convolve(dy, flipped, np.zeros(shape[3], dtype), shape[1:3], offset=offset, spread=stride)
-    dw, db = convolve_weight_gradient(x, dy, kernel, stride, padding)
+    dx, dw, db = convolve_backward(x, dy, w, stride, padding)
 
     pixels = dy[..., 0].size
     assert_within(y, exact, w[..., 0].size + 1, reference.conv2d(*map(np.abs, wide), stride, padding))
@@ -122,13 +119,7 @@ def test_winograd_equals_reference(dtype, batch, size, channels, filters, paddin
         reference.conv2d(*map(np.abs, wide), (1, 1), padding),
         *reference.conv2d_backward(np.abs(dy).astype(np.float64), *map(np.abs, wide[:2]), (1, 1), padding),
     ]
-    flipped = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))
-    around = 2 - padding[0], 2 - padding[1]
-    results = [
-        winograd.convolve(x, w, b, exact.shape[1:3], padding),
-        winograd.convolve(dy, flipped, np.zeros(channels, dtype), size, around),
-        *winograd.convolve_weight_gradient(x, dy, padding),
-    ]
+    results = winograd.convolve(x, w, b, exact.shape[1:3], padding), *winograd.convolve_backward(x, dy, w, padding)
     pixels = dy[..., 0].size
     terms = 9 * channels, 9 * filters, pixels, pixels
     for actual, wanted, count, magnitude in zip(results, (exact, *exact_gradients), terms, magnitudes, strict=True):
@@ -144,11 +135,10 @@ def test_winograd_is_used_where_it_pays(random, monkeypatch):
     x, w, b = (random.normal(size=s) for s in ((17, 14, 12, 32), (3, 3, 32, 16), (16,)))
     dy = random.normal(size=(17, 12, 10, 16))
     assert winograd.pays(x.shape, w.shape, (12, 10))
-    results = convolve(x, w, b, (12, 10)), *convolve_weight_gradient(x, dy, (3, 3))
+    results = convolve(x, w, b, (12, 10)), *convolve_backward(x, dy, w, (1, 1), (0, 0))
     monkeypatch.setattr(winograd, "pays", lambda *shapes: False)
-    for fast, direct in zip(
-        results, (convolve(x, w, b, (12, 10)), *convolve_weight_gradient(x, dy, (3, 3))), strict=True
-    ):
+    direct_results = convolve(x, w, b, (12, 10)), *convolve_backward(x, dy, w, (1, 1), (0, 0))
+    for fast, direct in zip(results, direct_results, strict=True):
         np.testing.assert_allclose(fast, direct, rtol=1e-11, atol=1e-11)
         assert fast.tobytes() != direct.tobytes()  # or it was not used
 
@@ -162,10 +152,7 @@ def test_convolution_adjoint_identity(case, seed):
     out = [(s + 2 * p - k) // t + 1 for s, p, k, t in zip(shape[1:3], padding, kernel, stride, strict=True)]
     y = convolve(x, w, np.zeros(filters), tuple(out), stride, padding)
     g = random.normal(size=y.shape)
-    flipped = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))
-    offset = kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1]
-    dx = convolve(g, flipped, np.zeros(shape[3]), shape[1:3], offset=offset, spread=stride)
-    dw, _ = convolve_weight_gradient(x, g, kernel, stride, padding)
+    dx, dw, _ = convolve_backward(x, g, w, stride, padding)
     terms = convolve(np.abs(x), np.abs(w), np.zeros(filters), tuple(out), stride, padding) * np.abs(g)
     assert abs((y * g).sum() - (x * dx).sum()) <= 1e-13 * terms.sum()
     assert abs((y * g).sum() - (w * dw).sum()) <= 1e-13 * terms.sum()
@@ -267,8 +254,8 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads):
         return [
             convolve(x, w, b, (10, 9)),
             winograd.convolve(dy, w[..., :1].repeat(3, 2), b[:1], (12, 11), (2, 2)),
-            *winograd.convolve_weight_gradient(dy, dy, (1, 1)),
-            *convolve_weight_gradient(x, dy, (3, 3)),
+            *winograd.convolve_backward(dy, dy, w[:, :, :1].repeat(24, 2), (1, 1)),
+            *convolve_backward(x, dy, w, (1, 1), (0, 0)),
             dense(dy.reshape(19, -1), w.reshape(-1, 24)[:1].repeat(2160, 0), b),
             dense_weight_gradient(dy.reshape(19, -1), x[:, 0, 0]),
             max_pool_backward(y, winners, x.shape, (2, 2), (1, 1)),
@@ -357,8 +344,10 @@ def test_two_pixels_as_one_are_the_same_convolution(random, monkeypatch):
 def test_number_by_number_operations(random, size):
     x, dy = random.normal(size=(2, size))
     x[:3] = 0
-    np.testing.assert_array_equal(elementwise.relu(x), np.maximum(x, 0))
-    np.testing.assert_array_equal(elementwise.relu_backward(dy, x), np.where(x > 0, dy, 0))
+    y, active = elementwise.relu(x)
+    np.testing.assert_array_equal(y, np.maximum(x, 0))
+    np.testing.assert_array_equal(active, x > 0)
+    np.testing.assert_array_equal(elementwise.relu_backward(dy, active), np.where(x > 0, dy, 0))
     value, velocity = x.copy(), dy.copy()
     elementwise.sgd(value, 2 * x, velocity, 0.1, 0.9, False, 0.0)
     np.testing.assert_allclose(velocity, 0.9 * dy + 2 * x, rtol=1e-13)

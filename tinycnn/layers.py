@@ -215,9 +215,9 @@ class ReLU(Layer):
     """y = max(x, 0)   (`reference.relu`). Any shape."""
 
     def forward(self, x, training=False):
-        y = relu(self._input(np.asarray(x)))
+        y, active = relu(self._input(np.asarray(x)))
         if training:
-            self._remember(y, y)  # y > 0 where x > 0; and the next layer keeps y alive anyway, but nobody x
+            self._remember(y, active)
         return y
 
     def backward(self, dy):

@@ -161,6 +161,8 @@ def convolve_weight_gradient(
     """
     kernel_h, kernel_w = kernel_size
     channels, out_channels = x.shape[3], dy.shape[3]
+    if stride == (1, 1) and winograd.pays(x.shape, (*kernel_size, channels, out_channels), dy.shape[1:3]):
+        return winograd.convolve_backward(x, dy, None, offset)[1:]
     if dy.size and _pairs_pay(dy.shape[2], (*kernel_size, channels, out_channels), stride[1], x.dtype):
         dy_pairs = dy.reshape(*dy.shape[:2], dy.shape[2] // 2, 2 * out_channels)
         dw, db = convolve_weight_gradient(

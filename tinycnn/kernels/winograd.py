@@ -89,9 +89,9 @@ def convolve(
 
 
 def convolve_backward(
-    x: np.ndarray, dy: np.ndarray, w: np.ndarray, offset: tuple[int, int]
+    x: np.ndarray, dy: np.ndarray, w: np.ndarray | None, offset: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `convolution.convolve_backward`, for a kernel of 3×3 that moves by one pixel.
+    """As `convolution.convolve_backward`, for a kernel of 3×3 that moves by one pixel. Without w dx is left out, empty.
 
     x (N, H, W, C), dy (N, out_h, out_w, O), w (3, 3, C, O), contiguous and of one dtype, N ≥ 1
     -> dx (N, H, W, C), dw (3, 3, C, O), db (O,).
@@ -99,12 +99,15 @@ def convolve_backward(
     C, O, S = x.shape[3], dy.shape[3], register_lanes(x.dtype)
     _, sizes, scratch_size = _plan(x.shape, dy.shape[1:], offset, S)
     parts = min(PARTS, len(x))
-    dx, dw = empty(x.shape, x.dtype), empty((3, 3, C, O), x.dtype)
+    dw = empty((3, 3, C, O), x.dtype)
     sums, db_parts = empty((parts, 36, C * O + ODD), x.dtype), empty((parts, O), x.dtype)
     # rows of dw fill tiles of 8 well: the usual numbers of channels are multiples of it
     kernel = _backward_task(*tile_shape(8, O, x.dtype), *_products_tile(C, x.dtype), S, x.dtype)
-    u = _transformed(copy(w.transpose(0, 1, 3, 2)), S)
-    run(kernel, parts, (parts, *sizes), x, dy, u, dx, sums, db_parts, empty((parts * scratch_size,), x.dtype))
+    if w is None:
+        u = dx = empty((0,), x.dtype)
+    else:
+        u, dx = _transformed(copy(w.transpose(0, 1, 3, 2)), S), empty(x.shape, x.dtype)
+    run(kernel, parts, (parts, *sizes, dx.size), x, dy, u, dx, sums, db_parts, empty((parts * scratch_size,), x.dtype))
     run(_backward_end_task(S, x.dtype), PARTS, (parts, C * O), sums, dw)
     return dx, dw, db_parts.sum(axis=0)
 
@@ -352,8 +355,8 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
 
     @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype)
     def backward_patches(part, sizes, x, dy, u, dx, sums, db, scratch):
-        parts, N, _, _, C, _, _, O, _, _, patch_rows, columns, group, v_size, e_size, _, z_size, size = numbers(
-            sizes, 18
+        parts, N, _, _, C, _, _, O, _, _, patch_rows, columns, group, v_size, e_size, _, z_size, size, dx_size = numbers(
+            sizes, 19
         )
         v = part * size
         e = v + 36 * v_size
@@ -370,9 +373,9 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
             _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
             _transform_gradients(dy, sizes, first, rows, scratch, e, half, db, part * O, S)
             _add_products(scratch, v, v_size, e, e_size, rows * columns, C, O, sums, 36 * part, R, L_out)
-            # V has served; the products E[t] · U[t] take its place
-            _products(scratch, e, e_size, rows * columns, O, u, C, v, v_size, P, L_in)
-            _add_up_patches(dx, sizes, first, rows, scratch, v, half, dz_start, S)
+            if dx_size:  # V has served; the products E[t] · U[t] take its place
+                _products(scratch, e, e_size, rows * columns, O, u, C, v, v_size, P, L_in)
+                _add_up_patches(dx, sizes, first, rows, scratch, v, half, dz_start, S)
 
     return backward_patches
 
