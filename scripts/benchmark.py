@@ -268,8 +268,7 @@ def scaling(options) -> dict:
 
 
 def kernels(options) -> dict:
-    """GFLOP/s of a convolution's directions, alone and (backward) dw and dx together, as shares of the processor's peak;
-    and of NumPy's matrix product."""
+    """GFLOP/s of convolutions (backward: dw and dx together), as shares of the processor's peak, and of NumPy's product."""
     directions = "forward", "dw", "dx", "backward"
     with workers(("kernels", "matrix product"), options.threads) as (ours, numpy):
         ours.ask("make")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tinycnn import more_reference, reference
 from tinycnn.kernels import batch_norm, convolution, elementwise, vector, winograd
 from tinycnn.kernels.convolution import convolve, convolve_backward, convolve_weight_gradient
-from tinycnn.kernels.dense import dense, dense_weight_gradient
+from tinycnn.kernels.dense import dense, dense_input_gradient, dense_weight_gradient
 from tinycnn.kernels.pooling import max_pool, max_pool_backward
 
 DTYPES = [np.float64, np.float32]
@@ -171,7 +171,7 @@ def test_dense_equals_reference(dtype, n, k, units, seed):
     assert_within(dense(x, w, b), reference.dense(*wide[:3]), k + 1, reference.dense(*map(np.abs, wide[:3])))
     exact_dx, exact_dw, _ = reference.dense_backward(wide[3], *wide[:2])
     bound_dx, bound_dw, _ = reference.dense_backward(np.abs(wide[3]), *map(np.abs, wide[:2]))
-    dx = dense(dy, np.ascontiguousarray(w.T), np.zeros(k, dtype))
+    dx = dense_input_gradient(dy, w)
     assert_within(dx, exact_dx, units, bound_dx)
     assert_within(dense_weight_gradient(x, dy), exact_dw, n, bound_dw)
 
@@ -253,11 +253,12 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads):
         mean, variance = batch_norm.moments(rows)
         return [
             convolve(x, w, b, (10, 9)),
-            winograd.convolve(dy, w[..., :1].repeat(3, 2), b[:1], (12, 11), (2, 2)),
+            winograd.convolve(dy, w[:, :, :1].repeat(24, 2), b, (12, 11), (2, 2)),
             *winograd.convolve_backward(dy, dy, w[:, :, :1].repeat(24, 2), (1, 1)),
             *convolve_backward(x, dy, w, (1, 1), (0, 0)),
             dense(dy.reshape(19, -1), w.reshape(-1, 24)[:1].repeat(2160, 0), b),
             dense_weight_gradient(dy.reshape(19, -1), x[:, 0, 0]),
+            dense_input_gradient(x[:, 0, 0], w.reshape(-1, 8)),
             max_pool_backward(y, winners, x.shape, (2, 2), (1, 1)),
             mean,
             variance,
@@ -367,6 +368,7 @@ def test_large_dense_layers_are_shared_out(random, shape):
     x, w, b, dy = (random.normal(size=s) for s in ((n, k), (k, o), (o,), (n, o)))
     np.testing.assert_allclose(dense(x, w, b), x @ w + b, rtol=1e-11, atol=1e-11)
     np.testing.assert_allclose(dense_weight_gradient(x, dy), x.T @ dy, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(dense_input_gradient(dy, w), dy @ w.T, rtol=1e-11, atol=1e-11)
 
 
 def test_large_pools_are_shared_out(random):

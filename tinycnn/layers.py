@@ -19,7 +19,7 @@ import numpy as np
 
 from tinycnn.arguments import pair, whole
 from tinycnn.kernels.convolution import convolve, convolve_backward, convolve_weight_gradient
-from tinycnn.kernels.dense import dense, dense_weight_gradient
+from tinycnn.kernels.dense import dense, dense_input_gradient, dense_weight_gradient
 from tinycnn.kernels.elementwise import relu, relu_backward
 from tinycnn.kernels.memory import copy
 from tinycnn.kernels.pooling import max_pool, max_pool_backward
@@ -271,8 +271,8 @@ class Dense(Layer):
 
     def backward(self, dy):
         self.parameter_gradients(dy)
-        dy, x = self._recall(dy)
-        return dense(dy, copy(self._value(self.weight).T), np.zeros(x.shape[1], x.dtype))
+        dy, _ = self._recall(dy)
+        return dense_input_gradient(dy, self._value(self.weight))
 
     def parameter_gradients(self, dy):
         dy, x = self._recall(dy)

@@ -27,11 +27,10 @@ from functools import cache, lru_cache
 from math import prod
 
 import numpy as np
-from numba import njit
 
 from tinycnn.kernels import winograd
 from tinycnn.kernels.memory import copy, empty
-from tinycnn.kernels.parallel import PARTS, numbers, parts_for, run, task
+from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, parts_for, run, task
 from tinycnn.kernels.vector import (
     clear_numbers,
     copy_numbers,
@@ -206,7 +205,7 @@ def _scratch_shape(x_shape, z_size, parts, offset, spread) -> tuple[int, ...]:
     return (0,) if as_it_is else (parts, *z_size, x_shape[3])
 
 
-@njit
+@in_tasks
 def _set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset, spread):
     """z[offset + i·spread] = x[i] for the given rows of z, wherever x lies inside; the rest of z is zero already."""
     (first, last), (H, W, C) = rows, x_shape

@@ -1,11 +1,15 @@
-"""The dense layer as hot loops: two matrix products on the register tile of vector.py.
+"""The dense layer as hot loops: three matrix products on the register tile of vector.py.
 
     dense:                  y[n, :]  = b + Σ_k x[n, k] · w[k, :]        tile: P images of the batch × L units
+    dense_input_gradient:   dx = dy · wᵀ                                the same
     dense_weight_gradient:  dw[k, :] =     Σ_n x[n, k] · dy[n, :]       tile: R inputs × L units
 
-The input gradient dx = dy · wᵀ is `dense` again, on the transposed weights. Why not NumPy's `@`? It is as fast, but its
-BLAS library keeps threads of its own, which spin while Numba's work and the other way round: a step then takes three
-times as long.
+Tile after tile meets the same L columns of a matrix. In memory their rows are far from each other, which a CPU's cache
+and its foresight handle badly, so the columns are copied to a place of their own first, unless only one tile would meet
+them or they are all there are. For wᵀ that is hardly more work than for w.
+
+Why not NumPy's `@`? It is as fast, but its BLAS library keeps threads of its own, which spin while Numba's work and the
+other way round: a step then takes three times as long.
 """
 
 from functools import cache
@@ -19,11 +23,25 @@ from tinycnn.kernels.vector import multiply_add, read, tile, tile_shape, write
 
 def dense(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
     """y = x · w + b.  x (N, K), w (K, O), b (O,), contiguous and of one dtype -> y (N, O)."""
-    y = empty((len(x), w.shape[1]), x.dtype)
+    return _product(x, w, b, w.shape, (w.shape[1], 1))
+
+
+def dense_input_gradient(dy: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """dx = dy · wᵀ.  dy (N, O), w (K, O), contiguous and of one dtype -> dx (N, K)."""
+    return _product(dy, w, np.zeros(len(w), w.dtype), w.shape[::-1], (1, w.shape[1]))
+
+
+def _product(x, w, b, w_shape, w_steps) -> np.ndarray:
+    """x · w + b, where w[k, o] stands at k · w_steps[0] + o · w_steps[1]."""
+    K, O = w_shape
+    y = empty((len(x), O), x.dtype)
     if y.size:
-        P, L = tile_shape(len(x), w.shape[1], x.dtype)
-        parts = parts_for(-(-len(x) // P) * -(-w.shape[1] // L), w.size * len(x))
-        run(_dense_task(P, L, x.dtype), parts, (parts, *x.shape, w.shape[1]), x, w, b, y)
+        P, L = tile_shape(len(x), O, x.dtype)
+        down, across = -(-len(x) // P), -(-O // L)
+        parts = parts_for(down * across, w.size * len(x))
+        copied = w_steps[1] > 1 or (down > 1 and across > 1)
+        columns = empty((parts if copied else 0, K, L), x.dtype)
+        run(_product_task(P, L, x.dtype), parts, (parts, len(x), K, O, *w_steps, copied), x, w, b, y, columns)
     return y
 
 
@@ -31,54 +49,71 @@ def dense_weight_gradient(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
     """dw = xᵀ · dy.  x (N, K), dy (N, O), contiguous and of one dtype -> dw (K, O)."""
     dw = empty((x.shape[1], dy.shape[1]), x.dtype)
     if dw.size:
-        R, L = tile_shape(x.shape[1], dy.shape[1], x.dtype)
-        parts = parts_for(-(-x.shape[1] // R), dw.size * len(x))
-        run(_weight_gradient_task(R, L, x.dtype), parts, (parts, *x.shape, dy.shape[1]), x, dy, dw)
+        R, L = tile_shape(*dw.shape, x.dtype)
+        down, across = -(-x.shape[1] // R), -(-dy.shape[1] // L)
+        parts = parts_for(down * across, dw.size * len(x))
+        copied = down > 1 and across > 1
+        columns = empty((parts if copied else 0, len(x), L), x.dtype)
+        run(_weight_gradient_task(R, L, x.dtype), parts, (parts, *x.shape, dy.shape[1], copied), x, dy, dw, columns)
     return dw
 
 
 @cache
-def _dense_task(P: int, L: int, dtype: np.dtype):
-    @task(dtype, dtype, dtype, dtype)
-    def dense_tiles(part, sizes, x, w, b, y):
-        parts, N, K, O = numbers(sizes, 4)
+def _product_task(P: int, L: int, dtype: np.dtype):
+    @task(dtype, dtype, dtype, dtype, dtype)
+    def product_tiles(part, sizes, x, w, b, y, columns):
+        parts, N, K, O, step_k, step_o, copied = numbers(sizes, 7)
         acc = tile(P, L, x)
-        down, across = (N + P - 1) // P, (O + L - 1) // L
-        # Down first: all the images meet the same columns of w while those are in the cache.
+        down, across, last_o = (N + P - 1) // P, (O + L - 1) // L, -1
+        # Down first: all the images meet the same columns of w.
         for t in range(part * down * across // parts, (part + 1) * down * across // parts):
             n = min(t % down * P, N - P)  # the last tile may repeat rows of the one before it: the same values, twice
             o = t // down * L
             width = min(L, O - o)
+            source, start, step = (columns, part * K * L, L) if copied else (w, o, O)
+            if copied and o != last_o:
+                for k in range(K):
+                    if step_o == 1:
+                        write(columns, start + k * L, read(w, k * step_k + o, width, L), L)
+                    else:
+                        for i in range(width):
+                            columns[start + k * L + i] = w[k * step_k + (o + i) * step_o]
+            last_o = o
             for p in range(P):
                 acc[p] = read(b, o, width, L)
             for k in range(K):
-                w_row = read(w, k * O + o, width, L)
+                w_row = read(source, start + k * step, width, L)
                 for p in range(P):
                     acc[p] = multiply_add(x[(n + p) * K + k], w_row, acc[p])
             for p in range(P):
                 write(y, (n + p) * O + o, acc[p], width)
 
-    return dense_tiles
+    return product_tiles
 
 
 @cache
 def _weight_gradient_task(R: int, L: int, dtype: np.dtype):
-    @task(dtype, dtype, dtype)
-    def dense_weight_gradient_tiles(part, sizes, x, dy, dw):
-        parts, N, K, O = numbers(sizes, 4)
+    @task(dtype, dtype, dtype, dtype)
+    def dense_weight_gradient_tiles(part, sizes, x, dy, dw, columns):
+        parts, N, K, O, copied = numbers(sizes, 5)
         acc = tile(R, L, x)
-        tiles = (K + R - 1) // R
-        for t in range(part * tiles // parts, (part + 1) * tiles // parts):
-            k = min(t * R, K - R)
-            for o in range(0, O, L):
-                width = min(L, O - o)
-                for r in range(R):
-                    acc[r] = read(x, 0, 0, L)  # no lanes: zeros
+        down, across, last_o = (K + R - 1) // R, (O + L - 1) // L, -1
+        for t in range(part * down * across // parts, (part + 1) * down * across // parts):
+            k = min(t % down * R, K - R)
+            o = t // down * L
+            width = min(L, O - o)
+            source, start, step = (columns, part * N * L, L) if copied else (dy, o, O)
+            if copied and o != last_o:
                 for n in range(N):
-                    dy_row = read(dy, n * O + o, width, L)
-                    for r in range(R):
-                        acc[r] = multiply_add(x[n * K + k + r], dy_row, acc[r])
+                    write(columns, start + n * L, read(dy, n * O + o, width, L), L)
+            last_o = o
+            for r in range(R):
+                acc[r] = read(x, 0, 0, L)  # no lanes: zeros
+            for n in range(N):
+                dy_row = read(source, start + n * step, width, L)
                 for r in range(R):
-                    write(dw, (k + r) * O + o, acc[r], width)
+                    acc[r] = multiply_add(x[n * K + k + r], dy_row, acc[r])
+            for r in range(R):
+                write(dw, (k + r) * O + o, acc[r], width)
 
     return dense_weight_gradient_tiles

@@ -24,14 +24,15 @@ was forked off after a `run` can't call it, except with NUMBA_THREADING_LAYER=wo
 import functools
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, prange, types
+from numba import cfunc, config, njit, prange, types
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
@@ -40,7 +41,7 @@ PARTS = 8  # more would scale to more cores, but sums over a batch need memory f
 WORTH_SHARING = 1 << 19  # simple operations; a second thread takes about as long to get going as one does so many
 MOST_ARRAYS = 7  # that a task can have
 
-if numba.config.DISABLE_JIT:
+if config.DISABLE_JIT:
     raise ImportError("tinycnn can't run without Numba's compiler: unset NUMBA_DISABLE_JIT")
 
 Compiled = TypeVar("Compiled")
@@ -64,16 +65,32 @@ def task(*dtypes: np.dtype) -> Callable:
     return compile_it
 
 
+# Decorator for functions that tasks are made of: they are compiled into them, and not to be called from Python.
+in_tasks = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
 def cached(compile_it: Callable[[bool], Compiled]) -> Compiled:
     """compile_it(True), with Numba's cache; or compile_it(False), if that has no place on the disk or is damaged."""
     try:
-        return compile_it(True)
+        with _compiled_in_less_time():
+            return compile_it(True)
     except NumbaError:  # a mistake in the function itself
         raise
     except Exception as error:  # a damaged file can make its reader raise nearly anything
         result = compile_it(False)
         _say_once(type(error).__name__)
         return result
+
+
+@contextmanager
+def _compiled_in_less_time() -> Iterator[None]:
+    """Level 2 of LLVM's optimisations: the tiles are written out by hand, and level 3 only takes a sixth longer."""
+    before = config.OPT
+    config.OPT = type(before)(min(before, 2))
+    try:
+        yield
+    finally:
+        config.OPT = before
 
 
 @functools.cache

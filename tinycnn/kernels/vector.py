@@ -166,20 +166,20 @@ def read(typing_context, array, i, width, lanes):
     result = Row(array.dtype, lanes.literal_value)
 
     def code(context, builder, signature, arguments):
-        return _read(context, builder, result, *arguments[:3])
+        return _read(context, builder, result, *arguments[:2], _known(width, arguments[2]))
 
-    return result(array, types.intp, types.intp, lanes), code
+    return result(array, types.intp, _index(width), lanes), code
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def write(typing_context, array, i, row, width):
     """array[i : i + width] = row."""
 
     def code(context, builder, signature, arguments):
-        _write(context, builder, row, *arguments)
+        _write(context, builder, row, *arguments[:3], _known(width, arguments[3]))
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, row, types.intp), code
+    return types.void(array, types.intp, row, _index(width)), code
 
 
 @intrinsic(prefer_literal=True)
@@ -190,30 +190,35 @@ def read_rows(typing_context, array, i, step, count, width, rows, lanes):
 
     def code(context, builder, signature, arguments):
         array_, i_, step_, count_, width_, _, _ = arguments
+        count_, width_ = _known(count, count_), _known(width, width_)
         values = []
         for number in range(result.count):
-            inside = builder.icmp_signed(">", count_, ir.Constant(count_.type, number))
-            width_here = builder.select(inside, width_, ir.Constant(width_.type, 0))
+            if isinstance(count_, int):
+                width_here = width_ if number < count_ else 0
+            else:
+                inside = builder.icmp_signed(">", count_, ir.Constant(_I64, number))
+                width_here = builder.select(inside, _value(width_), ir.Constant(_I64, 0))
             values.append(_read(context, builder, row, array_, i_, width_here))
             i_ = builder.add(i_, step_)
         return context.make_tuple(builder, result, values)
 
-    return result(array, types.intp, types.intp, types.intp, types.intp, rows, lanes), code
+    return result(array, types.intp, types.intp, _index(count), _index(width), rows, lanes), code
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def write_rows(typing_context, array, i, step, count, width, rows):
     """Write the first `count` rows of the tuple, each `step` numbers behind the other."""
 
     def code(context, builder, signature, arguments):
         array_, i_, step_, count_, width_, rows_ = arguments
-        for number in range(rows.count):
-            with builder.if_then(builder.icmp_signed(">", count_, ir.Constant(count_.type, number))):
+        count_, width_ = _known(count, count_), _known(width, width_)
+        for number in range(rows.count if not isinstance(count_, int) else count_):
+            with builder.if_then(builder.icmp_signed(">", _value(count_), ir.Constant(_I64, number))):
                 _write(context, builder, rows.dtype, array_, i_, builder.extract_value(rows_, number), width_)
             i_ = builder.add(i_, step_)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, types.intp, types.intp, types.intp, rows), code
+    return types.void(array, types.intp, types.intp, _index(count), _index(width), rows), code
 
 
 @intrinsic
@@ -328,12 +333,30 @@ def clear_numbers(typing_context, to, i, count):
 
 # -------------------------------------------------------------------------------- small pieces of LLVM for the above
 
-_I32 = ir.IntType(32)
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+
+
+def _index(kind: types.Type) -> types.Type:
+    """The type to take an integer as: that of a literal if it is one, for then other code is made for it."""
+    return kind if isinstance(kind, types.IntegerLiteral) else types.intp
+
+
+def _known(kind: types.Type, value_):
+    """The number itself if the compiler knows it, else its value in LLVM."""
+    return kind.literal_value if isinstance(kind, types.IntegerLiteral) else value_
+
+
+def _value(number):
+    return ir.Constant(_I64, number) if isinstance(number, int) else number
 
 
 def _read(context, builder, row: Row, array_, i_, width_):
     vector = context.get_value_type(row)
     pointer = builder.bitcast(builder.gep(array_, [i_]), vector.as_pointer())
+    if width_ == 0:
+        return ir.Constant(vector, None)
+    if width_ == row.lanes:
+        return builder.load(pointer, align=_alignment(row))
     slot = cgutils.alloca_once(builder, vector)
     with builder.if_else(_is_whole(builder, row, width_)) as (whole, narrower):
         with whole:
@@ -348,6 +371,9 @@ def _read(context, builder, row: Row, array_, i_, width_):
 
 def _write(context, builder, row: Row, array_, i_, row_, width_):
     pointer = builder.bitcast(builder.gep(array_, [i_]), row_.type.as_pointer())
+    if width_ == row.lanes:
+        builder.store(row_, pointer, align=_alignment(row))
+        return
     with builder.if_else(_is_whole(builder, row, width_)) as (whole, narrower):
         with whole:
             builder.store(row_, pointer, align=_alignment(row))
@@ -369,7 +395,7 @@ def _is_whole(builder, row: Row, width_):
     masked store takes many times as long as a plain one."""
     if vector_registers()[0] == 64:
         return ir.Constant(ir.IntType(1), 0)
-    return builder.icmp_signed(">=", width_, ir.Constant(width_.type, row.lanes))
+    return builder.icmp_signed(">=", _value(width_), ir.Constant(_I64, row.lanes))
 
 
 def _broadcast(builder, scalar, lanes: int):
@@ -387,7 +413,7 @@ def _as(builder, integer, row_):
 def _first_lanes(builder, lanes: int, width_):
     """The mask of the lanes 0 … width − 1."""
     numbers = ir.Constant(ir.VectorType(_I32, lanes), list(range(lanes)))
-    return builder.icmp_signed("<", numbers, _broadcast(builder, builder.trunc(width_, _I32), lanes))
+    return builder.icmp_signed("<", numbers, _broadcast(builder, builder.trunc(_value(width_), _I32), lanes))
 
 
 def _llvm(builder, name: str, result, arguments: list, suffix: str = ""):

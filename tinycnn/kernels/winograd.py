@@ -31,10 +31,9 @@ which calls this file where it pays.
 from functools import cache
 
 import numpy as np
-from numba import njit
 
 from tinycnn.kernels.memory import copy, empty
-from tinycnn.kernels.parallel import PARTS, numbers, run, task
+from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.vector import (
     clear_numbers,
     copy_numbers,
@@ -66,7 +65,6 @@ def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[
         (kernel_h, kernel_w) == (3, 3)
         and N * patches >= 60
         and min(C, O) >= 16
-        and C * O >= 512
         and 16 * patches <= 1.6 * output_size[0] * output_size[1]
         and H * W * C <= 1 << 16
     )
@@ -77,7 +75,7 @@ def convolve(
 ) -> np.ndarray:
     """As `convolution.convolve`, for a kernel of 3×3 that moves by one pixel.
 
-    x (N, H, W, C), w (3, 3, C, O), b (O,), contiguous and of one dtype, N ≥ 1 -> y (N, *output_size, O).
+    x (N, H, W, C), w (3, 3, C, O), b (O,), contiguous and of one dtype; N ≥ 1, C and O ≥ 16 -> y (N, *output_size, O).
     """
     O, S = w.shape[3], register_lanes(x.dtype)
     y = empty((len(x), *output_size, O), x.dtype)
@@ -93,7 +91,7 @@ def convolve_backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `convolution.convolve_backward`, for a kernel of 3×3 that moves by one pixel. Without w dx is left out, empty.
 
-    x (N, H, W, C), dy (N, out_h, out_w, O), w (3, 3, C, O), contiguous and of one dtype, N ≥ 1
+    x (N, H, W, C), dy (N, out_h, out_w, O), w (3, 3, C, O), contiguous and of one dtype; N ≥ 1, C and O ≥ 16
     -> dx (N, H, W, C), dw (3, 3, C, O), db (O,).
     """
     C, O, S = x.shape[3], dy.shape[3], register_lanes(x.dtype)
@@ -143,7 +141,7 @@ def _plan(x_shape, y_shape, offset, S) -> tuple[int, tuple[int, ...], int]:
 # -------------------------------------------------------------------------------- the matrices, for rows of channels
 
 
-@njit(forceinline=True)
+@in_tasks
 def _B_transposed(d):
     d0, d1, d2, d3, d4, d5 = d
     even, odd = multiply_add(-9 / 4, d2, d4), multiply_add(-9 / 4, d1, d3)
@@ -158,7 +156,7 @@ def _B_transposed(d):
     )
 
 
-@njit(forceinline=True)
+@in_tasks
 def _B(m, zero):
     m0, m1, m2, m3, m4, m5 = m
     even, even_2 = m1 + m2, m3 + m4
@@ -173,7 +171,7 @@ def _B(m, zero):
     )
 
 
-@njit(forceinline=True)
+@in_tasks
 def _G(g, zero):
     """g0 + g1·x + g2·x² at x = 0, ±3/4, ±3/2 and ∞, divided by the product of x's distances from the other points."""
     g0, g1, g2 = g
@@ -189,7 +187,7 @@ def _G(g, zero):
     )
 
 
-@njit(forceinline=True)
+@in_tasks
 def _G_transposed(s, zero):
     s0, s1, s2, s3, s4, s5 = s
     even, odd, even_2, odd_2 = s1 + s2, s1 - s2, s3 + s4, s3 - s4
@@ -200,7 +198,7 @@ def _G_transposed(s, zero):
     )
 
 
-@njit(forceinline=True)
+@in_tasks
 def _A(y):
     """y0 + y1·x + y2·x² + y3·x³ at x = 0, ±3/4, ±3/2 and ∞."""
     y0, y1, y2, y3 = y
@@ -216,7 +214,7 @@ def _A(y):
     )
 
 
-@njit(forceinline=True)
+@in_tasks
 def _A_transposed(m, constant):
     """`constant` is added to each of the four."""
     m0, m1, m2, m3, m4, m5 = m
@@ -252,7 +250,7 @@ def _weights_task(S: int, dtype: np.dtype):
     return transform_weights
 
 
-@njit(forceinline=True)
+@in_tasks
 def _copy_image(x, n, sizes, z, z_start, into_z):
     """Image n of x into the zeros of z, `offset` away from its corner; or the other way, from inside z back to x."""
     _, _, H, W, C, _, _, _, offset_h, offset_w, _, _, _, _, _, z_w, z_size = numbers(sizes, 17)
@@ -266,7 +264,7 @@ def _copy_image(x, n, sizes, z, z_start, into_z):
             copy_numbers(x, there, z, here, (right - left) * C)
 
 
-@njit(forceinline=True)
+@in_tasks
 def _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
     """V[t] = (Bᵀ d B)[t] for every patch d of these rows of patches; V is in the scratch memory from v on."""
     _, _, H, W, C, _, _, _, _, _, patch_rows, columns, _, v_size, _, z_w, z_size = numbers(sizes, 17)
@@ -280,17 +278,18 @@ def _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
             _copy_image(x, n, sizes, z, z_start, True)
         for column in range(columns):
             q = row * columns + column
-            for c in range(0, C, S):
-                width, d = min(S, C - c), start + i * row_size + 4 * column * C + c
+            for block in range(0, C, S):
+                c = min(block, C - S)  # the last block may repeat channels of the one before it
+                d = start + i * row_size + 4 * column * C + c
                 for t in range(6):
-                    d_column = read_rows(z, d + t * C, row_size, 6, width, 6, S)
+                    d_column = read_rows(z, d + t * C, row_size, 6, S, 6, S)
                     write_rows(scratch, half + t * S, 6 * S, 6, S, _B_transposed(d_column))
                 for t in range(6):
                     d_row = read_rows(scratch, half + 6 * t * S, S, 6, S, 6, S)
-                    write_rows(scratch, v + 6 * t * v_size + q * C + c, v_size, 6, width, _B_transposed(d_row))
+                    write_rows(scratch, v + 6 * t * v_size + q * C + c, v_size, 6, S, _B_transposed(d_row))
 
 
-@njit(forceinline=True)
+@in_tasks
 def _products(scratch, v, v_size, patches, K, u, O, m, m_size, P, L):
     """M[t] = V[t] · U[t] for the 36 matrices, from and to the scratch memory.  V[t] (patches, K), U[t] (K, O)."""
     acc = tile(P, L, scratch)
@@ -313,9 +312,10 @@ def _products(scratch, v, v_size, patches, K, u, O, m, m_size, P, L):
 def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
     @task(dtype, dtype, dtype, dtype, dtype)
     def convolve_patches(part, sizes, x, u, b, y, scratch):
-        parts, N, _, _, C, out_h, out_w, O, _, _, patch_rows, columns, group, v_size, m_size, _, z_size, size = numbers(
-            sizes, 18
-        )
+        (
+            parts, N, _, _, C, out_h, out_w, O, _, _,
+            patch_rows, columns, group, v_size, m_size, _, z_size, size,
+        ) = numbers(sizes, 18)  # fmt: skip
         v = part * size
         m = v + 36 * v_size
         half = m + 36 * m_size
@@ -332,16 +332,16 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
                 n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
                 for column in range(columns):
                     here = m + (row * columns + column) * O
-                    for o in range(0, O, S):
-                        width = min(S, O - o)
+                    for block in range(0, O, S):
+                        o = min(block, O - S)
                         for t in range(6):
-                            m_column = read_rows(scratch, here + t * m_size + o, 6 * m_size, 6, width, 6, S)
+                            m_column = read_rows(scratch, here + t * m_size + o, 6 * m_size, 6, S, 6, S)
                             m_column = _A_transposed(m_column, read(x, 0, 0, S))
                             write_rows(scratch, half + t * S, 6 * S, 4, S, m_column)
                         for a in range(min(4, out_h - i)):
                             m_row = read_rows(scratch, half + 6 * a * S, S, 6, S, 6, S)
                             to = ((n * out_h + i + a) * out_w + 4 * column) * O + o
-                            write_rows(y, to, O, out_w - 4 * column, width, _A_transposed(m_row, read(b, o, width, S)))
+                            write_rows(y, to, O, out_w - 4 * column, S, _A_transposed(m_row, read(b, o, S, S)))
 
     return convolve_patches
 
@@ -355,9 +355,10 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
 
     @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype)
     def backward_patches(part, sizes, x, dy, u, dx, sums, db, scratch):
-        parts, N, _, _, C, _, _, O, _, _, patch_rows, columns, group, v_size, e_size, _, z_size, size, dx_size = numbers(
-            sizes, 19
-        )
+        (
+            parts, N, _, _, C, _, _, O, _, _,
+            patch_rows, columns, group, v_size, e_size, _, z_size, size, dx_size,
+        ) = numbers(sizes, 19)  # fmt: skip
         v = part * size
         e = v + 36 * v_size
         half = e + 36 * e_size
@@ -380,7 +381,7 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
     return backward_patches
 
 
-@njit(forceinline=True)
+@in_tasks
 def _transform_gradients(dy, sizes, first, rows, scratch, e, half, db, db_start, S):
     """E[t] = (A dy Aᵀ)[t] for every patch of these rows of patches, and db += Σ dy."""
     _, _, _, _, _, out_h, out_w, O, _, _, patch_rows, columns, _, _, e_size = numbers(sizes, 15)
@@ -404,7 +405,7 @@ def _transform_gradients(dy, sizes, first, rows, scratch, e, half, db, db_start,
         write(db, db_start + o, total, width)
 
 
-@njit(forceinline=True)
+@in_tasks
 def _add_products(scratch, v, v_size, e, e_size, patches, C, O, sums, sums_start, R, L):
     """sums[t] += Vᵀ[t] · E[t] for the 36 matrices.  V[t] (patches, C), E[t] (patches, O)."""
     acc = tile(R, L, scratch)
@@ -425,9 +426,9 @@ def _add_products(scratch, v, v_size, e, e_size, patches, C, O, sums, sums_start
                         write(sums, here + r * O, acc[r], width)
 
 
-@njit(forceinline=True)
+@in_tasks
 def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S):
-    """dz += B M Bᵀ for every patch of these rows of patches; and dx is dz without the padding, when an image is done."""
+    """dz += B M Bᵀ for every patch of these rows of patches; when an image is done, dx is dz without the padding."""
     _, _, H, W, C, _, _, _, _, _, patch_rows, columns, _, m_size, _, z_w, z_size = numbers(sizes, 17)
     z, start, row_size = dx, 0, W * C
     for row in range(rows):
@@ -447,7 +448,8 @@ def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S):
                 to = start + (i + a) * row_size + c
                 left_0 = left_1 = zero  # what the patch to the left adds to this one
                 for column in range(columns + 1):
-                    m_row = read_rows(scratch, half + (36 * column + 6 * a) * S, S, 6 if column < columns else 0, S, 6, S)
+                    count = 6 if column < columns else 0
+                    m_row = read_rows(scratch, half + (36 * column + 6 * a) * S, S, count, S, 6, S)
                     z0, z1, z2, z3, z4, z5 = _B(m_row, zero)
                     pixels = z0 + left_0, z1 + left_1, z2, z3
                     if a < 2 and i > 0:  # and the one above
@@ -458,7 +460,7 @@ def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S):
             _copy_image(dx, n, sizes, scratch, dz_start, False)
 
 
-@njit(forceinline=True)
+@in_tasks
 def _sums(a, b):
     (a0, a1, a2, a3), (b0, b1, b2, b3) = a, b
     return a0 + b0, a1 + b1, a2 + b2, a3 + b3
