@@ -268,7 +268,7 @@ def scaling(options) -> dict:
 
 
 def kernels(options) -> dict:
-    """GFLOP/s of convolutions (backward: dw and dx together), as shares of the processor's peak; and NumPy's product."""
+    """GFLOP/s of convolutions (backward: dw and dx together), also as shares of the peak; and NumPy's product."""
     directions = "forward", "dw", "dx", "backward"
     with workers(("kernels", "matrix product"), options.threads) as (ours, numpy):
         ours.ask("make")
