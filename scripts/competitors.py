@@ -171,10 +171,10 @@ def kernels() -> dict[str, Callable[..., list[float]]]:
     """GFLOP/s of the convolution's directions, each (rounds, shape) -> one figure a round; and of the bare machine."""
     return {
         "peak": peak_rates,
-        "forward": lambda rounds, shape: _convolution_rates(rounds, shape, 0),
-        "dw": lambda rounds, shape: _convolution_rates(rounds, shape, 1),
-        "dx": lambda rounds, shape: _convolution_rates(rounds, shape, 2),
-        "backward": lambda rounds, shape: _convolution_rates(rounds, shape, 3),
+        "forward": lambda rounds, shape: _convolution_rates(rounds, shape, "forward"),
+        "dw": lambda rounds, shape: _convolution_rates(rounds, shape, "dw"),
+        "dx": lambda rounds, shape: _convolution_rates(rounds, shape, "dx"),
+        "backward": lambda rounds, shape: _convolution_rates(rounds, shape, "backward"),
     }
 
 
@@ -191,21 +191,21 @@ def matrix_product() -> dict[str, Callable[..., list[float]]]:
     return {"sgemm": sgemm}
 
 
-def _convolution_rates(rounds: int, shape: tuple, direction: int) -> list[float]:
+def _convolution_rates(rounds: int, shape: tuple, direction: str) -> list[float]:
     side, channels, filters, k, padding = shape
     batch, out, around = _batch_for(shape), side + 2 * padding - k + 1, (padding, padding)
     random = np.random.default_rng(0)
     sizes = (batch, side, side, channels), (batch, out, out, filters), (k, k, channels, filters)
     x, dy, w = (random.standard_normal(size, dtype=np.float32) for size in sizes)
     no_bias = np.zeros(filters, np.float32)
-    functions = (
-        lambda: convolve(x, w, no_bias, (out, out), offset=around),
-        lambda: convolve_weight_gradient(x, dy, (k, k), offset=around),
-        lambda: convolve_input_gradient(dy, w, (side, side), (1, 1), around),
-        lambda: convolve_backward(x, dy, w, (1, 1), around),
-    )
-    operations = 2 * batch * out * out * k * k * channels * filters
-    return _rates(rounds, 2 * operations if direction == 3 else operations, functions[direction])
+    functions = {
+        "forward": lambda: convolve(x, w, no_bias, (out, out), offset=around),
+        "dw": lambda: convolve_weight_gradient(x, dy, (k, k), offset=around),
+        "dx": lambda: convolve_input_gradient(dy, w, (side, side), (1, 1), around),
+        "backward": lambda: convolve_backward(x, dy, w, (1, 1), around),
+    }
+    products = 2 if direction == "backward" else 1
+    return _rates(rounds, 2 * products * batch * out * out * w.size, functions[direction])
 
 
 def _batch_for(shape: tuple) -> int:

@@ -380,7 +380,7 @@ BUGS = [
         "Every gradient is positive: weights can only fall.",
         layers,
         "relu_backward",
-        instead(lambda dy, x: dy * (dy > 0)),
+        instead(lambda dy, active: dy * (dy > 0)),
     ),
     Bug(
         "relu-lets-all-through",
@@ -390,7 +390,7 @@ BUGS = [
         "Units that did not fire are blamed as well.",
         layers,
         "relu_backward",
-        instead(lambda dy, x: dy.copy()),
+        instead(lambda dy, active: dy.copy()),
     ),
     Bug(
         "relu-in-place",

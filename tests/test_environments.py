@@ -138,7 +138,7 @@ def test_benchmark_without_docstrings(monkeypatch, capsys):
 # --------------------------------------------------------------------------------------------------------------- Numba
 
 
-RELU = "import numpy, tinycnn.kernels.elementwise as e; print(e.relu(numpy.float32([-1, 2])))"
+RELU = "import numpy, tinycnn.kernels.elementwise as e; print(e.relu(numpy.float32([-1, 2]))[0])"
 
 
 def test_without_a_place_for_the_cache_and_with_a_damaged_one(place):

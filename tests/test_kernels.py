@@ -3,14 +3,25 @@
 The sizes are drawn freely: a kernel is compiled for a tile shape, of which there are few, not for a layer's sizes.
 """
 
+import os
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinycnn import more_reference, reference
-from tinycnn.kernels import batch_norm, convolution, elementwise, vector, winograd
-from tinycnn.kernels.convolution import convolve, convolve_backward, convolve_weight_gradient
+from tinycnn.kernels import batch_norm, convolution, elementwise, pooling, vector, winograd
+from tinycnn.kernels import dense as dense_kernels
+from tinycnn.kernels.convolution import (
+    convolve,
+    convolve_backward,
+    convolve_input_gradient,
+    convolve_weight_gradient,
+)
 from tinycnn.kernels.dense import dense, dense_input_gradient, dense_weight_gradient
 from tinycnn.kernels.pooling import max_pool, max_pool_backward
 
@@ -106,6 +117,9 @@ def test_convolution_equals_reference(dtype, case, seed):
 @example(2, (13, 13), 33, 16, (0, 0), 0)
 @example(1, (3, 3), 16, 16, (0, 0), 0)
 @example(2, (3, 15), 17, 40, (3, 0), 0)
+@example(2, (10, 6), 17, 40, (0, 0), 0)  # dx is written where it is to stand
+@example(1, (14, 130), 17, 16, (2, 2), 0)  # rows of patches that come in two groups add up as well
+@example(1, (10, 122), 16, 16, (0, 0), 0)  # both
 def test_winograd_equals_reference(dtype, batch, size, channels, filters, padding, seed):
     """To 1e-12 in float64; in float32 to the rounding bound of the largest sum, for patches mix neighbouring pixels."""
     random = np.random.default_rng(seed)
@@ -115,14 +129,20 @@ def test_winograd_equals_reference(dtype, batch, size, channels, filters, paddin
     exact = reference.conv2d(*wide, (1, 1), padding)
     dy = random.normal(size=exact.shape).astype(dtype)
     exact_gradients = reference.conv2d_backward(dy.astype(np.float64), *wide[:2], (1, 1), padding)
-    magnitudes = [
-        reference.conv2d(*map(np.abs, wide), (1, 1), padding),
-        *reference.conv2d_backward(np.abs(dy).astype(np.float64), *map(np.abs, wide[:2]), (1, 1), padding),
-    ]
-    results = winograd.convolve(x, w, b, exact.shape[1:3], padding), *winograd.convolve_backward(x, dy, w, padding)
+    y_size = reference.conv2d(*map(np.abs, wide), (1, 1), padding)
+    dx_size, *sizes = reference.conv2d_backward(np.abs(dy).astype(np.float64), *map(np.abs, wide[:2]), (1, 1), padding)
+    magnitudes = y_size, dx_size, dx_size, *sizes
+    dx, dw, db = winograd.convolve_backward(x, dy, w, padding)
+    for alone, together in zip(winograd.convolve_backward(x, dy, None, padding)[1:], (dw, db), strict=True):
+        np.testing.assert_array_equal(alone, together)
+    flipped = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))
+    around = 2 - padding[0], 2 - padding[1]
+    dx_as_convolution = winograd.convolve(dy, flipped, np.zeros(channels, dtype), size, around)
+    results = winograd.convolve(x, w, b, exact.shape[1:3], padding), dx_as_convolution, dx, dw, db
     pixels = dy[..., 0].size
-    terms = 9 * channels, 9 * filters, pixels, pixels
-    for actual, wanted, count, magnitude in zip(results, (exact, *exact_gradients), terms, magnitudes, strict=True):
+    terms = 9 * channels, 9 * filters, 9 * filters, pixels, pixels
+    exact = exact, exact_gradients[0], *exact_gradients
+    for actual, wanted, count, magnitude in zip(results, exact, terms, magnitudes, strict=True):
         assert actual.dtype == dtype
         # Even a single product goes through two transformations there and two back, of six terms each.
         np.testing.assert_allclose(actual, wanted, rtol=0, atol=rounding_bound(count + 24, magnitude.max(), dtype))
@@ -136,6 +156,8 @@ def test_winograd_is_used_where_it_pays(random, monkeypatch):
     dy = random.normal(size=(17, 12, 10, 16))
     assert winograd.pays(x.shape, w.shape, (12, 10))
     results = convolve(x, w, b, (12, 10)), *convolve_backward(x, dy, w, (1, 1), (0, 0))
+    for alone, together in zip(convolve_weight_gradient(x, dy, (3, 3)), results[2:], strict=True):
+        np.testing.assert_array_equal(alone, together)
     monkeypatch.setattr(winograd, "pays", lambda *shapes: False)
     direct_results = convolve(x, w, b, (12, 10)), *convolve_backward(x, dy, w, (1, 1), (0, 0))
     for fast, direct in zip(results, direct_results, strict=True):
@@ -270,12 +292,90 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads):
         np.testing.assert_array_equal(a, b_)
 
 
+@pytest.mark.parametrize("side", [12, 13])  # 13: a row and a column left over by the pool
+def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
+    """Fresh memory is often zero by chance; here it is not."""
+    x, w, b = (random.normal(size=s) for s in ((3, side, side, 17), (3, 3, 17, 24), (24,)))
+    dy, few = random.normal(size=(3, side, side, 24)), random.normal(size=(3, 3, 17, 3))
+
+    def everything():
+        y, winners = max_pool(x, (2, 2), (2, 2))
+        return [
+            winograd.convolve(x, w, b, (side, side), (1, 1)),
+            *winograd.convolve_backward(x, dy, w, (1, 1)),
+            *convolve_backward(x, dy, w, (1, 1), (1, 1)),
+            convolve_input_gradient(dy[..., :3].copy(), few, (side, side), (1, 1), (1, 1)),
+            dense(x.reshape(3 * side, -1), x.reshape(-1, 17)[: 17 * side], b[:17]),
+            dense_input_gradient(dy.reshape(3 * side, -1), dy.reshape(-1, 24 * side)),
+            dense_weight_gradient(x.reshape(3 * side, -1), dy.reshape(3 * side, -1)),
+            y,
+            winners,
+            max_pool_backward(y, winners, x.shape, (2, 2), (2, 2)),
+            *elementwise.relu(x),
+        ]
+
+    def not_empty(shape, dtype):
+        return np.full(shape, 99 if dtype.kind == "u" else np.nan, dtype)
+
+    expected = everything()
+    for module in (convolution, dense_kernels, elementwise, pooling, winograd):
+        monkeypatch.setattr(module, "empty", not_empty)
+    for actual, wanted in zip(everything(), expected, strict=True):
+        np.testing.assert_array_equal(actual, wanted)
+        assert np.isfinite(actual).all()
+
+
+# For a tile of 13 × 32 numbers with AVX-512, 6 × 16 with AVX2: the largest, and rows of several kernel rows.
+COUNT_MULTIPLY_ADDS = """
+import numpy as np
+from tinycnn.kernels import convolution, dense, vector, winograd
+float32 = np.dtype(np.float32)
+P, L = vector.tile_shape(26, 64, float32)
+R, V = vector.tile_shape(12, 8, float32)
+S = vector.register_lanes(float32)
+small = *vector.tile_shape(8, 64, float32), *vector.tile_shape(10, 64, float32)
+for name, rows, task in (
+    ("convolution", P, convolution._convolve_task(P, L, float32)),
+    ("its weight gradient", P, convolution._weight_gradient_task(1, P, L, float32)),
+    ("over kernel rows", R, convolution._weight_gradient_task(3, R // 3, V, float32)),
+    ("narrow", 12, convolution._narrow_task(4, 3, V, float32)),
+    ("dense", P, dense._product_task(P, L, float32)),
+    ("its weight gradient", P, dense._weight_gradient_task(P, L, float32)),
+    ("patches", small[2], winograd._convolve_task(*small[2:], S, float32)),
+    ("their gradients", small[0] + small[2], winograd._backward_task(*small, S, float32)),
+):
+    print(name, task.inspect_llvm().count("@llvm.fma.v"), rows)
+"""
+
+
+@pytest.mark.parametrize("processor", [None, "haswell", "skylake-avx512"])
+def test_tiles_are_unrolled(tmp_path, processor):
+    """Each running sum has a multiply-add of its own in the code: in a loop they'd be in memory, not in registers."""
+    features = {"haswell": "+avx2,+fma", "skylake-avx512": "+avx512f,+avx512vl,+avx512bw,+avx512dq,+avx2,+fma"}
+    variables = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    if processor:
+        if platform.machine() != "x86_64":
+            pytest.skip("compiles for x86 only")
+        variables |= {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features[processor]}
+    printed = subprocess.run(
+        [sys.executable, "-c", COUNT_MULTIPLY_ADDS], capture_output=True, text=True, env=variables, check=True
+    ).stdout
+    for line in printed.splitlines():
+        _, count, rows = line.rsplit(" ", 2)
+        assert int(count) >= int(rows), printed
+
+
 def test_empty_batches():
     assert convolve(np.zeros((0, 5, 5, 2)), np.zeros((3, 3, 2, 4)), np.zeros(4), (3, 3)).shape == (0, 3, 3, 4)
     dw, db = convolve_weight_gradient(np.zeros((0, 5, 5, 2)), np.zeros((0, 3, 3, 4)), (3, 3))
     assert dw.shape == (3, 3, 2, 4)
     assert not dw.any()
     assert not db.any()
+    dx, dw, db = convolve_backward(
+        np.zeros((0, 5, 5, 2)), np.zeros((0, 3, 3, 4)), np.ones((3, 3, 2, 4)), (1, 1), (0, 0)
+    )
+    assert (dx.shape, dw.shape, db.shape) == ((0, 5, 5, 2), (3, 3, 2, 4), (4,))
+    assert dense_input_gradient(np.zeros((0, 2)), np.zeros((3, 2))).shape == (0, 3)
     assert dense(np.zeros((0, 3)), np.zeros((3, 2)), np.zeros(2)).shape == (0, 2)
     np.testing.assert_array_equal(dense_weight_gradient(np.zeros((0, 3)), np.zeros((0, 2))), np.zeros((3, 2)))
     assert max_pool(np.zeros((0, 4, 4, 1)), (2, 2), (2, 2))[0].shape == (0, 2, 2, 1)

@@ -33,6 +33,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import cfunc, config, njit, prange, types
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
@@ -49,8 +50,10 @@ _I64, _FLOAT = ir.IntType(64), np.dtype(np.float32)
 _SOURCES = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[:12]
 
 
-def task(*dtypes: np.dtype) -> Callable:
+def task(*dtypes: np.dtype, level: int = 3) -> Callable:
     """Decorator: compile `function(part, sizes, *pointers)`, with a pointer to each of the dtypes; cached on disk.
+
+    level: of LLVM's optimisations. Below 3 large tiles are not unrolled, and then they are not in registers.
 
     Numba's cache notices an edit only in the file that the function stands in, but a task also consists of intrinsics
     from other files. A digest of this folder in the function's name makes every edit recompile every task.
@@ -60,7 +63,8 @@ def task(*dtypes: np.dtype) -> Callable:
 
     def compile_it(function: Callable):
         function.__qualname__ += f"_{_SOURCES}"
-        return cached(lambda cache: cfunc(signature, cache=cache, error_model="numpy")(function))
+        with _optimised(level):
+            return cached(lambda cache: cfunc(signature, cache=cache, error_model="numpy")(function))
 
     return compile_it
 
@@ -69,28 +73,28 @@ def task(*dtypes: np.dtype) -> Callable:
 in_tasks = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
+@contextmanager
+def _optimised(level: int) -> Iterator[None]:
+    """What is compiled inside the with block is optimised at this level at most; nothing else is compiled meanwhile."""
+    with global_compiler_lock:
+        before = config.OPT
+        config.OPT = type(before)(min(before, level))
+        try:
+            yield
+        finally:
+            config.OPT = before
+
+
 def cached(compile_it: Callable[[bool], Compiled]) -> Compiled:
     """compile_it(True), with Numba's cache; or compile_it(False), if that has no place on the disk or is damaged."""
     try:
-        with _compiled_in_less_time():
-            return compile_it(True)
+        return compile_it(True)
     except NumbaError:  # a mistake in the function itself
         raise
     except Exception as error:  # a damaged file can make its reader raise nearly anything
         result = compile_it(False)
         _say_once(type(error).__name__)
         return result
-
-
-@contextmanager
-def _compiled_in_less_time() -> Iterator[None]:
-    """Level 2 of LLVM's optimisations: the tiles are written out by hand, and level 3 only takes a sixth longer."""
-    before = config.OPT
-    config.OPT = type(before)(min(before, 2))
-    try:
-        yield
-    finally:
-        config.OPT = before
 
 
 @functools.cache

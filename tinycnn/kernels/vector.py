@@ -193,10 +193,9 @@ def read_rows(typing_context, array, i, step, count, width, rows, lanes):
         count_, width_ = _known(count, count_), _known(width, width_)
         values = []
         for number in range(result.count):
-            if isinstance(count_, int):
-                width_here = width_ if number < count_ else 0
-            else:
-                inside = builder.icmp_signed(">", count_, ir.Constant(_I64, number))
+            width_here = width_
+            if not isinstance(count_, int) or count_ <= number:
+                inside = builder.icmp_signed(">", _value(count_), ir.Constant(_I64, number))
                 width_here = builder.select(inside, _value(width_), ir.Constant(_I64, 0))
             values.append(_read(context, builder, row, array_, i_, width_here))
             i_ = builder.add(i_, step_)
@@ -212,7 +211,7 @@ def write_rows(typing_context, array, i, step, count, width, rows):
     def code(context, builder, signature, arguments):
         array_, i_, step_, count_, width_, rows_ = arguments
         count_, width_ = _known(count, count_), _known(width, width_)
-        for number in range(rows.count if not isinstance(count_, int) else count_):
+        for number in range(rows.count):
             with builder.if_then(builder.icmp_signed(">", _value(count_), ir.Constant(_I64, number))):
                 _write(context, builder, rows.dtype, array_, i_, builder.extract_value(rows_, number), width_)
             i_ = builder.add(i_, step_)

@@ -47,6 +47,7 @@ from tinycnn.kernels.vector import (
     write_rows,
 )
 
+LEVEL = 2  # of optimisation: level 3 takes a fifth longer to compile and gains nothing, these tiles being small enough
 GROUP = 30  # patches that are transformed together: enough to fill tiles, few enough to stay in the cache
 ODD = 16  # numbers between 36 matrices that are used at once: they would compete for the same places in the cache
 
@@ -96,7 +97,7 @@ def convolve_backward(
     """
     C, O, S = x.shape[3], dy.shape[3], register_lanes(x.dtype)
     _, sizes, scratch_size = _plan(x.shape, dy.shape[1:], offset, S)
-    parts = min(PARTS, len(x))
+    parts = min(PARTS, len(x))  # of whole images: the patches of one overlap in dx
     dw = empty((3, 3, C, O), x.dtype)
     sums, db_parts = empty((parts, 36, C * O + ODD), x.dtype), empty((parts, O), x.dtype)
     # rows of dw fill tiles of 8 well: the usual numbers of channels are multiples of it
@@ -129,11 +130,11 @@ def _plan(x_shape, y_shape, offset, S) -> tuple[int, tuple[int, ...], int]:
     rows, columns = -(-out_h // 4), -(-out_w // 4)  # of patches in an image
     group = max(1, round(GROUP / columns))  # rows of patches
     room = group * columns + 16  # a tile may reach beyond the last patch
-    v_size, m_size, half_size = room * C + ODD, room * O + ODD, 36 * columns * S
+    v_size, m_size, half_size = room * C + ODD, room * O + ODD, 36 * columns * S  # forward needs 36 * S of the last
     z_h, z_w = 4 * rows + 2, 4 * columns + 2
     as_it_is = offset == (0, 0) and z_h <= H and z_w <= W
     z_size = 0 if as_it_is else z_h * z_w * C
-    scratch_size = 36 * (v_size + m_size) + half_size + 2 * z_size
+    scratch_size = 36 * (v_size + m_size) + half_size + 2 * z_size  # the second z is backward's dz
     sizes = (N, H, W, C, out_h, out_w, O, *offset, rows, columns, group, v_size, m_size, z_w, z_size, scratch_size)
     return N * rows // group, sizes, scratch_size
 
@@ -234,7 +235,7 @@ def _A_transposed(m, constant):
 def _weights_task(S: int, dtype: np.dtype):
     """U = G w Gᵀ, for S pairs of channels at once."""
 
-    @task(dtype, dtype)
+    @task(dtype, dtype, level=LEVEL)
     def transform_weights(part, sizes, w, u):
         (size,) = numbers(sizes, 1)
         step = size + ODD
@@ -310,7 +311,7 @@ def _products(scratch, v, v_size, patches, K, u, O, m, m_size, P, L):
 
 @cache
 def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
-    @task(dtype, dtype, dtype, dtype, dtype)
+    @task(dtype, dtype, dtype, dtype, dtype, level=LEVEL)
     def convolve_patches(part, sizes, x, u, b, y, scratch):
         (
             parts, N, _, _, C, out_h, out_w, O, _, _,
@@ -320,7 +321,7 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
         m = v + 36 * v_size
         half = m + 36 * m_size
         z_start = half + 36 * columns * S
-        clear_numbers(scratch, v, 36 * v_size)
+        clear_numbers(scratch, v, 36 * v_size)  # beyond the patches stands anything, and subnormal numbers are slow
         clear_numbers(scratch, z_start, z_size)
         last = (part + 1) * N * patch_rows // parts
         for first in range(part * N * patch_rows // parts, last, group):
@@ -353,7 +354,7 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
 def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtype):
     """dx, and for each part the sums over its patches of Vᵀ[t] · E[t] and of dy."""
 
-    @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype)
+    @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype, level=LEVEL)
     def backward_patches(part, sizes, x, dy, u, dx, sums, db, scratch):
         (
             parts, N, _, _, C, _, _, O, _, _,
@@ -364,7 +365,7 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
         half = e + 36 * e_size
         z_start = half + 36 * columns * S
         dz_start = z_start + z_size
-        clear_numbers(scratch, e, 36 * e_size)
+        clear_numbers(scratch, e, 36 * e_size)  # as V in forward
         clear_numbers(scratch, z_start, z_size)
         clear_numbers(sums, part * 36 * (C * O + ODD), 36 * (C * O + ODD))
         clear_numbers(db, part * O, O)
@@ -470,7 +471,7 @@ def _sums(a, b):
 def _backward_end_task(S: int, dtype: np.dtype):
     """dw = Gᵀ (the sums of all parts) G, for S pairs of channels at once. It uses the first part's place for sums."""
 
-    @task(dtype, dtype)
+    @task(dtype, dtype, level=LEVEL)
     def backward_end(part, sizes, sums, dw):
         parts, size = numbers(sizes, 2)
         step, blocks = size + ODD, (size + S - 1) // S
