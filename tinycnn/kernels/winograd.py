@@ -66,6 +66,7 @@ def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[
         (kernel_h, kernel_w) == (3, 3)
         and N * patches >= 60
         and min(C, O) >= 16
+        and C * O >= 512
         and 16 * patches <= 1.6 * output_size[0] * output_size[1]
         and H * W * C <= 1 << 16
     )
