@@ -9,7 +9,7 @@ What this file is not: it takes no time itself; `scripts/benchmark.py` does.
 
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from itertools import cycle
 
 import numpy as np
@@ -169,13 +169,8 @@ def epoch_data(images: int) -> tuple[np.ndarray, np.ndarray]:
 
 def kernels() -> dict[str, Callable[..., list[float]]]:
     """GFLOP/s of the convolution's directions, each (rounds, shape) -> one figure a round; and of the bare machine."""
-    return {
-        "peak": peak_rates,
-        "forward": lambda rounds, shape: _convolution_rates(rounds, shape, "forward"),
-        "dw": lambda rounds, shape: _convolution_rates(rounds, shape, "dw"),
-        "dx": lambda rounds, shape: _convolution_rates(rounds, shape, "dx"),
-        "backward": lambda rounds, shape: _convolution_rates(rounds, shape, "backward"),
-    }
+    directions = "forward", "dw", "dx", "backward"
+    return {"peak": peak_rates, **{d: partial(_convolution_rates, direction=d) for d in directions}}
 
 
 def matrix_product() -> dict[str, Callable[..., list[float]]]:

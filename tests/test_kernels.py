@@ -325,24 +325,24 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
         assert np.isfinite(actual).all()
 
 
-# For a tile of 13 × 32 numbers with AVX-512, 6 × 16 with AVX2: the largest, and rows of several kernel rows.
+# Tiles of every kind of task, the first the largest: 13 × 32 numbers with AVX-512, 6 × 16 with AVX2.
 COUNT_MULTIPLY_ADDS = """
 import numpy as np
 from tinycnn.kernels import convolution, dense, vector, winograd
 float32 = np.dtype(np.float32)
 P, L = vector.tile_shape(26, 64, float32)
-R, V = vector.tile_shape(12, 8, float32)
+R, narrow = vector.tile_shape(12, 8, float32)
 S = vector.register_lanes(float32)
-small = *vector.tile_shape(8, 64, float32), *vector.tile_shape(10, 64, float32)
+dw, dx = vector.tile_shape(8, 64, float32), vector.tile_shape(10, 64, float32)
 for name, rows, task in (
     ("convolution", P, convolution._convolve_task(P, L, float32)),
     ("its weight gradient", P, convolution._weight_gradient_task(1, P, L, float32)),
-    ("over kernel rows", R, convolution._weight_gradient_task(3, R // 3, V, float32)),
-    ("narrow", 12, convolution._narrow_task(4, 3, V, float32)),
+    ("over kernel rows", R, convolution._weight_gradient_task(3, R // 3, narrow, float32)),
+    ("narrow", 12, convolution._narrow_task(4, 3, narrow, float32)),
     ("dense", P, dense._product_task(P, L, float32)),
     ("its weight gradient", P, dense._weight_gradient_task(P, L, float32)),
-    ("patches", small[2], winograd._convolve_task(*small[2:], S, float32)),
-    ("their gradients", small[0] + small[2], winograd._backward_task(*small, S, float32)),
+    ("patches", dx[0], winograd._convolve_task(*dx, S, float32)),
+    ("their gradients", dw[0] + dx[0], winograd._backward_task(*dw, *dx, S, float32)),
 ):
     print(name, task.inspect_llvm().count("@llvm.fma.v"), rows)
 """
@@ -360,6 +360,7 @@ def test_tiles_are_unrolled(tmp_path, processor):
     printed = subprocess.run(
         [sys.executable, "-c", COUNT_MULTIPLY_ADDS], capture_output=True, text=True, env=variables, check=True
     ).stdout
+    assert len(printed.splitlines()) == 8
     for line in printed.splitlines():
         _, count, rows = line.rsplit(" ", 2)
         assert int(count) >= int(rows), printed

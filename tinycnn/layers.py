@@ -2,7 +2,7 @@
 
 Every layer has two methods that do all the work:
 
-    forward(x, training=False) -> y        training=True also remembers what backward needs (never a copy of x)
+    forward(x, training=False) -> y        training=True also remembers what backward needs (x itself, where it needs x)
     backward(dy) -> dx                     the gradient by its input; overwrites the gradients of its parameters
 
 A layer learns its input shape, its dtype and its random start from the model (`build`). The formulas and where they

@@ -93,9 +93,9 @@ def _max_pool_backward_task(L: int, pool_h: int, pool_w: int, overlap: bool, dty
     @task(dtype, winner_dtype, dtype)
     def max_pool_backward(part, sizes, dy, winners, dx):
         parts, N, H, W, C, out_h, out_w, stride_h, stride_w = numbers(sizes, 9)
-        side_by_side = out_h * pool_h == H and out_w * pool_w == W  # then every cell of dx is written below
+        all_are_written = not overlap and out_h * pool_h == H and out_w * pool_w == W
         for n in range(part * N // parts, (part + 1) * N // parts):
-            if overlap or not side_by_side:
+            if not all_are_written:
                 clear_numbers(dx, n * H * W * C, H * W * C)
             for i in range(out_h):
                 for j in range(out_w):

@@ -194,7 +194,7 @@ def read_rows(typing_context, array, i, step, count, width, rows, lanes):
         values = []
         for number in range(result.count):
             width_here = width_
-            if not isinstance(count_, int) or count_ <= number:
+            if not isinstance(count_, int) or count_ <= number:  # else this row is known to be there
                 inside = builder.icmp_signed(">", _value(count_), ir.Constant(_I64, number))
                 width_here = builder.select(inside, _value(width_), ir.Constant(_I64, 0))
             values.append(_read(context, builder, row, array_, i_, width_here))
@@ -346,6 +346,7 @@ def _known(kind: types.Type, value_):
 
 
 def _value(number):
+    """What `_known` returned, as a value in LLVM again."""
     return ir.Constant(_I64, number) if isinstance(number, int) else number
 
 
