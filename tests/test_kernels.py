@@ -59,6 +59,7 @@ def convolutions(draw):
 WHOLE_IMAGE = ((3, 4, 7, 3), (4, 7), 17, (1, 1), (0, 0))
 LEFT_OVER_ROWS = ((2, 8, 9, 2), (3, 3), 8, (3, 2), (0, 0))
 FIRST_LAYER = ((9, 28, 28, 1), (5, 5), 16, (1, 1), (0, 0))
+MANY_CHANNELS = ((2, 12, 13, 33), (5, 5), 65, (1, 1), (2, 1))  # w and the rows of z and dy are taken in pieces
 WIDE_PADDING = ((2, 2, 3, 2), (1, 2), 3, (1, 2), (3, 2))
 
 
@@ -80,6 +81,7 @@ def assert_within(actual, exact, terms, magnitude):
 @example(LEFT_OVER_ROWS, 0)
 @example(FIRST_LAYER, 0)
 @example(WIDE_PADDING, 0)
+@example(MANY_CHANNELS, 0)
 def test_convolution_equals_reference(dtype, case, seed):
     """Forward and both backwards, to 1e-12 in float64 and to the rounding bound in both."""
     shape, kernel, filters, stride, padding = case

@@ -29,7 +29,7 @@ from math import prod
 import numpy as np
 
 from tinycnn.kernels import winograd
-from tinycnn.kernels.memory import copy, empty
+from tinycnn.kernels.memory import NEAR, copy, empty, in_columns
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, parts_for, run, task
 from tinycnn.kernels.vector import (
     clear_numbers,
@@ -66,11 +66,13 @@ def convolve(
         return convolve(x, _for_pairs(w, stride[1]), np.tile(b, 2), *pairs, offset).reshape(len(x), *output_size, -1)
     y = empty((len(x), *output_size, w.shape[3]), x.dtype)
     if y.size:
-        kernel, narrow, parts, scratch_shape, sizes = _plan(
+        kernel, narrow, columns, parts, scratch_shape, sizes = _plan(
             x.shape, w.shape, x.dtype, output_size, stride, offset, spread
         )
         if narrow:
             w = copy(w.transpose(3, 0, 1, 2))
+        elif columns:
+            w = in_columns(w.reshape(-1, w.shape[3]), columns)
         run(kernel, parts, sizes, x, w, b, y, empty(scratch_shape, x.dtype))
     return y
 
@@ -87,7 +89,10 @@ def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
     z_size = _input_size(output_size, w_shape[:2], stride)
     scratch_shape = _scratch_shape(x_shape, z_size, parts, offset, spread)
     sizes = (parts, *x_shape, *w_shape[:2], *output_size, out_channels)
-    return kernel, narrow, parts, scratch_shape, (*sizes, *z_size, *stride, *offset, *spread, prod(scratch_shape))
+    # Every tile meets the same L columns of w: where they don't stay near, they are to stand side by side.
+    columns = L if not narrow and out_channels > L and prod(w_shape) * dtype.itemsize > NEAR else 0
+    sizes = (*sizes, *z_size, *stride, *offset, *spread, prod(scratch_shape), columns)
+    return kernel, narrow, columns, parts, scratch_shape, sizes
 
 
 def _is_narrow(w_shape: tuple[int, ...], L: int) -> bool:
@@ -127,7 +132,7 @@ def convolve_backward(
     x (N, H, W, C), dy (N, out_h, out_w, O), w (kh, kw, C, O), contiguous and of one dtype
     -> dx (N, H, W, C), dw (kh, kw, C, O), db (O,).
     """
-    if stride == (1, 1) and winograd.pays(x.shape, w.shape, dy.shape[1:3]):
+    if stride == (1, 1) and winograd.backward_pays(x.shape, w.shape, dy.shape[1:3]):
         return winograd.convolve_backward(x, dy, w, padding)
     dw, db = convolve_weight_gradient(x, dy, w.shape[:2], stride, padding)
     return convolve_input_gradient(dy, w, x.shape[1:3], stride, padding), dw, db
@@ -160,7 +165,7 @@ def convolve_weight_gradient(
     """
     kernel_h, kernel_w = kernel_size
     channels, out_channels = x.shape[3], dy.shape[3]
-    if stride == (1, 1) and winograd.pays(x.shape, (*kernel_size, channels, out_channels), dy.shape[1:3]):
+    if stride == (1, 1) and winograd.backward_pays(x.shape, (*kernel_size, channels, out_channels), dy.shape[1:3]):
         return winograd.convolve_backward(x, dy, None, offset)[1:]
     if dy.size and _pairs_pay(dy.shape[2], (*kernel_size, channels, out_channels), stride[1], x.dtype):
         dy_pairs = dy.reshape(*dy.shape[:2], dy.shape[2] // 2, 2 * out_channels)
@@ -180,7 +185,11 @@ def convolve_weight_gradient(
     db_parts = empty((parts, A * R, out_channels), x.dtype)
     z_size = _input_size(dy.shape[1:3], kernel_size, stride)
     scratch = empty(_scratch_shape(x.shape, z_size, parts, offset, (1, 1)), x.dtype)
-    sizes = (parts, *x.shape, *kernel_size, *dy.shape[1:], *z_size, *stride, *offset, scratch.size)
+    # Tile after tile meets the same rows of z and dy, so only as many at a time as stay near; but not fewer than 32
+    # pixels, or the tile would mostly be fetched and put back.
+    row_bytes = (stride[0] * z_size[1] * channels + dy.shape[2] * out_channels) * x.itemsize
+    rows = max(1, NEAR // row_bytes, 32 // dy.shape[2])
+    sizes = (parts, *x.shape, *kernel_size, *dy.shape[1:], *z_size, *stride, *offset, scratch.size, rows)
     run(_weight_gradient_task(A, R, L, x.dtype), parts, sizes, x, dy, dw_parts, db_parts, scratch)
     return dw_parts.sum(axis=0, out=dw), db_parts.sum(axis=(0, 1))
 
@@ -229,8 +238,8 @@ def _convolve_task(P: int, L: int, dtype: np.dtype):
     def convolve_tiles(part, sizes, x, w, b, y, scratch):
         (
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
-            z_h, z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size,
-        ) = numbers(sizes, 19)  # fmt: skip
+            z_h, z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size, columns,
+        ) = numbers(sizes, 20)  # fmt: skip
         K, step = kernel_w * C, stride_w * C
         acc = tile(P, L, x)
         z, start, row = x, 0, W * C
@@ -252,6 +261,7 @@ def _convolve_task(P: int, L: int, dtype: np.dtype):
                 start = n * H * row
             for o in range(0, O, L):
                 width = min(L, O - o)
+                w_start, w_step = (o * kernel_h * K, L) if columns else (o, O)
                 for i in range(i_first, i_last):
                     for tile_j in range(0, out_w, P):
                         j = min(tile_j, out_w - P)  # the last tile may repeat pixels of the one before it
@@ -265,7 +275,7 @@ def _convolve_task(P: int, L: int, dtype: np.dtype):
                                 continue
                             here = start + z_i * row + j * step
                             for k in range(K):
-                                w_row = read(w, (a * K + k) * O + o, width, L)
+                                w_row = read(w, w_start + (a * K + k) * w_step, width, L)
                                 for p in range(P):
                                     acc[p] = multiply_add(z[here + p * step + k], w_row, acc[p])
                         for p in range(P):
@@ -323,15 +333,15 @@ def _narrow_task(P: int, O: int, L: int, dtype: np.dtype):
 
 @cache
 def _weight_gradient_task(A: int, R: int, L: int, dtype: np.dtype):
-    """The same tile the other way round: A × R rows of dw × L output channels, summed over the pixels of an image."""
+    """The same tile the other way round: A × R rows of dw × L output channels, summed over pixels."""
     P = A * R
 
     @task(dtype, dtype, dtype, dtype, dtype)
     def weight_gradient_tiles(part, sizes, x, dy, dw, db, scratch):
         (
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
-            z_h, z_w, stride_h, stride_w, offset_h, offset_w, scratch_size,
-        ) = numbers(sizes, 17)  # fmt: skip
+            z_h, z_w, stride_h, stride_w, offset_h, offset_w, scratch_size, rows,
+        ) = numbers(sizes, 18)  # fmt: skip
         K, step, pixels = kernel_w * C, stride_w * C, out_h * out_w
         acc = tile(P, L, x)
         z, start, row = x, 0, W * C
@@ -347,25 +357,29 @@ def _weight_gradient_task(A: int, R: int, L: int, dtype: np.dtype):
                 _set_inside_zeros(x, n * H * W * C, z, start, (0, z_h), (H, W, C), z_w, (offset_h, offset_w), (1, 1))
             else:
                 start = n * H * row
+            for i_first in range(0, out_h, rows):
+                i_last = min(out_h, i_first + rows)
+                for o in range(0, O, L):
+                    width = min(L, O - o)
+                    for tile_a in range(0, kernel_h, A):
+                        a = min(tile_a, kernel_h - A)
+                        for tile_k in range(0, K, R):
+                            k = min(tile_k, K - R)
+                            for p in range(P):
+                                acc[p] = read(dw, dw_start + ((a + p // R) * K + k + p % R) * O + o, width, L)
+                            for i in range(i_first, i_last):
+                                here = start + (i * stride_h + a) * row + k
+                                for j in range(out_w):
+                                    dy_row = read(dy, (n * pixels + i * out_w + j) * O + o, width, L)
+                                    for p in range(P):
+                                        acc[p] = multiply_add(z[here + j * step + p // R * row + p % R], dy_row, acc[p])
+                            for p in range(P):
+                                # The rows before were already summed by the tile before.
+                                if a + p // R >= tile_a and k + p % R >= tile_k:
+                                    write(dw, dw_start + ((a + p // R) * K + k + p % R) * O + o, acc[p], width)
+            # The bias gradient in P sums side by side: one alone would wait for each of its additions.
             for o in range(0, O, L):
                 width = min(L, O - o)
-                for tile_a in range(0, kernel_h, A):
-                    a = min(tile_a, kernel_h - A)
-                    for tile_k in range(0, K, R):
-                        k = min(tile_k, K - R)
-                        for p in range(P):
-                            acc[p] = read(dw, dw_start + ((a + p // R) * K + k + p % R) * O + o, width, L)
-                        for i in range(out_h):
-                            here = start + (i * stride_h + a) * row + k
-                            for j in range(out_w):
-                                dy_row = read(dy, (n * pixels + i * out_w + j) * O + o, width, L)
-                                for p in range(P):
-                                    acc[p] = multiply_add(z[here + j * step + p // R * row + p % R], dy_row, acc[p])
-                        for p in range(P):
-                            # The rows before were already summed by the tile before.
-                            if a + p // R >= tile_a and k + p % R >= tile_k:
-                                write(dw, dw_start + ((a + p // R) * K + k + p % R) * O + o, acc[p], width)
-                # The bias gradient in P sums side by side: one alone would wait for each of its additions.
                 for p in range(P):
                     acc[p] = read(db, db_start + p * O + o, width, L)
                 for pixel in range(0, pixels, P):
