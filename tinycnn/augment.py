@@ -121,8 +121,9 @@ def random_shift(images: np.ndarray, pixels: int, generator: np.random.Generator
     images (N, H, W) or (N, H, W, C), any dtype -> the same shape and dtype, a new array.
     """
     height, width = images.shape[1:3]
-    around = ((0, 0), (pixels, pixels), (pixels, pixels)) + ((0, 0),) * (images.ndim - 3)
-    windows = sliding_window_view(np.pad(images, around), (height, width), axis=(1, 2))
+    padded = np.zeros((len(images), height + 2 * pixels, width + 2 * pixels, *images.shape[3:]), images.dtype)
+    padded[:, pixels : pixels + height, pixels : pixels + width] = images
+    windows = sliding_window_view(padded, (height, width), axis=(1, 2))
     top, left = generator.integers(0, 2 * pixels + 1, size=(2, len(images)))
     shifted = windows[np.arange(len(images)), top, left]  # (N, H, W), with colours (N, C, H, W)
     return shifted if images.ndim == 3 else np.ascontiguousarray(np.moveaxis(shifted, 1, 3))

@@ -3,6 +3,7 @@
 What this file is not: it knows no options; each script has its own.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -27,6 +28,8 @@ def run(main: Callable[[], int], to_the_end: bool = False) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell reports of any program that was ended by Ctrl-C
+    finally:
+        gc.freeze()  # or Python would end by looking for garbage in all that Numba has loaded, for a quarter of a second
 
 
 def _prepare_matplotlib() -> None:
