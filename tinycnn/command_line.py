@@ -29,7 +29,7 @@ def run(main: Callable[[], int], to_the_end: bool = False) -> None:
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell reports of any program that was ended by Ctrl-C
     finally:
-        gc.freeze()  # or Python would end by looking for garbage in all that Numba has loaded, for a quarter of a second
+        gc.freeze()  # or Python would end with a quarter of a second's search for garbage in all that Numba has loaded
 
 
 def _prepare_matplotlib() -> None:

@@ -34,8 +34,9 @@ class SoftmaxCrossEntropy:
         logits = np.asarray(logits)
         if logits.ndim != 2 or not logits.size:
             raise ValueError(f"SoftmaxCrossEntropy: got logits of shape {logits.shape}, needs (N, classes), not empty")
-        targets = (1 - self.label_smoothing) * _targets(np.asarray(labels), logits)
-        targets += self.label_smoothing / logits.shape[1]
+        targets = _targets(np.asarray(labels), logits)
+        if self.label_smoothing:
+            targets = (1 - self.label_smoothing) * targets + self.label_smoothing / logits.shape[1]
         best = np.arange(len(logits)), logits.argmax(axis=1)
         shifted = logits - logits[best][:, None]
         e = np.exp(shifted)
@@ -45,7 +46,7 @@ class SoftmaxCrossEntropy:
         # log p = shifted − log Σ e^shifted, never the log of a p that has rounded to 0 or to 1. A target of 0 counts as
         # 0 even where log p is −∞.
         log_p = shifted - np.log1p(others)
-        terms = np.multiply(targets, log_p, out=np.zeros_like(log_p), where=targets != 0)
+        terms = np.multiply(targets, log_p, out=np.zeros(log_p.shape, log_p.dtype), where=targets != 0)
         self._dlogits = (e / (1 + others) - targets) / logits.dtype.type(len(logits))
         return 0.0 - float(terms.sum(dtype=np.float64)) / len(logits)
 
@@ -63,7 +64,7 @@ def _targets(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
         if not np.all((labels >= 0) & (labels <= 1)) or not np.allclose(labels.sum(axis=1), 1, atol=1e-3):
             raise ValueError("SoftmaxCrossEntropy: rows of label probabilities must be in 0 … 1 and sum to 1")
         return labels.astype(logits.dtype)
-    if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise ValueError(
             f"SoftmaxCrossEntropy: got labels of shape {labels.shape} and type {labels.dtype} for logits of shape "
             f"{logits.shape}; needs {n} integers, or probabilities of shape {logits.shape}"
@@ -71,6 +72,6 @@ def _targets(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
     if labels.min() < 0 or labels.max() >= classes:
         wrong = labels[(labels < 0) | (labels >= classes)][0]
         raise ValueError(f"SoftmaxCrossEntropy: label {wrong} is outside 0 … {classes - 1}")
-    targets = np.zeros_like(logits)
+    targets = np.zeros(logits.shape, logits.dtype)
     targets[np.arange(n), labels] = 1
     return targets

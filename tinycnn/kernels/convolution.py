@@ -85,12 +85,13 @@ def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
     narrow = _is_narrow(w_shape, L)
     kernel = _narrow_task(max(1, P // out_channels), out_channels, L, dtype) if narrow else _convolve_task(P, L, dtype)
     rows = x_shape[0] * output_size[0]
-    parts = parts_for(rows, rows * output_size[1] * prod(w_shape))
+    pixels = rows * output_size[1]
+    parts = parts_for(rows, pixels * prod(w_shape))
     z_size = _input_size(output_size, w_shape[:2], stride)
     scratch_shape = _scratch_shape(x_shape, z_size, parts, offset, spread)
     sizes = (parts, *x_shape, *w_shape[:2], *output_size, out_channels)
-    # Every tile meets the same L columns of w: where they don't stay near, they are to stand side by side.
-    columns = L if not narrow and out_channels > L and prod(w_shape) * dtype.itemsize > NEAR else 0
+    # Tile after tile meets the same L columns of w: where they don't stay near, they are to stand side by side.
+    columns = L if not narrow and out_channels > L and prod(w_shape) * dtype.itemsize > NEAR and pixels > 500 else 0
     sizes = (*sizes, *z_size, *stride, *offset, *spread, prod(scratch_shape), columns)
     return kernel, narrow, columns, parts, scratch_shape, sizes
 

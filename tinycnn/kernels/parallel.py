@@ -22,6 +22,7 @@ was forked off after a `run` can't call it, except with NUMBA_THREADING_LAYER=wo
 """
 
 import functools
+import gc
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
@@ -77,12 +78,15 @@ in_tasks = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
 def _optimised(level: int) -> Iterator[None]:
     """What is compiled inside the with block is optimised at this level at most; nothing else is compiled meanwhile."""
     with global_compiler_lock:
-        before = config.OPT
+        before, collecting = config.OPT, gc.isenabled()
         config.OPT = type(before)(min(before, level))
+        gc.disable()  # the compiler makes a million objects, but next to no garbage
         try:
             yield
         finally:
             config.OPT = before
+            if collecting:
+                gc.enable()
 
 
 def cached(compile_it: Callable[[bool], Compiled]) -> Compiled:
@@ -108,7 +112,7 @@ def _say_once(why: str) -> None:
 
 def parts_for(pieces: int, operations: int) -> int:
     """How many parts to make of work that can be cut into so many pieces: one if it is too small to share out."""
-    return 1 if operations < WORTH_SHARING else min(PARTS, pieces)
+    return max(1, min(PARTS, pieces, operations // WORTH_SHARING))
 
 
 def run(kernel, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None:
@@ -117,9 +121,15 @@ def run(kernel, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None
     The arrays must be contiguous and of the dtypes that the kernel, a compiled task, takes.
     """
     # Only their addresses count: one type for all spares compiling `_call_in_parallel` again for every mixture.
-    memory = [a.ravel() if a.dtype == _FLOAT else np.frombuffer(a, _FLOAT, count=0) for a in arrays]
+    memory = [a.ravel() if a.dtype == _FLOAT else a.ravel()[:0].view(_FLOAT) for a in arrays]
     unused = memory[:1] * (MOST_ARRAYS - len(arrays))
-    _in_parallel()(kernel.address, parts, np.array((0, *sizes), np.int64), *memory, *unused)
+    _in_parallel()(kernel.address, parts, _counter_and(sizes).copy(), *memory, *unused)
+
+
+@functools.lru_cache(maxsize=1000)
+def _counter_and(sizes: tuple[int, ...]) -> np.ndarray:
+    """Kept, because to make it takes longer than to copy it: it is needed at every call."""
+    return np.array((0, *sizes), np.int64)
 
 
 @intrinsic(prefer_literal=True)
