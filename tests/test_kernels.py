@@ -59,7 +59,7 @@ def convolutions(draw):
 WHOLE_IMAGE = ((3, 4, 7, 3), (4, 7), 17, (1, 1), (0, 0))
 LEFT_OVER_ROWS = ((2, 8, 9, 2), (3, 3), 8, (3, 2), (0, 0))
 FIRST_LAYER = ((9, 28, 28, 1), (5, 5), 16, (1, 1), (0, 0))
-MANY_CHANNELS = ((2, 12, 13, 33), (5, 5), 65, (1, 1), (2, 1))  # w and the rows of z and dy are taken in pieces
+MANY_CHANNELS = ((5, 12, 13, 33), (5, 5), 65, (1, 1), (2, 1))  # w and the rows of z and dy are taken in pieces
 WIDE_PADDING = ((2, 2, 3, 2), (1, 2), 3, (1, 2), (3, 2))
 
 
