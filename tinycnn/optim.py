@@ -78,6 +78,6 @@ class Adam:
 
     def step(self) -> None:
         self.t += 1
-        rates = float(self.learning_rate), self.beta1, self.beta2, self.epsilon, self.weight_decay
+        rates = self.learning_rate, self.beta1, self.beta2, self.epsilon, self.weight_decay
         for p, m, v in zip(self.parameters, self.means, self.squares, strict=True):
             elementwise.adam(p.value, p.grad, m, v, *rates, self.t)
