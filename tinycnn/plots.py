@@ -41,6 +41,7 @@ def learning_curves(history: list[dict]) -> Figure:
     right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     right.set_xlim(0.5, len(epochs) + 0.5)
     right.set_ylim(0, None)
+    right.yaxis.set_major_formatter("{x:g}")
     right.grid(alpha=0.3)
     return figure
 

@@ -29,7 +29,7 @@ from math import prod
 import numpy as np
 
 from tinycnn.kernels import winograd
-from tinycnn.kernels.memory import NEAR, copy, empty, in_columns
+from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, parts_for, run, task
 from tinycnn.kernels.vector import (
     clear_numbers,
@@ -42,6 +42,8 @@ from tinycnn.kernels.vector import (
     tile_time,
     write,
 )
+
+NEAR = 24 << 10  # bytes that stay in a core's nearest cache (32 to 64 KiB), beside what else a loop needs
 
 
 def convolve(
@@ -72,7 +74,7 @@ def convolve(
         if narrow:
             w = copy(w.transpose(3, 0, 1, 2))
         elif columns:
-            w = in_columns(w.reshape(-1, w.shape[3]), columns)
+            w = _in_columns(w, columns)
         run(kernel, parts, sizes, x, w, b, y, empty(scratch_shape, x.dtype))
     return y
 
@@ -90,10 +92,22 @@ def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
     z_size = _input_size(output_size, w_shape[:2], stride)
     scratch_shape = _scratch_shape(x_shape, z_size, parts, offset, spread)
     sizes = (parts, *x_shape, *w_shape[:2], *output_size, out_channels)
-    # Tile after tile meets the same L columns of w: where they don't stay near, they are to stand side by side.
-    columns = L if not narrow and out_channels > L and prod(w_shape) * dtype.itemsize > NEAR and pixels > 500 else 0
+    # Tile after tile meets the same L columns of w. If it is large, and there are pixels enough, moving them pays.
+    large = not narrow and out_channels > L and prod(w_shape) * dtype.itemsize > NEAR
+    columns = L if large and pixels > 500 else 0
     sizes = (*sizes, *z_size, *stride, *offset, *spread, prod(scratch_shape), columns)
     return kernel, narrow, columns, parts, scratch_shape, sizes
+
+
+def _in_columns(w: np.ndarray, L: int) -> np.ndarray:
+    """w (kh, kw, C, O) -> (groups, kh · kw · C, L): L output channels in a group, whose rows follow each other.
+
+    In w they are O numbers apart, and where that is a power of two they compete for the same places in a CPU's cache.
+    """
+    rows, out_channels = prod(w.shape[:3]), w.shape[3]
+    result = np.zeros((rows, -(-out_channels // L) * L), w.dtype)
+    result[:, :out_channels] = w.reshape(rows, out_channels)
+    return copy(result.reshape(rows, -1, L).transpose(1, 0, 2))
 
 
 def _is_narrow(w_shape: tuple[int, ...], L: int) -> bool:
@@ -133,7 +147,7 @@ def convolve_backward(
     x (N, H, W, C), dy (N, out_h, out_w, O), w (kh, kw, C, O), contiguous and of one dtype
     -> dx (N, H, W, C), dw (kh, kw, C, O), db (O,).
     """
-    if stride == (1, 1) and winograd.backward_pays(x.shape, w.shape, dy.shape[1:3]):
+    if stride == (1, 1) and winograd.pays(x.shape, w.shape, dy.shape[1:3]):
         return winograd.convolve_backward(x, dy, w, padding)
     dw, db = convolve_weight_gradient(x, dy, w.shape[:2], stride, padding)
     return convolve_input_gradient(dy, w, x.shape[1:3], stride, padding), dw, db
@@ -166,7 +180,7 @@ def convolve_weight_gradient(
     """
     kernel_h, kernel_w = kernel_size
     channels, out_channels = x.shape[3], dy.shape[3]
-    if stride == (1, 1) and winograd.backward_pays(x.shape, (*kernel_size, channels, out_channels), dy.shape[1:3]):
+    if stride == (1, 1) and winograd.pays(x.shape, (*kernel_size, channels, out_channels), dy.shape[1:3]):
         return winograd.convolve_backward(x, dy, None, offset)[1:]
     if dy.size and _pairs_pay(dy.shape[2], (*kernel_size, channels, out_channels), stride[1], x.dtype):
         dy_pairs = dy.reshape(*dy.shape[:2], dy.shape[2] // 2, 2 * out_channels)
@@ -186,10 +200,10 @@ def convolve_weight_gradient(
     db_parts = empty((parts, A * R, out_channels), x.dtype)
     z_size = _input_size(dy.shape[1:3], kernel_size, stride)
     scratch = empty(_scratch_shape(x.shape, z_size, parts, offset, (1, 1)), x.dtype)
-    # Tile after tile meets the same rows of z and dy, so only as many at a time as stay near; but not fewer than 32
-    # pixels, or the tile would mostly be fetched and put back.
+    # Tile after tile meets the same rows of z and dy, so only as many at a time as stay near; but at least 32 pixels,
+    # or the tile would mostly be fetched and put back.
     row_bytes = (stride[0] * z_size[1] * channels + dy.shape[2] * out_channels) * x.itemsize
-    rows = max(1, NEAR // row_bytes, 32 // dy.shape[2])
+    rows = max(NEAR // row_bytes, -(-32 // dy.shape[2]))
     sizes = (parts, *x.shape, *kernel_size, *dy.shape[1:], *z_size, *stride, *offset, scratch.size, rows)
     run(_weight_gradient_task(A, R, L, x.dtype), parts, sizes, x, dy, dw_parts, db_parts, scratch)
     return dw_parts.sum(axis=0, out=dw), db_parts.sum(axis=(0, 1))

@@ -4,7 +4,7 @@ Each formula stands where it is used (`tinycnn/layers.py`, `tinycnn/optim.py`). 
 through the memory once for every operation in them, on one core and with a new array each time.
 """
 
-from functools import cache, lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -39,16 +39,9 @@ def sgd(value, grad, velocity, learning_rate: float, momentum: float, nesterov: 
 
 def adam(value, grad, mean, square, learning_rate, beta1, beta2, epsilon, weight_decay, t: int) -> None:
     """Step t of `tinycnn.optim.Adam` on one parameter: changes value, mean and square in place."""
-    rates = _adam_rates(learning_rate, beta1, beta2, epsilon, weight_decay, t, value.dtype)
-    _run(_adam_task(value.dtype), value.size, (), value, grad, mean, square, rates)
-
-
-@lru_cache(maxsize=1)
-def _adam_rates(learning_rate, beta1, beta2, epsilon, weight_decay, t, dtype) -> np.ndarray:
-    """The same for all parameters in a step."""
     step_size, square_correction = learning_rate / (1 - beta1**t), 1 - beta2**t
     rates = [1 - beta1, 1 - beta2, learning_rate * weight_decay, step_size, square_correction, epsilon]
-    return np.array(rates, dtype)
+    _run(_adam_task(value.dtype), value.size, (), value, grad, mean, square, np.array(rates, value.dtype))
 
 
 def _run(kernel, count: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 
 SMALL = 1 << 17  # bytes; below this NumPy's own allocator is as fast
 KEPT = 1 << 29  # bytes that may lie unused, waiting; a block that would be too much is left to Python instead
-NEAR = 24 << 10  # bytes that stay in a core's nearest cache (32 to 64 KiB) with what else a loop needs
 ALIGNMENT = 64  # bytes of a cache line: a vector that lies in two lines costs two reads
 
 _waiting: dict[int, list[np.ndarray]] = {}  # unused blocks by their size
@@ -35,22 +34,6 @@ def copy(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
     """The array again, contiguous, in another place; converted if a dtype is given."""
     result = empty(array.shape, array.dtype if dtype is None else dtype)
     np.copyto(result, array, casting="unsafe")
-    return result
-
-
-def in_columns(matrix: np.ndarray, width: int) -> np.ndarray:
-    """The columns of the matrix in groups of `width`, a group's rows right behind each other.
-
-    In a matrix with many columns the rows of a group are far apart, and where that is a power of two they even compete
-    for the same few places in a CPU's cache.
-
-    (K, O) -> (groups, K, width), contiguous; beyond column O stands anything.
-    """
-    rows, columns = matrix.shape
-    result = empty((-(-columns // width), rows, width), matrix.dtype)
-    for group, its_columns in enumerate(result):
-        part = matrix[:, group * width : (group + 1) * width]
-        its_columns[:, : part.shape[1]] = part
     return result
 
 

@@ -64,7 +64,7 @@ def task(*dtypes: np.dtype, level: int = 3) -> Callable:
 
     def compile_it(function: Callable):
         function.__qualname__ += f"_{_SOURCES}"
-        with _optimised(level):
+        with _compiling(level):
             return cached(lambda cache: cfunc(signature, cache=cache, error_model="numpy")(function))
 
     return compile_it
@@ -75,12 +75,15 @@ in_tasks = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
 
 
 @contextmanager
-def _optimised(level: int) -> Iterator[None]:
-    """What is compiled inside the with block is optimised at this level at most; nothing else is compiled meanwhile."""
+def _compiling(level: int) -> Iterator[None]:
+    """What is compiled inside the with block is optimised at this level at most; nothing else is compiled meanwhile.
+
+    Garbage is collected afterwards: to look for it again and again takes a twentieth of the time.
+    """
     with global_compiler_lock:
         before, collecting = config.OPT, gc.isenabled()
         config.OPT = type(before)(min(before, level))
-        gc.disable()  # the compiler makes a million objects, but next to no garbage
+        gc.disable()
         try:
             yield
         finally:
@@ -112,7 +115,7 @@ def _say_once(why: str) -> None:
 
 def parts_for(pieces: int, operations: int) -> int:
     """How many parts to make of work that can be cut into so many pieces: one if it is too small to share out."""
-    return max(1, min(PARTS, pieces, operations // WORTH_SHARING))
+    return 1 if operations < WORTH_SHARING else min(PARTS, pieces)
 
 
 def run(kernel, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None:
@@ -121,7 +124,7 @@ def run(kernel, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None
     The arrays must be contiguous and of the dtypes that the kernel, a compiled task, takes.
     """
     # Only their addresses count: one type for all spares compiling `_call_in_parallel` again for every mixture.
-    memory = [a.ravel() if a.dtype == _FLOAT else a.ravel()[:0].view(_FLOAT) for a in arrays]
+    memory = [a.ravel() if a.dtype == _FLOAT else np.frombuffer(a, _FLOAT, count=0) for a in arrays]
     unused = memory[:1] * (MOST_ARRAYS - len(arrays))
     _in_parallel()(kernel.address, parts, _counter_and(sizes).copy(), *memory, *unused)
 

@@ -72,11 +72,6 @@ def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[
     )
 
 
-def backward_pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[int, int]) -> bool:
-    """The same for both gradients in one pass: with very many channels the sums of the products for dw fit no cache."""
-    return w_shape[2] * w_shape[3] <= 10_000 and pays(x_shape, w_shape, output_size)
-
-
 def convolve(
     x: np.ndarray, w: np.ndarray, b: np.ndarray, output_size: tuple[int, int], offset: tuple[int, int]
 ) -> np.ndarray:
