@@ -22,7 +22,6 @@ was forked off after a `run` can't call it, except with NUMBA_THREADING_LAYER=wo
 """
 
 import functools
-import gc
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
@@ -64,7 +63,7 @@ def task(*dtypes: np.dtype, level: int = 3) -> Callable:
 
     def compile_it(function: Callable):
         function.__qualname__ += f"_{_SOURCES}"
-        with _compiling(level):
+        with _optimised(level):
             return cached(lambda cache: cfunc(signature, cache=cache, error_model="numpy")(function))
 
     return compile_it
@@ -75,21 +74,15 @@ in_tasks = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
 
 
 @contextmanager
-def _compiling(level: int) -> Iterator[None]:
-    """What is compiled inside the with block is optimised at this level at most; nothing else is compiled meanwhile.
-
-    Garbage is collected afterwards: to look for it again and again takes a twentieth of the time.
-    """
+def _optimised(level: int) -> Iterator[None]:
+    """What is compiled inside the with block is optimised at this level at most; nothing else is compiled meanwhile."""
     with global_compiler_lock:
-        before, collecting = config.OPT, gc.isenabled()
+        before = config.OPT
         config.OPT = type(before)(min(before, level))
-        gc.disable()
         try:
             yield
         finally:
             config.OPT = before
-            if collecting:
-                gc.enable()
 
 
 def cached(compile_it: Callable[[bool], Compiled]) -> Compiled:
