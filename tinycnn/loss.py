@@ -46,7 +46,7 @@ class SoftmaxCrossEntropy:
         # log p = shifted − log Σ e^shifted, never the log of a p that has rounded to 0 or to 1. A target of 0 counts as
         # 0 even where log p is −∞.
         log_p = shifted - np.log1p(others)
-        terms = np.multiply(targets, log_p, out=np.zeros(log_p.shape, log_p.dtype), where=targets != 0)
+        terms = np.multiply(targets, log_p, out=np.zeros_like(log_p), where=targets != 0)
         self._dlogits = (e / (1 + others) - targets) / logits.dtype.type(len(logits))
         return 0.0 - float(terms.sum(dtype=np.float64)) / len(logits)
 
@@ -72,6 +72,6 @@ def _targets(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
     if labels.min() < 0 or labels.max() >= classes:
         wrong = labels[(labels < 0) | (labels >= classes)][0]
         raise ValueError(f"SoftmaxCrossEntropy: label {wrong} is outside 0 … {classes - 1}")
-    targets = np.zeros(logits.shape, logits.dtype)
+    targets = np.zeros_like(logits)
     targets[np.arange(n), labels] = 1
     return targets

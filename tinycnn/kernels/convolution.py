@@ -93,8 +93,8 @@ def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
     scratch_shape = _scratch_shape(x_shape, z_size, parts, offset, spread)
     sizes = (parts, *x_shape, *w_shape[:2], *output_size, out_channels)
     # Tile after tile meets the same L columns of w. If it is large, and there are pixels enough, moving them pays.
-    large = not narrow and out_channels > L and prod(w_shape) * dtype.itemsize > NEAR
-    columns = L if large and pixels > 500 else 0
+    far_apart = not narrow and out_channels > L and prod(w_shape) * dtype.itemsize > NEAR
+    columns = L if far_apart and pixels > 500 else 0  # in a group, or 0: w as it is
     sizes = (*sizes, *z_size, *stride, *offset, *spread, prod(scratch_shape), columns)
     return kernel, narrow, columns, parts, scratch_shape, sizes
 
@@ -348,7 +348,7 @@ def _narrow_task(P: int, O: int, L: int, dtype: np.dtype):
 
 @cache
 def _weight_gradient_task(A: int, R: int, L: int, dtype: np.dtype):
-    """The same tile the other way round: A × R rows of dw × L output channels, summed over pixels."""
+    """The same tile the other way round: A × R rows of dw × L output channels, summed over a few rows at a time."""
     P = A * R
 
     @task(dtype, dtype, dtype, dtype, dtype)

@@ -124,7 +124,7 @@ def run(kernel, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None
 
 @functools.lru_cache(maxsize=1000)
 def _counter_and(sizes: tuple[int, ...]) -> np.ndarray:
-    """Kept, because to make it takes longer than to copy it: it is needed at every call."""
+    """`_call_in_parallel`'s numbers: its counter at 0, then the sizes. To copy them takes less time than to make."""
     return np.array((0, *sizes), np.int64)
 
 
