@@ -28,6 +28,7 @@ TARGETS = {  # the file: the tests that know it best, the fastest first
     "tinycnn/layers.py": ["tests/test_layers.py", "tests/test_planted_bugs.py"],
     "tinycnn/more_layers.py": ["tests/test_layers.py", "tests/test_planted_bugs.py"],
     "tinycnn/loss.py": ["tests/test_loss.py"],
+    "tinycnn/ahead.py": ["tests/test_ahead.py"],
     "tinycnn/averaging.py": ["tests/test_averaging.py"],
     "tinycnn/metrics.py": ["tests/test_metrics.py"],
     "tinycnn/optim.py": ["tests/test_optim.py"],

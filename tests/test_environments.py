@@ -170,8 +170,8 @@ def test_without_a_place_for_the_cache_and_with_a_damaged_one(place):
     assert relu() == ""
 
 
-def test_compiling_without_a_cache_is_only_for_faults_of_the_cache(capsys):
-    parallel._say_once.cache_clear()
+def test_compiling_without_a_cache_is_only_for_faults_of_the_cache(capsys, monkeypatch):
+    monkeypatch.setattr(parallel, "cache_faults", set())
     asked = []
 
     def compiled(fault):

@@ -346,7 +346,7 @@ for name, rows, task in (
     ("patches", dx[0], winograd._convolve_task(*dx, S, float32)),
     ("their gradients", dw[0] + dx[0], winograd._backward_task(*dw, *dx, S, float32)),
 ):
-    print(name, task.inspect_llvm().count("@llvm.fma.v"), rows)
+    print(name, task.compiled.inspect_llvm().count("@llvm.fma.v"), rows)
 """
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tinycnn import archive
+from tinycnn.ahead import before_training_step
 from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, Parameter, ReLU
 from tinycnn.loss import softmax
 from tinycnn.more_layers import BatchNorm, Dropout, GlobalAveragePool2D, Normalize
@@ -67,6 +68,8 @@ class Sequential:
         Otherwise no image depends on another, and a large batch goes through in pieces that stay in the CPU's cache.
         """
         x = self._check(x)
+        if training:
+            before_training_step(self, len(x))  # the first time, somebody may compile backward's kernels meanwhile
         if training or len(x) <= self._piece:
             return self._through_all_layers(x, training)
         pieces = [x[i : i + self._piece] for i in range(0, len(x), self._piece)]
@@ -115,11 +118,14 @@ class Sequential:
         rows.append(("total", "", f"{totals[0]:,}", f"{totals[1]:,}"))
         return table(rows, right=(2, 3), rules=(1, -1))
 
+    def description(self) -> dict:
+        """Everything but the arrays, in plain numbers, texts and lists."""
+        layers = [[type(layer).__name__, layer.arguments()] for layer in self.layers]
+        return {"input_shape": self.input_shape, "dtype": self.dtype.name, "layers": layers}
+
     def save(self, path: str | Path) -> None:
         """Write architecture and weights to one .npz file; an old one of that name is replaced by a whole one only."""
-        layers = [[type(layer).__name__, layer.arguments()] for layer in self.layers]
-        description = {"input_shape": self.input_shape, "dtype": self.dtype.name, "layers": layers}
-        archive.write(path, archive.MODEL, description, dict(self.state()))
+        archive.write(path, archive.MODEL, self.description(), dict(self.state()))
 
     @classmethod
     def load(cls, path: str | Path, own_layers: tuple[type[Layer], ...] = ()) -> "Sequential":

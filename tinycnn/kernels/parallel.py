@@ -2,7 +2,7 @@
 
 A kernel here is a *task*: a plain sequential function that does one part of the work, the `part`-th of `parts`.
 
-    @task(float32, float32)                              compile: the types behind its pointers
+    @task(float32, float32)                              the types behind its pointers, for the compiler
     def double(part, sizes, x, y):                       x and y: flat memory, a pointer each
         n, parts = numbers(sizes, 2)
         for i in range(part * n // parts, (part + 1) * n // parts):
@@ -33,6 +33,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import cfunc, config, njit, prange, types
+from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic
@@ -46,27 +47,48 @@ if config.DISABLE_JIT:
     raise ImportError("tinycnn can't run without Numba's compiler: unset NUMBA_DISABLE_JIT")
 
 Compiled = TypeVar("Compiled")
+before_compiling: Callable[["Task"], None] | None = None  # if not None, called before a task is compiled
+cache_faults: set[str] = set()  # the errors that kept Numba's cache from being used
+_noted: list["Task"] | None = None  # by `noting`
 _I64, _FLOAT = ir.IntType(64), np.dtype(np.float32)
 _SOURCES = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[:12]
 
 
-def task(*dtypes: np.dtype, level: int = 3) -> Callable:
-    """Decorator: compile `function(part, sizes, *pointers)`, with a pointer to each of the dtypes; cached on disk.
+class Task:
+    """A function that `run` can call. It is compiled when that is first asked for, and then cached on disk."""
+
+    def __init__(self, function: Callable, signature: types.Type, level: int):
+        # Numba's cache notices an edit only in the file that the function stands in, but a task also consists of
+        # intrinsics from other files. A digest of this folder in its name makes every edit recompile every task.
+        function.__qualname__ += f"_{_SOURCES}"
+        self.function, self.signature, self.level = function, signature, level
+
+    @property
+    def name(self) -> str:
+        """The same in every process, and no other task's: P, L and the like are constants in the function."""
+        constants = [cell.cell_contents for cell in self.function.__closure__ or ()]
+        return f"{self.function.__module__}.{self.function.__qualname__} {constants} {self.signature}"
+
+    @functools.cached_property
+    def compiled(self) -> CFunc:
+        if before_compiling:
+            before_compiling(self)
+        with _optimised(self.level):
+            return cached(lambda cache: cfunc(self.signature, cache=cache, error_model="numpy")(self.function))
+
+    @functools.cached_property
+    def address(self) -> int:
+        return self.compiled.address
+
+
+def task(*dtypes: np.dtype, level: int = 3) -> Callable[[Callable], Task]:
+    """Decorator: makes a Task of `function(part, sizes, *pointers)`, with a pointer to each of the dtypes.
 
     level: of LLVM's optimisations. Below 3 large tiles are not unrolled, and then they are not in registers.
-
-    Numba's cache notices an edit only in the file that the function stands in, but a task also consists of intrinsics
-    from other files. A digest of this folder in the function's name makes every edit recompile every task.
     """
     pointers = [types.CPointer(numba.from_dtype(np.dtype(dtype))) for dtype in dtypes]
     signature = types.void(types.intp, types.CPointer(types.int64), *pointers)
-
-    def compile_it(function: Callable):
-        function.__qualname__ += f"_{_SOURCES}"
-        with _optimised(level):
-            return cached(lambda cache: cfunc(signature, cache=cache, error_model="numpy")(function))
-
-    return compile_it
+    return lambda function: Task(function, signature, level)
 
 
 # Decorator for functions that tasks are made of: they are compiled into them, and not to be called from Python.
@@ -97,13 +119,14 @@ def cached(compile_it: Callable[[bool], Compiled]) -> Compiled:
         return result
 
 
-@functools.cache
 def _say_once(why: str) -> None:
-    print(
-        f"tinycnn: Numba's cache can't be used ({why}), so the kernels are compiled at every start; "
-        "set NUMBA_CACHE_DIR to a directory that can be written",
-        file=sys.stderr,
-    )
+    if why not in cache_faults:
+        cache_faults.add(why)
+        print(
+            f"tinycnn: Numba's cache can't be used ({why}), so the kernels are compiled at every start; "
+            "set NUMBA_CACHE_DIR to a directory that can be written",
+            file=sys.stderr,
+        )
 
 
 def parts_for(pieces: int, operations: int) -> int:
@@ -111,15 +134,29 @@ def parts_for(pieces: int, operations: int) -> int:
     return 1 if operations < WORTH_SHARING else min(PARTS, pieces)
 
 
-def run(kernel, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None:
+def run(kernel: Task, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None:
     """kernel(part, sizes, *arrays) for each part in 0 … parts − 1, shared out to Numba's threads.
 
-    The arrays must be contiguous and of the dtypes that the kernel, a compiled task, takes.
+    The arrays must be contiguous and of the dtypes that the kernel takes.
     """
+    if _noted is not None:
+        _noted.append(kernel)
+        return
     # Only their addresses count: one type for all spares compiling `_call_in_parallel` again for every mixture.
     memory = [a.ravel() if a.dtype == _FLOAT else np.frombuffer(a, _FLOAT, count=0) for a in arrays]
     unused = memory[:1] * (MOST_ARRAYS - len(arrays))
     _in_parallel()(kernel.address, parts, _counter_and(sizes).copy(), *memory, *unused)
+
+
+@contextmanager
+def noting() -> Iterator[list[Task]]:
+    """Inside the with block `run` computes nothing: it notes in the list what it would call."""
+    global _noted
+    _noted = []
+    try:
+        yield _noted
+    finally:
+        _noted = None
 
 
 @functools.lru_cache(maxsize=1000)

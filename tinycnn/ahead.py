@@ -1,0 +1,124 @@
+"""Kernels compiled by two processes at once: the first training on a computer waits for little else.
+
+Forward has to compile its kernels before backward can ask for any. So as soon as Numba compiles something in the first
+training step, a second process is started and told about the network. It goes through a step without computing
+anything, notes which tasks are called, and compiles them from the last one back, while the first process begins at the
+front. Where they meet all are compiled; Numba's cache on the disk carries them from the one to the other.
+
+What this file is not: needed. If there can't be a second process, or it fails, the first compiles everything. There is
+none if all the kernels are in the cache, for a single thread, or for layers of your own.
+"""
+
+import atexit
+import json
+import subprocess
+import sys
+import threading
+from itertools import chain
+from typing import BinaryIO
+
+import numba
+import numpy as np
+from numba.core import event
+
+from tinycnn.kernels import parallel
+from tinycnn.kernels.parallel import Task
+
+PATIENCE = 60.0  # seconds to wait for a task that the helper has begun
+COMMAND = "import sys; sys.path[:] = {}; from tinycnn.ahead import help_to_compile; help_to_compile()"
+
+_helper: "Helper | None" = None  # of this process's first training step
+
+
+def before_training_step(model, batch_size: int) -> None:
+    """What a Sequential, `model`, calls before it goes forward in training. The second call ends the help."""
+    global _helper
+    if _helper is None:
+        own = all(type(layer).__module__.startswith("tinycnn.") for layer in model.layers)
+        interpreter = sys.executable and not getattr(sys, "frozen", False)
+        able = own and interpreter and numba.get_num_threads() > 1
+        _helper = Helper({**model.description(), "batch_size": batch_size} if able else None)
+    else:
+        _helper.end()
+
+
+class Helper(event.Listener):
+    """The second process, seen from the first. It starts when Numba begins to compile something."""
+
+    def __init__(self, network: dict | None):
+        """network: as `help_to_compile` reads it, or None if nobody is to help."""
+        self.network, self.process = network, None
+        self.news = threading.Condition()  # of these two
+        self.begun, self.finished = "", set()
+        if network:
+            event.register("numba:run_pass", self)
+
+    def on_start(self, _) -> None:
+        """Numba begins to compile."""
+        network = self._no_longer_waiting()
+        atexit.register(self.end)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        try:  # in a session of its own: Ctrl-C is not meant for it
+            command = [sys.executable, "-c", COMMAND.format(sys.path)]
+            self.process = subprocess.Popen(command, **pipes, start_new_session=True)
+            with self.process.stdin as pipe:
+                pipe.write(json.dumps(network).encode())
+        except OSError:
+            return
+        threading.Thread(target=self._listen, args=[self.process.stdout], daemon=True).start()
+        parallel.before_compiling = self._before_compiling
+
+    def on_end(self, _) -> None:
+        """A listener has to have it."""
+
+    def end(self) -> None:
+        """The helper stops, if it still runs."""
+        self._no_longer_waiting()
+        process, self.process = self.process, None
+        if process:
+            parallel.before_compiling = None
+            process.kill()
+            process.wait()
+
+    def _no_longer_waiting(self) -> dict | None:
+        network, self.network = self.network, None
+        if network:
+            event.unregister("numba:run_pass", self)
+        return network
+
+    def _listen(self, lines: BinaryIO) -> None:
+        """A line is the name of the task that the helper begins: it has finished the one before."""
+        with lines:
+            for line in chain(lines, [b""]):
+                with self.news:
+                    self.finished.add(self.begun)
+                    self.begun = line.decode().strip()
+                    self.news.notify_all()
+
+    def _before_compiling(self, task: Task) -> None:
+        """Wait for the task if the helper has begun it. Once we need one that it has finished, the two have met."""
+        with self.news:
+            self.news.wait_for(lambda: self.begun != task.name, PATIENCE)
+            met = task.name in self.finished
+        if met:
+            self.end()
+
+
+def help_to_compile() -> None:
+    """The second process: reads a network (`Sequential.description` and a batch size) and compiles for it."""
+    from tinycnn.model import LAYERS, Sequential  # only here: the model imports this file
+
+    network = json.load(sys.stdin)
+    by_name = {layer.__name__: layer for layer in LAYERS}
+    layers = [by_name[name](**arguments) for name, arguments in network["layers"]]
+    model = Sequential(layers, network["input_shape"], dtype=network["dtype"])
+    with parallel.noting() as tasks, np.errstate(all="ignore"):  # the numbers are what was in memory
+        x = np.zeros((network["batch_size"], *model.input_shape), model.dtype)
+        for layer in layers:
+            x = layer.forward(x, training=True)
+        model.parameter_gradients(x)
+    for task in reversed(dict.fromkeys(tasks)):  # each once, the one that was first needed last first
+        print(task.name, flush=True)
+        _ = task.compiled
+        if parallel.cache_faults:
+            return  # what is compiled here would stay here
