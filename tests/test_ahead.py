@@ -19,13 +19,14 @@ from tinycnn.kernels import parallel
 
 LAYERS = "Conv2D(3, kernel_size=2), MaxPool2D(2), ReLU(), Flatten(), Dense(4)"
 FIRST_STEP = f"""
-import sys, threading
 import numpy as np
 from tinycnn import *
 from tinycnn import ahead
 from tinycnn.kernels import parallel
 model = Sequential([{LAYERS}], input_shape=(6, 6, 1))
 x = np.random.default_rng(0).normal(size=(5, 6, 6, 1)).astype(np.float32)
+processes, start = [], ahead.subprocess.Popen
+ahead.subprocess.Popen = lambda *a, **k: processes.append(start(*a, **k)) or processes[-1]
 """
 
 
@@ -48,6 +49,7 @@ class FakeProcess:
 
     def __init__(self, command, **options):
         reading, self.writing = os.pipe()
+        self.options = options
         self.stdin, self.stdout, self.killed = io.BytesIO(), os.fdopen(reading, "rb"), False
 
     def begins(self, name: str) -> None:
@@ -97,11 +99,15 @@ model.parameter_gradients(model.forward(x, training=True))
     assert needed.stderr == ""
     assert len(needed.stdout.splitlines()) >= 8
     network = {**small_model().description(), "batch_size": 5}
-    help_them = f"import io, sys; sys.stdin = io.StringIO({json.dumps(network)!r}); "
-    help_them += "from tinycnn.ahead import help_to_compile; help_to_compile()"
-    helped = python(help_them, tmp_path / "b")
-    assert helped.stderr == ""
-    assert helped.stdout.splitlines() == needed.stdout.splitlines()[::-1]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "b"), "PYTHONUNBUFFERED": ""}
+    command = [sys.executable, "-c", ahead.COMMAND.format(sys.path)]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdin.write(json.dumps(network).encode())
+        process.stdin.close()
+        names = [process.stdout.readline()]  # comes before the work is done
+        assert len(list((tmp_path / "b").rglob("*.nbc"))) <= 1
+        names += process.stdout.readlines()
+    assert b"".join(names).decode().splitlines() == needed.stdout.splitlines()[::-1]
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*.nbc")}
     again = python(FIRST_STEP + "model.parameter_gradients(model.forward(x, training=True))", tmp_path / "b")
     assert (again.returncode, again.stderr) == (0, "")
@@ -113,9 +119,6 @@ model.parameter_gradients(model.forward(x, training=True))
 def test_a_first_step_with_help_is_the_same_and_leaves_nothing_behind(tmp_path):
     """Compiled by two processes: the same gradients, no process, no word on the standard error."""
     code = """
-processes = []
-start = ahead.subprocess.Popen
-ahead.subprocess.Popen = lambda *a, **k: processes.append(start(*a, **k)) or processes[-1]
 for _ in range(2):
     model.parameter_gradients(model.forward(x, training=True))
 assert ahead._helper.process is None and parallel.before_compiling is None
@@ -129,8 +132,7 @@ print([p.grad.tolist() for p in model.parameters()], len(processes), [p.poll() i
 
 
 def test_a_process_that_ends_within_its_first_step_takes_the_helper_with_it(tmp_path):
-    code = FIRST_STEP + "model.forward(x, training=True); print(ahead._helper.process.pid)"
-    result = python(code, tmp_path)
+    result = python(FIRST_STEP + "model.forward(x, training=True); print(processes[0].pid)", tmp_path)
     assert result.stderr == ""
     with pytest.raises(ProcessLookupError):
         os.kill(int(result.stdout), 0)
@@ -161,6 +163,10 @@ def test_a_task_that_the_helper_has_begun_is_waited_for(helper):
     assert not waiting.is_alive()
     assert process.killed  # for they have met: everything before is done here, everything after there
     assert parallel.before_compiling is None
+
+
+def test_ctrl_c_is_not_meant_for_the_helper(helper):
+    assert helper.process.options["start_new_session"]
 
 
 def test_a_helper_that_stops_in_the_middle_is_waited_for_no_longer(helper):
