@@ -18,7 +18,7 @@ SMALL = 1 << 17  # bytes; below this NumPy's own allocator is as fast
 KEPT = 1 << 29  # bytes that may lie unused, waiting; a block that would be too much is left to Python instead
 ALIGNMENT = 64  # bytes of a cache line: a vector that lies in two lines costs two reads
 
-_waiting: dict[int, list[np.ndarray]] = {}  # unused blocks by their size
+_waiting: dict[int, list["_Block"]] = {}  # unused blocks by their size
 _waiting_bytes = 0
 
 
@@ -44,13 +44,24 @@ def give_back() -> None:
     _waiting_bytes = 0
 
 
+class _Block:
+    """Memory for an array that begins at the aligned `address`; so many bytes of it altogether."""
+
+    __slots__ = "address", "memory", "size"
+
+    def __init__(self, size: int):
+        self.size, self.memory = size, np.empty(size, np.uint8)
+        self.address = -(-self.memory.__array_interface__["data"][0] // ALIGNMENT) * ALIGNMENT  # the next multiple
+
+
 class _Owner:
     """Owns a block for an array and all its views. When they are gone so is it, and the block waits for another."""
 
-    def __init__(self, block: np.ndarray, shape: tuple[int, ...], dtype: np.dtype):
+    __slots__ = "__array_interface__", "block"
+
+    def __init__(self, block: _Block, shape: tuple[int, ...], dtype: np.dtype):
         self.block = block
-        address = -(-block.__array_interface__["data"][0] // ALIGNMENT) * ALIGNMENT  # the next multiple
-        self.__array_interface__ = {"data": (address, False), "shape": shape, "typestr": dtype.str, "version": 3}
+        self.__array_interface__ = {"data": (block.address, False), "shape": shape, "typestr": dtype.str, "version": 3}
 
     def __del__(self):
         global _waiting_bytes
@@ -59,7 +70,7 @@ class _Owner:
             _waiting.setdefault(self.block.size, []).append(self.block)
 
 
-def _block(size: int) -> np.ndarray:
+def _block(size: int) -> _Block:
     """A block for so many bytes: one that waits, up to four times as large, or a new one.
 
     Sizes come in steps of about an eighth, so that a slightly different batch finds blocks as well.
@@ -74,4 +85,4 @@ def _block(size: int) -> np.ndarray:
             _waiting_bytes -= candidate
             return _waiting[candidate].pop()
         candidate += 1 << (candidate.bit_length() - 4)
-    return np.empty(size, np.uint8)
+    return _Block(size)
