@@ -44,7 +44,7 @@ TARGETS = {  # the file: the tests that know it best, the fastest first
     "tinycnn/kernels/dense.py": ["tests/test_kernels.py", "-k", "dense"],
     "tinycnn/kernels/elementwise.py": ["tests/test_kernels.py", "-k", "number_by"],
     "tinycnn/kernels/memory.py": ["tests/test_memory.py"],
-    "tinycnn/kernels/parallel.py": ["tests/test_kernels.py", "tests/test_memory.py"],
+    "tinycnn/kernels/parallel.py": ["tests/test_parallel.py", "tests/test_kernels.py", "tests/test_memory.py"],
     "tinycnn/kernels/pooling.py": ["tests/test_kernels.py", "-k", "pool"],
     "tinycnn/kernels/resampling.py": ["tests/test_augment.py"],
     "tinycnn/kernels/vector.py": ["tests/test_kernels.py"],

@@ -145,7 +145,7 @@ def run(kernel: Task, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray) -
     # Only their addresses count: one type for all spares compiling `_call_in_parallel` again for every mixture.
     memory = [a.ravel() if a.dtype == _FLOAT else np.frombuffer(a, _FLOAT, count=0) for a in arrays]
     unused = memory[:1] * (MOST_ARRAYS - len(arrays))
-    _in_parallel()(kernel.address, parts, _counter_and(sizes).copy(), *memory, *unused)
+    _in_parallel()(kernel.address, parts, _flags_and(parts, sizes).copy(), *memory, *unused)
 
 
 @contextmanager
@@ -160,9 +160,9 @@ def noting() -> Iterator[list[Task]]:
 
 
 @functools.lru_cache(maxsize=1000)
-def _counter_and(sizes: tuple[int, ...]) -> np.ndarray:
-    """`_call_in_parallel`'s numbers: its counter at 0, then the sizes. To copy them takes less time than to make."""
-    return np.array((0, *sizes), np.int64)
+def _flags_and(parts: int, sizes: tuple[int, ...]) -> np.ndarray:
+    """`_call_in_parallel`'s numbers: a 0 for each part, then the sizes. To copy them takes less time than to make."""
+    return np.array((*[0] * parts, *sizes), np.int64)
 
 
 @intrinsic(prefer_literal=True)
@@ -177,8 +177,8 @@ def numbers(typing_context, pointer, count):
 
 
 @intrinsic
-def _call(typing_context, address, part, numbers, a, b, c, d, e, f, g):
-    """Call the C function at the address with part, a pointer to numbers[1:] and one to each array.
+def _call(typing_context, address, part, parts, numbers, a, b, c, d, e, f, g):
+    """Call the C function at the address with part, a pointer to numbers[parts:] and one to each array.
 
     A task that declares fewer pointers does not see the others: by the C calling convention the caller cleans up.
     """
@@ -186,37 +186,39 @@ def _call(typing_context, address, part, numbers, a, b, c, d, e, f, g):
     def code(context, builder, signature, arguments):
         sizes, *pointers = [
             make_array(array)(context, builder, value).data
-            for array, value in zip(signature.args[2:], arguments[2:], strict=True)
+            for array, value in zip(signature.args[3:], arguments[3:], strict=True)
         ]
-        values = [arguments[1], builder.gep(sizes, [ir.Constant(_I64, 1)]), *pointers]
+        values = [arguments[1], builder.gep(sizes, [arguments[2]]), *pointers]
         function = ir.FunctionType(ir.VoidType(), [value.type for value in values]).as_pointer()
         builder.call(builder.inttoptr(arguments[0], function), values)
         return context.get_dummy_value()
 
-    return types.void(address, part, numbers, a, b, c, d, e, f, g), code
+    return types.void(address, part, parts, numbers, a, b, c, d, e, f, g), code
 
 
 @intrinsic
-def _take_number(typing_context, numbers):
-    """numbers[0], which goes up by one: no other thread gets the same number."""
+def _is_first(typing_context, numbers, part):
+    """Whether nobody has asked for this part before: sets its flag. Of several threads only one is told so."""
 
     def code(context, builder, signature, arguments):
-        pointer = make_array(numbers)(context, builder, arguments[0]).data
-        return builder.atomic_rmw("add", pointer, ir.Constant(_I64, 1), "monotonic")
+        flag = builder.gep(make_array(numbers)(context, builder, arguments[0]).data, [arguments[1]])
+        before = builder.atomic_rmw("xchg", flag, ir.Constant(_I64, 1), "monotonic")
+        return builder.icmp_signed("==", before, ir.Constant(_I64, 0))
 
-    return types.int64(numbers), code
+    return types.boolean(numbers, part), code
 
 
 def _call_in_parallel(address, parts, numbers, a, b, c, d, e, f, g):
     if parts == 1:
-        _call(address, 0, numbers, a, b, c, d, e, f, g)
+        _call(address, 0, parts, numbers, a, b, c, d, e, f, g)
         return
-    for _ in prange(parts):
-        # Whoever is free takes the next part: another program may keep one of the cores busy for a while.
-        part = _take_number(numbers)
-        while part < parts:
-            _call(address, part, numbers, a, b, c, d, e, f, g)
-            part = _take_number(numbers)
+    # A thread gets neighbouring parts for its own, the same ones of every kernel, so it finds what it wrote itself in
+    # the cache of its core. Then it takes what others have not begun: another program may keep their cores busy.
+    for own in prange(parts):
+        for i in range(parts):
+            part = (own + i) % parts
+            if numbers[part] == 0 and _is_first(numbers, part):
+                _call(address, part, parts, numbers, a, b, c, d, e, f, g)
 
 
 @functools.cache
