@@ -393,11 +393,12 @@ def test_empty_batches():
         ((64, 32), 26, 32, (13, 32)),
         ((64, 32), 4, 64, (4, 64)),  # few rows: four vectors each keep the multipliers busy
         ((64, 32), 12, 10, (12, 16)),  # fewer channels than lanes
-        ((64, 32), 12, 40, (12, 32)),  # two blocks of two vectors, not three of one: that reads more than it multiplies
+        ((64, 32), 12, 40, (12, 16)),  # three blocks of one vector: of four, one would multiply zeros
         ((64, 32), 1, 1, (1, 16)),
         ((32, 16), 7, 16, (4, 16)),  # a tile of 7 × 2 vectors would fill all sixteen registers, and spill
         ((32, 16), 24, 16, (6, 16)),  # AVX2: 12 sums, 2 vectors of w and a number of x in 16 registers
-        ((32, 16), 24, 8, (12, 8)),
+        ((32, 16), 24, 8, (8, 8)),  # sixteen registers hold a dozen sums, but not the numbers that are read ahead too
+        ((32, 16), 14, 24, (7, 8)),  # three blocks of one vector, not two of two
         ((16, 32), 24, 16, (12, 8)),  # NEON: vectors of four
         ((16, 32), 6, 16, (6, 16)),
         ((16, 16), 24, 32, (6, 8)),  # SSE
@@ -434,9 +435,10 @@ def test_two_pixels_as_one_are_the_same_convolution(random, monkeypatch):
     dy = random.normal(size=(3, 4, 8, 7))
     results = []
     for pays in (False, True):
-        monkeypatch.setattr(
-            convolution, "_pairs_pay", lambda out_w, shape, stride, dtype, pays=pays: pays and shape[3] == 7
-        )
+        for name in ("_pairs_pay", "_pairs_pay_in_dw"):
+            monkeypatch.setattr(
+                convolution, name, lambda out_w, shape, stride, dtype, pays=pays: pays and shape[3] == 7
+            )
         results.append([convolve(x, w, b, (4, 8)), *convolve_weight_gradient(x, dy, (3, 2))])
     exact = [reference.conv2d(x, w, b), *reference.conv2d_backward(dy, x, w)[1:]]
     for direct, paired, formula in zip(*results, exact, strict=True):

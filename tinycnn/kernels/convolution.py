@@ -43,6 +43,7 @@ from tinycnn.kernels.vector import (
     write,
 )
 
+FEW = 7  # rows of dw in a kernel row: several kernel rows share a tile if they have no more
 NEAR = 24 << 10  # bytes that stay in a core's nearest cache (32 to 64 KiB), beside what else a loop needs
 
 
@@ -83,7 +84,7 @@ def convolve(
 def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
     """Everything about a convolution that only depends on its sizes: the same again at every step."""
     out_channels = w_shape[3]
-    P, L = tile_shape(output_size[1], out_channels, dtype)
+    P, L = tile_shape(output_size[1], out_channels, dtype, w_shape[1] * w_shape[2])
     narrow = _is_narrow(w_shape, L)
     kernel = _narrow_task(max(1, P // out_channels), out_channels, L, dtype) if narrow else _convolve_task(P, L, dtype)
     rows = x_shape[0] * output_size[0]
@@ -92,15 +93,16 @@ def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
     z_size = _input_size(output_size, w_shape[:2], stride)
     scratch_shape = _scratch_shape(x_shape, z_size, parts, offset, spread)
     sizes = (parts, *x_shape, *w_shape[:2], *output_size, out_channels)
-    # Tile after tile meets the same L columns of w. If it is large, and there are pixels enough, moving them pays.
-    far_apart = not narrow and out_channels > L and prod(w_shape) * dtype.itemsize > NEAR
-    columns = L if far_apart and pixels > 500 else 0  # in a group, or 0: w as it is
+    # Tile after tile meets the same L columns of w. If there are pixels enough, it pays to move those of a large w to
+    # stand side by side, and to fill up too few of them.
+    moved = out_channels < L or (out_channels > L and prod(w_shape) * dtype.itemsize > NEAR)
+    columns = L if moved and not narrow and pixels > 500 else 0  # in a group, or 0: w as it is
     sizes = (*sizes, *z_size, *stride, *offset, *spread, prod(scratch_shape), columns)
     return kernel, narrow, columns, parts, scratch_shape, sizes
 
 
 def _in_columns(w: np.ndarray, L: int) -> np.ndarray:
-    """w (kh, kw, C, O) -> (groups, kh · kw · C, L): L output channels in a group, whose rows follow each other.
+    """w (kh, kw, C, O) -> (groups, kh · kw · C, L): L output channels in a group (or zeros), row after row.
 
     In w they are O numbers apart, and where that is a power of two they compete for the same places in a CPU's cache.
     """
@@ -124,11 +126,12 @@ def _pairs_pay(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dt
     wider, with zeros where one of the two pixels sees nothing: the two see inputs that are `stride_w` apart. (So not a
     number in x shows up in one pixel more, as 0 · NaN.)
     """
-    _, kernel_w, _, out_channels = w_shape
-    if out_w % 2 or out_w == 0 or _is_narrow(w_shape, tile_shape(out_w, out_channels, dtype)[1]):
+    _, kernel_w, channels, out_channels = w_shape
+    K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
+    if out_w % 2 or out_w == 0 or _is_narrow(w_shape, tile_shape(out_w, out_channels, dtype, K)[1]):
         return False
-    pairs = tile_time(out_w // 2, 2 * out_channels, dtype) * (kernel_w + stride_w)
-    return pairs < 0.9 * tile_time(out_w, out_channels, dtype) * kernel_w
+    pairs = tile_time(out_w // 2, 2 * out_channels, dtype, K_pairs) * K_pairs
+    return pairs < 0.9 * tile_time(out_w, out_channels, dtype, K) * K
 
 
 def _for_pairs(w: np.ndarray, stride_w: int) -> np.ndarray:
@@ -182,7 +185,7 @@ def convolve_weight_gradient(
     channels, out_channels = x.shape[3], dy.shape[3]
     if stride == (1, 1) and winograd.pays(x.shape, (*kernel_size, channels, out_channels), dy.shape[1:3]):
         return winograd.convolve_backward(x, dy, None, offset)[1:]
-    if dy.size and _pairs_pay(dy.shape[2], (*kernel_size, channels, out_channels), stride[1], x.dtype):
+    if dy.size and _pairs_pay_in_dw(dy.shape[2], (*kernel_size, channels, out_channels), stride[1], x.dtype):
         dy_pairs = dy.reshape(*dy.shape[:2], dy.shape[2] // 2, 2 * out_channels)
         dw, db = convolve_weight_gradient(
             x, dy_pairs, (kernel_h, kernel_w + stride[1]), (stride[0], 2 * stride[1]), offset
@@ -194,7 +197,6 @@ def convolve_weight_gradient(
         dw[:] = 0
         return dw, dw.sum(axis=(0, 1, 2))
     parts = min(PARTS, len(x))
-    # A first layer has so few channels that the rows of one kernel row don't fill the tile: take several kernel rows.
     A, R, L = _weight_gradient_tile(kernel_h, kernel_w * channels, out_channels, x.dtype)
     dw_parts = empty((parts, *dw.shape), x.dtype)
     db_parts = empty((parts, A * R, out_channels), x.dtype)
@@ -209,13 +211,27 @@ def convolve_weight_gradient(
     return dw_parts.sum(axis=0, out=dw), db_parts.sum(axis=(0, 1))
 
 
-def _weight_gradient_tile(kernel_h: int, rows: int, out_channels: int, dtype: np.dtype) -> tuple[int, int, int]:
-    """(kernel rows, rows of dw below each, output channels) of the tile."""
-    R, L = tile_shape(rows, out_channels, dtype)
-    if rows > R:
-        return 1, R, L
-    P, _ = tile_shape(kernel_h * rows, out_channels, dtype)
-    return max(1, min(kernel_h, P // R)), R, L
+def _weight_gradient_tile(kernel_h: int, K: int, out_channels: int, dtype: np.dtype) -> tuple[int, int, int]:
+    """(kernel rows, rows of dw below each, output channels) of the tile. K: rows of dw for each kernel row."""
+    if K <= FEW:
+        P, L = tile_shape(kernel_h * K, out_channels, dtype, multiple=K)
+        return P // K, K, L
+    return 1, *tile_shape(K, out_channels, dtype)
+
+
+@cache
+def _pairs_pay_in_dw(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dtype) -> bool:
+    """Whether to take two neighbouring pixels for one in dw, as `_pairs_pay` in y. That halves the number of steps."""
+    kernel_h, kernel_w, channels, out_channels = w_shape
+
+    def time(K: int, columns: int) -> float:
+        """The half cycles of a step of all tiles."""
+        if K <= FEW:
+            return tile_time(kernel_h * K, columns, dtype, multiple=K)
+        return kernel_h * tile_time(K, columns, dtype)
+
+    pairs, single = time((kernel_w + stride_w) * channels, 2 * out_channels), time(kernel_w * channels, out_channels)
+    return out_w % 2 == 0 and pairs / 2 < 0.9 * single
 
 
 def _input_size(output_size: tuple[int, int], kernel_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
@@ -274,9 +290,12 @@ def _convolve_task(P: int, L: int, dtype: np.dtype):
                 )
             else:
                 start = n * H * row
-            for o in range(0, O, L):
+            for group in range(0, O, L):
+                # Reading only some lanes takes longer: columns are filled up with zeros; else the last group may repeat
+                # channels of the one before it.
+                o = group if columns else min(group, max(0, O - L))
                 width = min(L, O - o)
-                w_start, w_step = (o * kernel_h * K, L) if columns else (o, O)
+                w_start, w_step, w_width = (o * kernel_h * K, L, L) if columns else (o, O, width)
                 for i in range(i_first, i_last):
                     for tile_j in range(0, out_w, P):
                         j = min(tile_j, out_w - P)  # the last tile may repeat pixels of the one before it
@@ -290,7 +309,7 @@ def _convolve_task(P: int, L: int, dtype: np.dtype):
                                 continue
                             here = start + z_i * row + j * step
                             for k in range(K):
-                                w_row = read(w, w_start + (a * K + k) * w_step, width, L)
+                                w_row = read(w, w_start + (a * K + k) * w_step, w_width, L)
                                 for p in range(P):
                                     acc[p] = multiply_add(z[here + p * step + k], w_row, acc[p])
                         for p in range(P):

@@ -47,35 +47,51 @@ def vector_registers() -> tuple[int, int]:
 
 
 @cache
-def tile_shape(rows: int, columns: int, dtype: np.dtype) -> tuple[int, int]:
+def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = math.inf, multiple: int = 1) -> tuple[int, int]:
     """The tile (P, L) that covers an output of `rows` × `columns` in the least time; a row of columns is contiguous.
 
     L is V = 1, 2 or 4 vectors. A step of the tile reads V vectors of w and P numbers of x, and does P·V multiply-adds:
 
-        registers   P·V sums, V vectors of w and one number of x must fit, with a sixteenth of the registers to spare;
-                    a larger tile spills to memory and runs at a third of the speed
-        time        a core starts two multiply-adds and two reads in a cycle, reads most addresses from memory as well,
-                    and needs four cycles for a multiply-add: max(P·V, 3/2·P + V, 8) half cycles, and one for the loop
+        registers   P·V sums, V vectors of w and one number of x must fit, or four if each is used only once, for LLVM
+                    reads them ahead; with a sixteenth of the registers to spare, for a tile that spills to memory runs
+                    at a third of the speed
+        time        a core starts two multiply-adds and two reads in a cycle, finds w less near than x, and needs four
+                    cycles for a multiply-add: max(P·V, P + 2V, 8) half cycles, and (V + 1) / 2 for the loop; the
+                    innermost loop, of so many `steps`, takes some 5·P + 15 to begin, and 10·P·V more if the rows it
+                    leads to are narrower than L, for only AVX-512 writes some lanes of a vector as fast as all
 
     Tiles that stick out of the output do work for nothing: 13 rows are better one tile of 13 than two of 7. That is why
     the best shape depends on the output. P never exceeds `rows`, and 14: more gains nothing and costs compile time.
+    It is a multiple of `multiple`, at most 7.
     """
     lanes = register_lanes(dtype)
     usable = vector_registers()[1] * 15 // 16
-    shapes = [(P, V * lanes) for V in (1, 2, 4) for P in range(1, min(rows, 14) + 1) if usable >= P * V + V + 1]
-    return min(shapes, key=lambda shape: _time(shape, rows, columns, lanes))
+    shapes = [
+        (P, V * lanes)
+        for V, numbers in ((1, 4), (2, 1), (4, 1))
+        for P in range(multiple, min(rows, 14) + 1, multiple)
+        if P * V + V + numbers <= usable
+    ]
+    return min(shapes, key=lambda shape: _time(shape, rows, columns, lanes, steps))
 
 
 @cache
-def tile_time(rows: int, columns: int, dtype: np.dtype) -> float:
+def tile_time(rows: int, columns: int, dtype: np.dtype, steps: float = math.inf, multiple: int = 1) -> float:
     """The half cycles of one step of all the tiles of `tile_shape`, by the same model."""
-    lanes = register_lanes(dtype)
-    return _time(tile_shape(rows, columns, dtype), rows, columns, lanes)
+    shape = tile_shape(rows, columns, dtype, steps, multiple)
+    return _time(shape, rows, columns, register_lanes(dtype), steps)
 
 
-def _time(shape: tuple[int, int], rows: int, columns: int, lanes: int) -> float:
-    P, V = shape[0], shape[1] // lanes
-    return math.ceil(rows / P) * math.ceil(columns / shape[1]) * (max(P * V, 1.5 * P + V, 8) + 1)
+def _time(shape: tuple[int, int], rows: int, columns: int, lanes: int, steps: float) -> float:
+    (P, L), V = shape, shape[1] // lanes
+    begin = 5 * P + 15 + (10 * P * V if columns < L and not _masks_are_free() else 0)
+    step = max(P * V, P + 2 * V, 8) + (V + 1) / 2 + begin / steps
+    return math.ceil(rows / P) * math.ceil(columns / L) * step
+
+
+def _masks_are_free() -> bool:
+    """Whether to read or write only some lanes of a vector takes no longer than all: with AVX-512."""
+    return vector_registers()[0] == 64
 
 
 def register_lanes(dtype: np.dtype) -> int:
@@ -391,9 +407,8 @@ def _alignment(row: Row) -> int:
 
 
 def _is_whole(builder, row: Row, width_):
-    """Whether all lanes are within the width, where it pays to ask. AVX-512 masks lanes for nothing; for others a
-    masked store takes many times as long as a plain one."""
-    if vector_registers()[0] == 64:
+    """Whether all lanes are within the width, where it pays to ask."""
+    if _masks_are_free():
         return ir.Constant(ir.IntType(1), 0)
     return builder.icmp_signed(">=", _value(width_), ir.Constant(_I64, row.lanes))
 
