@@ -64,6 +64,14 @@ class FakeProcess:
         assert self.killed
 
 
+def compiling(module: str) -> ahead.event.Event:
+    """What Numba says when it begins to compile a function of this module."""
+    return ahead.event.Event("numba:run_pass", ahead.event.EventStatus.START, data={"module": module})
+
+
+COMPILING = compiling("tinycnn.kernels.dense")
+
+
 class FakeTask:
     def __init__(self, name: str):
         self.name = name
@@ -75,7 +83,7 @@ def helper(monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", FakeProcess)
     monkeypatch.setattr(parallel, "before_compiling", None)
     helper = ahead.Helper({"a": "network"})
-    helper.on_start(None)
+    helper.on_start(COMPILING)
     yield helper
     helper.end()
 
@@ -109,6 +117,8 @@ model.parameter_gradients(model.forward(x, training=True))
         names += process.stdout.readlines()
     assert b"".join(names).decode().splitlines() == needed.stdout.splitlines()[::-1]
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*.nbc")}
+    # A list of its own for each task, in which two processes can't spoil each other's.
+    assert len(list((tmp_path / "b").rglob("*.nbi"))) == len(names) == len(set(names))
     again = python(FIRST_STEP + "model.parameter_gradients(model.forward(x, training=True))", tmp_path / "b")
     assert (again.returncode, again.stderr) == (0, "")
     files_now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*.nbc")}
@@ -183,7 +193,10 @@ def test_patience_has_an_end(helper, monkeypatch):
     monkeypatch.setattr(ahead, "PATIENCE", 0.01)
     helper.process.begins("last")
     eventually(lambda: helper.begun == "last")
+    started = time.monotonic()
     parallel.before_compiling(FakeTask("last"))
+    assert time.monotonic() - started < 30
+    assert not helper.process.killed
 
 
 def test_a_second_step_ends_the_help(helper, monkeypatch):
@@ -204,10 +217,13 @@ class Own(Layer):
         return dy
 
 
-@pytest.mark.parametrize("why", ["own layer", "one thread", "no interpreter", "frozen", "no process"])
+@pytest.mark.parametrize(
+    "why", ["own layer", "one thread", "no interpreter", "frozen", "no process", "not our kernels", "no JSON"]
+)
 def test_nobody_helps_where_it_could_not_work(monkeypatch, why):
     """And the step is made all the same."""
     monkeypatch.setattr(ahead, "_helper", None)
+    monkeypatch.setattr(ahead.numba, "get_num_threads", lambda: 2)
     model = small_model()
     if why == "own layer":
         model = Sequential([Own(), Flatten(), Dense(2)], input_shape=(6, 6, 1))
@@ -224,16 +240,19 @@ def test_nobody_helps_where_it_could_not_work(monkeypatch, why):
         raise PermissionError(1, "not here")
 
     monkeypatch.setattr(subprocess, "Popen", no_process)
+    if why == "no JSON":
+        model.layers[0].kernel_size = (np.int64(2), np.int64(2))
     ahead.before_training_step(model, 5)
-    ahead.event.broadcast(ahead.event.Event("numba:run_pass", ahead.event.EventStatus.START))  # as if Numba compiled
+    ahead.event.broadcast(compiling("somebody.elses") if why == "not our kernels" else COMPILING)
     step(model)
     assert len(started) == (why == "no process")
     assert parallel.before_compiling is None
 
 
-def test_noting_computes_nothing():
-    model, y = small_model(), None
-    with parallel.noting() as tasks:
+def test_noting_computes_nothing(monkeypatch):
+    model = small_model()
+    with monkeypatch.context() as nothing, parallel.noting() as tasks:
+        nothing.setattr(parallel, "_in_parallel", None)
         y = model.layers[0].forward(np.full((1, 6, 6, 1), 7, np.float32), training=True)
     assert y.shape == (1, 5, 5, 3)
     assert [type(task) for task in tasks] == [parallel.Task]

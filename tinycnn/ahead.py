@@ -25,6 +25,7 @@ from tinycnn.kernels import parallel
 from tinycnn.kernels.parallel import Task
 
 PATIENCE = 60.0  # seconds to wait for a task that the helper has begun
+MANY = 4096  # images: for more the same kernels are chosen
 COMMAND = "import sys; sys.path[:] = {}; from tinycnn.ahead import help_to_compile; help_to_compile()"
 
 _helper: "Helper | None" = None  # of this process's first training step
@@ -43,48 +44,55 @@ def before_training_step(model, batch_size: int) -> None:
 
 
 class Helper(event.Listener):
-    """The second process, seen from the first. It starts when Numba begins to compile something."""
+    """The second process, seen from the first. It starts when Numba begins to compile one of our kernels."""
 
     def __init__(self, network: dict | None):
         """network: as `help_to_compile` reads it, or None if nobody is to help."""
-        self.network, self.process = network, None
+        self.network, self.process, self.listening = network, None, network is not None
         self.news = threading.Condition()  # of these two
         self.begun, self.finished = "", set()
-        if network:
+        if self.listening:
             event.register("numba:run_pass", self)
 
-    def on_start(self, _) -> None:
-        """Numba begins to compile."""
-        network = self._no_longer_waiting()
+    def on_start(self, begun: event.Event) -> None:
+        """Numba begins to compile something. It must not fail: it is called from the midst of that."""
+        if not self.network or not begun.data["module"].startswith("tinycnn.kernels"):
+            return
+        network, self.network = self.network, None
         atexit.register(self.end)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        try:  # in a session of its own: Ctrl-C is not meant for it
+        try:
+            message = json.dumps(network).encode()
             command = [sys.executable, "-c", COMMAND.format(sys.path)]
+            # in a session of its own: Ctrl-C is not meant for it
             self.process = subprocess.Popen(command, **pipes, start_new_session=True)
+            self.thread = threading.Thread(target=self._listen, args=[self.process.stdout], daemon=True)
+            self.thread.start()
             with self.process.stdin as pipe:
-                pipe.write(json.dumps(network).encode())
-        except OSError:
+                pipe.write(message)
+        except Exception:  # no process, no thread, no pipe: then nobody helps
+            self._stop()
             return
-        threading.Thread(target=self._listen, args=[self.process.stdout], daemon=True).start()
         parallel.before_compiling = self._before_compiling
 
     def on_end(self, _) -> None:
         """A listener has to have it."""
 
     def end(self) -> None:
-        """The helper stops, if it still runs."""
-        self._no_longer_waiting()
+        """The helper stops, if it still runs, and none will be started."""
+        if self.listening:
+            self.listening, self.network = False, None
+            event.unregister("numba:run_pass", self)
+        self._stop()
+
+    def _stop(self) -> None:
         process, self.process = self.process, None
         if process:
             parallel.before_compiling = None
             process.kill()
             process.wait()
-
-    def _no_longer_waiting(self) -> dict | None:
-        network, self.network = self.network, None
-        if network:
-            event.unregister("numba:run_pass", self)
-        return network
+            if self.thread.is_alive():
+                self.thread.join(1)
 
     def _listen(self, lines: BinaryIO) -> None:
         """A line is the name of the task that the helper begins: it has finished the one before."""
@@ -101,7 +109,7 @@ class Helper(event.Listener):
             self.news.wait_for(lambda: self.begun != task.name, PATIENCE)
             met = task.name in self.finished
         if met:
-            self.end()
+            self._stop()
 
 
 def help_to_compile() -> None:
@@ -113,7 +121,7 @@ def help_to_compile() -> None:
     layers = [by_name[name](**arguments) for name, arguments in network["layers"]]
     model = Sequential(layers, network["input_shape"], dtype=network["dtype"])
     with parallel.noting() as tasks, np.errstate(all="ignore"):  # the numbers are what was in memory
-        x = np.zeros((network["batch_size"], *model.input_shape), model.dtype)
+        x = np.zeros((min(network["batch_size"], MANY), *model.input_shape), model.dtype)
         for layer in layers:
             x = layer.forward(x, training=True)
         model.parameter_gradients(x)

@@ -51,7 +51,13 @@ before_compiling: Callable[["Task"], None] | None = None  # if not None, called 
 cache_faults: set[str] = set()  # the errors that kept Numba's cache from being used
 _noted: list["Task"] | None = None  # by `noting`
 _I64, _FLOAT = ir.IntType(64), np.dtype(np.float32)
-_SOURCES = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[:12]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+_SOURCES = _digest(b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.glob("*.py"))))
 
 
 class Task:
@@ -59,20 +65,18 @@ class Task:
 
     def __init__(self, function: Callable, signature: types.Type, level: int):
         # Numba's cache notices an edit only in the file that the function stands in, but a task also consists of
-        # intrinsics from other files. A digest of this folder in its name makes every edit recompile every task.
-        function.__qualname__ += f"_{_SOURCES}"
+        # intrinsics from other files: a digest of this folder makes every edit recompile every task. And it keeps all
+        # functions of one name in one list, which two processes that write at once would spoil: the constants P, L and
+        # the like make it a list for each.
+        constants = [cell.cell_contents for cell in function.__closure__ or ()]
+        function.__qualname__ += "_" + _digest(f"{_SOURCES} {function.__module__} {constants} {signature}".encode())
         self.function, self.signature, self.level = function, signature, level
-
-    @property
-    def name(self) -> str:
-        """The same in every process, and no other task's: P, L and the like are constants in the function."""
-        constants = [cell.cell_contents for cell in self.function.__closure__ or ()]
-        return f"{self.function.__module__}.{self.function.__qualname__} {constants} {self.signature}"
+        self.name = function.__qualname__  # the same in every process, and no other task's
 
     @functools.cached_property
     def compiled(self) -> CFunc:
-        if before_compiling:
-            before_compiling(self)
+        if wait := before_compiling:
+            wait(self)
         with _optimised(self.level):
             return cached(lambda cache: cfunc(self.signature, cache=cache, error_model="numpy")(self.function))
 
