@@ -25,7 +25,7 @@ from tinycnn.kernels import parallel
 from tinycnn.kernels.parallel import Task
 
 PATIENCE = 60.0  # seconds to wait for a task that the helper has begun
-MANY = 4096  # images: for more the same kernels are chosen
+MANY = 4096  # images; larger batches take the same kernels but for rare ties, and a helper more memory
 COMMAND = "import sys; sys.path[:] = {}; from tinycnn.ahead import help_to_compile; help_to_compile()"
 
 _helper: "Helper | None" = None  # of this process's first training step
@@ -35,9 +35,9 @@ def before_training_step(model, batch_size: int) -> None:
     """What a Sequential, `model`, calls before it goes forward in training. The second call ends the help."""
     global _helper
     if _helper is None:
-        own = all(type(layer).__module__.startswith("tinycnn.") for layer in model.layers)
+        ours = all(type(layer).__module__.startswith("tinycnn.") for layer in model.layers)
         interpreter = sys.executable and not getattr(sys, "frozen", False)
-        able = own and interpreter and numba.get_num_threads() > 1
+        able = ours and interpreter and numba.get_num_threads() > 1
         _helper = Helper({**model.description(), "batch_size": batch_size} if able else None)
     else:
         _helper.end()
@@ -64,7 +64,7 @@ class Helper(event.Listener):
         try:
             message = json.dumps(network).encode()
             command = [sys.executable, "-c", COMMAND.format(sys.path)]
-            # in a session of its own: Ctrl-C is not meant for it
+            # In a session of its own: Ctrl-C is not meant for it.
             self.process = subprocess.Popen(command, **pipes, start_new_session=True)
             self.thread = threading.Thread(target=self._listen, args=[self.process.stdout], daemon=True)
             self.thread.start()

@@ -69,7 +69,7 @@ class Sequential:
         """
         x = self._check(x)
         if training:
-            before_training_step(self, len(x))  # the first time, somebody may compile backward's kernels meanwhile
+            before_training_step(self, len(x))  # it may let a second process compile backward's kernels
         if training or len(x) <= self._piece:
             return self._through_all_layers(x, training)
         pieces = [x[i : i + self._piece] for i in range(0, len(x), self._piece)]
