@@ -213,10 +213,14 @@ def convolve_weight_gradient(
 
 def _weight_gradient_tile(kernel_h: int, K: int, out_channels: int, dtype: np.dtype) -> tuple[int, int, int]:
     """(kernel rows, rows of dw below each, output channels) of the tile. K: rows of dw for each kernel row."""
-    if K <= FEW:
-        P, L = tile_shape(kernel_h * K, out_channels, dtype, multiple=K)
-        return P // K, K, L
-    return 1, *tile_shape(K, out_channels, dtype)
+    rows, multiple, _ = _weight_gradient_rows(kernel_h, K)
+    P, L = tile_shape(rows, out_channels, dtype, multiple=multiple)
+    return max(1, P // K), min(P, K), L
+
+
+def _weight_gradient_rows(kernel_h: int, K: int) -> tuple[int, int, int]:
+    """(rows of dw that tiles cover, a tile's rows are a multiple of, how often): few are taken for all kernel rows."""
+    return (kernel_h * K, K, 1) if K <= FEW else (K, 1, kernel_h)
 
 
 @cache
@@ -226,9 +230,8 @@ def _pairs_pay_in_dw(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype:
 
     def time(K: int, columns: int) -> float:
         """The half cycles of a step of all tiles."""
-        if K <= FEW:
-            return tile_time(kernel_h * K, columns, dtype, multiple=K)
-        return kernel_h * tile_time(K, columns, dtype)
+        rows, multiple, times = _weight_gradient_rows(kernel_h, K)
+        return times * tile_time(rows, columns, dtype, multiple=multiple)
 
     pairs, single = time((kernel_w + stride_w) * channels, 2 * out_channels), time(kernel_w * channels, out_channels)
     return out_w % 2 == 0 and pairs / 2 < 0.9 * single

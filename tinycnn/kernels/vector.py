@@ -62,7 +62,7 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = math.inf
 
     Tiles that stick out of the output do work for nothing: 13 rows are better one tile of 13 than two of 7. That is why
     the best shape depends on the output. P never exceeds `rows`, and 14: more gains nothing and costs compile time.
-    It is a multiple of `multiple`, at most 7.
+    It is a multiple of `multiple`, which must be at most 7.
     """
     lanes = register_lanes(dtype)
     usable = vector_registers()[1] * 15 // 16
