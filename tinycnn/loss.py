@@ -9,6 +9,7 @@ What this file is not: the model knows nothing of it. The loop in `tinycnn/train
 import numpy as np
 
 from tinycnn.arguments import fraction
+from tinycnn.kernels.cross_entropy import loss_and_gradient, shifted_logits
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -34,21 +35,21 @@ class SoftmaxCrossEntropy:
         logits = np.asarray(logits)
         if logits.ndim != 2 or not logits.size:
             raise ValueError(f"SoftmaxCrossEntropy: got logits of shape {logits.shape}, needs (N, classes), not empty")
-        targets = _targets(np.asarray(labels), logits)
-        if self.label_smoothing:
-            targets = (1 - self.label_smoothing) * targets + self.label_smoothing / logits.shape[1]
-        best = np.arange(len(logits)), logits.argmax(axis=1)
-        shifted = logits - logits[best][:, None]
+        if logits.dtype not in (np.float32, np.float64):
+            logits = logits.astype(np.float64)
+        labels = _checked(np.asarray(labels), logits)
+        # log p = shifted − log Σ e^shifted = shifted − log(1 + the sum without its largest term): never the log of a p
+        # that has rounded to 0 or to 1.
+        shifted, best = shifted_logits(np.ascontiguousarray(logits))
         e = np.exp(shifted)
-        e[best] = 0
-        others = e.sum(axis=1, keepdims=True)  # Σ e^shifted without its largest term, which is 1
-        e[best] = 1
-        # log p = shifted − log Σ e^shifted, never the log of a p that has rounded to 0 or to 1. A target of 0 counts as
-        # 0 even where log p is −∞.
-        log_p = shifted - np.log1p(others)
-        terms = np.multiply(targets, log_p, out=np.zeros_like(log_p), where=targets != 0)
-        self._dlogits = (e / (1 + others) - targets) / logits.dtype.type(len(logits))
-        return 0.0 - float(terms.sum(dtype=np.float64)) / len(logits)
+        others = np.add.reduce(e, axis=1)
+        loss, wrong = loss_and_gradient(shifted, best, e, others, labels, self.label_smoothing)
+        if wrong:
+            classes = logits.shape[1]
+            first = labels[(labels < 0) | (labels >= classes)][0]
+            raise ValueError(f"SoftmaxCrossEntropy: label {first} is outside 0 … {classes - 1}")
+        self._dlogits = e  # which loss_and_gradient has made the gradient
+        return loss
 
     def backward(self) -> np.ndarray:
         """dlogits = (softmax(logits) − target) / N, of the last forward.  (N, K), in the dtype of the logits."""
@@ -57,21 +58,16 @@ class SoftmaxCrossEntropy:
         return self._dlogits.copy()
 
 
-def _targets(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Rows of probabilities, in the logits' dtype."""
+def _checked(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """The labels as the kernels take them: int64, or rows of probabilities in the logits' dtype."""
     n, classes = logits.shape
     if labels.shape == (n, classes):
         if not np.all((labels >= 0) & (labels <= 1)) or not np.allclose(labels.sum(axis=1), 1, atol=1e-3):
             raise ValueError("SoftmaxCrossEntropy: rows of label probabilities must be in 0 … 1 and sum to 1")
-        return labels.astype(logits.dtype)
+        return np.ascontiguousarray(labels, logits.dtype)
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise ValueError(
             f"SoftmaxCrossEntropy: got labels of shape {labels.shape} and type {labels.dtype} for logits of shape "
             f"{logits.shape}; needs {n} integers, or probabilities of shape {logits.shape}"
         )
-    if labels.min() < 0 or labels.max() >= classes:
-        wrong = labels[(labels < 0) | (labels >= classes)][0]
-        raise ValueError(f"SoftmaxCrossEntropy: label {wrong} is outside 0 … {classes - 1}")
-    targets = np.zeros_like(logits)
-    targets[np.arange(n), labels] = 1
-    return targets
+    return np.ascontiguousarray(labels, np.int64)

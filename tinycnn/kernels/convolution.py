@@ -69,14 +69,14 @@ def convolve(
         return convolve(x, _for_pairs(w, stride[1]), np.tile(b, 2), *pairs, offset).reshape(len(x), *output_size, -1)
     y = empty((len(x), *output_size, w.shape[3]), x.dtype)
     if y.size:
-        kernel, narrow, columns, parts, scratch_shape, sizes = _plan(
+        kernel, narrow, columns, parts, scratch, sizes = _plan(
             x.shape, w.shape, x.dtype, output_size, stride, offset, spread
         )
         if narrow:
             w = copy(w.transpose(3, 0, 1, 2))
         elif columns:
             w = _in_columns(w, columns)
-        run(kernel, parts, sizes, x, w, b, y, empty(scratch_shape, x.dtype))
+        run(kernel, parts, sizes, x, w, b, y, scratch=scratch)
     return y
 
 
@@ -91,14 +91,14 @@ def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
     pixels = rows * output_size[1]
     parts = parts_for(rows, pixels * prod(w_shape))
     z_size = _input_size(output_size, w_shape[:2], stride)
-    scratch_shape = _scratch_shape(x_shape, z_size, parts, offset, spread)
+    scratch = _scratch_size(x_shape, z_size, offset, spread)
     sizes = (parts, *x_shape, *w_shape[:2], *output_size, out_channels)
     # Tile after tile meets the same L columns of w. If there are pixels enough, it pays to move those of a large w to
     # stand side by side, and to fill up too few of them.
     moved = out_channels < L or (out_channels > L and prod(w_shape) * dtype.itemsize > NEAR)
     columns = L if moved and not narrow and pixels > 500 else 0  # in a group, or 0: w as it is
-    sizes = (*sizes, *z_size, *stride, *offset, *spread, prod(scratch_shape), columns)
-    return kernel, narrow, columns, parts, scratch_shape, sizes
+    sizes = (*sizes, *z_size, *stride, *offset, *spread, scratch, columns)
+    return kernel, narrow, columns, parts, scratch, sizes
 
 
 def _in_columns(w: np.ndarray, L: int) -> np.ndarray:
@@ -201,13 +201,13 @@ def convolve_weight_gradient(
     dw_parts = empty((parts, *dw.shape), x.dtype)
     db_parts = empty((parts, A * R, out_channels), x.dtype)
     z_size = _input_size(dy.shape[1:3], kernel_size, stride)
-    scratch = empty(_scratch_shape(x.shape, z_size, parts, offset, (1, 1)), x.dtype)
+    scratch = _scratch_size(x.shape, z_size, offset, (1, 1))
     # Tile after tile meets the same rows of z and dy, so only as many at a time as stay near; but at least 32 pixels,
     # or the tile would mostly be fetched and put back.
     row_bytes = (stride[0] * z_size[1] * channels + dy.shape[2] * out_channels) * x.itemsize
     rows = max(NEAR // row_bytes, -(-32 // dy.shape[2]))
-    sizes = (parts, *x.shape, *kernel_size, *dy.shape[1:], *z_size, *stride, *offset, scratch.size, rows)
-    run(_weight_gradient_task(A, R, L, x.dtype), parts, sizes, x, dy, dw_parts, db_parts, scratch)
+    sizes = (parts, *x.shape, *kernel_size, *dy.shape[1:], *z_size, *stride, *offset, scratch, rows)
+    run(_weight_gradient_task(A, R, L, x.dtype), parts, sizes, x, dy, dw_parts, db_parts, scratch=scratch)
     return dw_parts.sum(axis=0, out=dw), db_parts.sum(axis=(0, 1))
 
 
@@ -242,10 +242,10 @@ def _input_size(output_size: tuple[int, int], kernel_size: tuple[int, int], stri
     return tuple((out - 1) * step + kernel for out, step, kernel in zip(output_size, stride, kernel_size, strict=True))
 
 
-def _scratch_shape(x_shape, z_size, parts, offset, spread) -> tuple[int, ...]:
-    """An image z for each part to set its images inside zeros, or nothing where x can be read as it is."""
+def _scratch_size(x_shape, z_size, offset, spread) -> int:
+    """The numbers of an image z, to set images of x inside zeros one by one; 0 where x can be read as it is."""
     as_it_is = offset == (0, 0) and spread == (1, 1) and z_size[0] <= x_shape[1] and z_size[1] <= x_shape[2]
-    return (0,) if as_it_is else (parts, *z_size, x_shape[3])
+    return 0 if as_it_is else prod(z_size) * x_shape[3]
 
 
 @in_tasks
@@ -269,7 +269,7 @@ def _set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset, spread):
 @cache
 def _convolve_task(P: int, L: int, dtype: np.dtype):
     @task(dtype, dtype, dtype, dtype, dtype)
-    def convolve_tiles(part, sizes, x, w, b, y, scratch):
+    def convolve_tiles(part, sizes, scratch, x, w, b, y):
         (
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
             z_h, z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size, columns,
@@ -278,8 +278,8 @@ def _convolve_task(P: int, L: int, dtype: np.dtype):
         acc = tile(P, L, x)
         z, start, row = x, 0, W * C
         if scratch_size:
-            z, start, row = scratch, part * z_h * z_w * C, z_w * C
-            clear_numbers(scratch, start, z_h * row)
+            z, start, row = scratch, 0, z_w * C
+            clear_numbers(scratch, 0, scratch_size)
 
         # This part computes the rows of y from `first` to `last`, counted through all images.
         first, last = part * N * out_h // parts, (part + 1) * N * out_h // parts
@@ -331,7 +331,7 @@ def _narrow_task(P: int, O: int, L: int, dtype: np.dtype):
     Q = P * O
 
     @task(dtype, dtype, dtype, dtype, dtype)
-    def convolve_narrow_tiles(part, sizes, x, w, b, y, scratch):
+    def convolve_narrow_tiles(part, sizes, scratch, x, w, b, y):
         (
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, _,
             z_h, z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size,
@@ -340,8 +340,8 @@ def _narrow_task(P: int, O: int, L: int, dtype: np.dtype):
         acc = tile(Q, L, x)
         z, start, row = x, 0, W * C
         if scratch_size:
-            z, start, row = scratch, part * z_h * z_w * C, z_w * C
-            clear_numbers(scratch, start, z_h * row)
+            z, start, row = scratch, 0, z_w * C
+            clear_numbers(scratch, 0, scratch_size)
 
         for n in range(part * N // parts, (part + 1) * N // parts):
             if scratch_size:
@@ -374,7 +374,7 @@ def _weight_gradient_task(A: int, R: int, L: int, dtype: np.dtype):
     P = A * R
 
     @task(dtype, dtype, dtype, dtype, dtype)
-    def weight_gradient_tiles(part, sizes, x, dy, dw, db, scratch):
+    def weight_gradient_tiles(part, sizes, scratch, x, dy, dw, db):
         (
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
             z_h, z_w, stride_h, stride_w, offset_h, offset_w, scratch_size, rows,
@@ -383,8 +383,8 @@ def _weight_gradient_task(A: int, R: int, L: int, dtype: np.dtype):
         acc = tile(P, L, x)
         z, start, row = x, 0, W * C
         if scratch_size:
-            z, start, row = scratch, part * z_h * z_w * C, z_w * C
-            clear_numbers(scratch, start, z_h * row)
+            z, start, row = scratch, 0, z_w * C
+            clear_numbers(scratch, 0, scratch_size)
         dw_start, db_start = part * kernel_h * K * O, part * P * O
         clear_numbers(dw, dw_start, kernel_h * K * O)
         clear_numbers(db, db_start, P * O)

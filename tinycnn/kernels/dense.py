@@ -40,8 +40,8 @@ def _product(x, w, b, w_shape, w_steps) -> np.ndarray:
         down, across = -(-len(x) // P), -(-O // L)
         parts = parts_for(down * across, w.size * len(x))
         copied = w_steps[1] > 1 or (down > 1 and across > 1)
-        columns = empty((parts if copied else 0, K, L), x.dtype)
-        run(_product_task(P, L, x.dtype), parts, (parts, len(x), K, O, *w_steps, copied), x, w, b, y, columns)
+        sizes = (parts, len(x), K, O, *w_steps, copied)
+        run(_product_task(P, L, x.dtype), parts, sizes, x, w, b, y, scratch=K * L if copied else 0)
     return y
 
 
@@ -53,15 +53,15 @@ def dense_weight_gradient(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
         down, across = -(-x.shape[1] // R), -(-dy.shape[1] // L)
         parts = parts_for(down * across, dw.size * len(x))
         copied = down > 1 and across > 1
-        columns = empty((parts if copied else 0, len(x), L), x.dtype)
-        run(_weight_gradient_task(R, L, x.dtype), parts, (parts, *x.shape, dy.shape[1], copied), x, dy, dw, columns)
+        sizes = (parts, *x.shape, dy.shape[1], copied)
+        run(_weight_gradient_task(R, L, x.dtype), parts, sizes, x, dy, dw, scratch=len(x) * L if copied else 0)
     return dw
 
 
 @cache
 def _product_task(P: int, L: int, dtype: np.dtype):
     @task(dtype, dtype, dtype, dtype, dtype)
-    def product_tiles(part, sizes, x, w, b, y, columns):
+    def product_tiles(part, sizes, columns, x, w, b, y):
         parts, N, K, O, step_k, step_o, copied = numbers(sizes, 7)
         acc = tile(P, L, x)
         down, across, last_o = (N + P - 1) // P, (O + L - 1) // L, -1
@@ -70,7 +70,7 @@ def _product_task(P: int, L: int, dtype: np.dtype):
             n = min(t % down * P, N - P)  # the last tile may repeat rows of the one before it: the same values, twice
             o = t // down * L
             width = min(L, O - o)
-            source, start, step = (columns, part * K * L, L) if copied else (w, o, O)
+            source, start, step = (columns, 0, L) if copied else (w, o, O)
             if copied and o != last_o:
                 for k in range(K):
                     if step_o == 1:
@@ -94,7 +94,7 @@ def _product_task(P: int, L: int, dtype: np.dtype):
 @cache
 def _weight_gradient_task(R: int, L: int, dtype: np.dtype):
     @task(dtype, dtype, dtype, dtype)
-    def dense_weight_gradient_tiles(part, sizes, x, dy, dw, columns):
+    def dense_weight_gradient_tiles(part, sizes, columns, x, dy, dw):
         parts, N, K, O, copied = numbers(sizes, 5)
         acc = tile(R, L, x)
         down, across, last_o = (K + R - 1) // R, (O + L - 1) // L, -1
@@ -102,7 +102,7 @@ def _weight_gradient_task(R: int, L: int, dtype: np.dtype):
             k = min(t % down * R, K - R)
             o = t // down * L
             width = min(L, O - o)
-            source, start, step = (columns, part * N * L, L) if copied else (dy, o, O)
+            source, start, step = (columns, 0, L) if copied else (dy, o, O)
             if copied and o != last_o:
                 for n in range(N):
                     write(columns, start + n * L, read(dy, n * O + o, width, L), L)

@@ -10,6 +10,8 @@ A kernel here is a *task*: a plain sequential function that does one part of the
 
     run(double, parts, (n, parts), x, y)                 call it for part = 0 … parts − 1, on all threads
 
+A task that needs memory for its own notes has a pointer to it before the others: run(…, scratch=numbers).
+
 The parts are fixed by the size of the work, never by the number of threads. So the order of every sum is fixed too, and
 results are equal bit for bit on one thread or eight.
 
@@ -32,16 +34,18 @@ from typing import TypeVar
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, config, njit, prange, types
+from numba import cfunc, config, get_thread_id, njit, prange, types
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
+from tinycnn.kernels.memory import empty
+
 PARTS = 8  # more would scale to more cores, but sums over a batch need memory for each part
 WORTH_SHARING = 1 << 19  # simple operations; a second thread takes about as long to get going as one does so many
-MOST_ARRAYS = 7  # that a task can have
+MOST_ARRAYS = 7  # that a task can have, its scratch memory among them
 
 if config.DISABLE_JIT:
     raise ImportError("tinycnn can't run without Numba's compiler: unset NUMBA_DISABLE_JIT")
@@ -138,18 +142,25 @@ def parts_for(pieces: int, operations: int) -> int:
     return 1 if operations < WORTH_SHARING else min(PARTS, pieces)
 
 
-def run(kernel: Task, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None:
+def run(kernel: Task, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray, scratch: int | None = None) -> None:
     """kernel(part, sizes, *arrays) for each part in 0 … parts − 1, shared out to Numba's threads.
 
-    The arrays must be contiguous and of the dtypes that the kernel takes.
+    The arrays must be contiguous and of the dtypes that the kernel takes. scratch: so many numbers of the first one's
+    dtype, of arbitrary value, are the thread's to write into, and stand before the arrays. (Some for each part would be
+    more memory, and less often in the core's cache.)
     """
     if _noted is not None:
         _noted.append(kernel)
         return
+    stride = 0  # from a thread's scratch memory to the next one's, in float32 numbers
+    if scratch is not None:
+        dtype = arrays[0].dtype
+        arrays = (empty((config.NUMBA_NUM_THREADS if parts > 1 else 1, scratch), dtype), *arrays)
+        stride = scratch * dtype.itemsize // _FLOAT.itemsize
     # Only their addresses count: one type for all spares compiling `_call_in_parallel` again for every mixture.
     memory = [a.ravel() if a.dtype == _FLOAT else np.frombuffer(a, _FLOAT, count=0) for a in arrays]
     unused = memory[:1] * (MOST_ARRAYS - len(arrays))
-    _in_parallel()(kernel.address, parts, _flags_and(parts, sizes).copy(), *memory, *unused)
+    _in_parallel()(kernel.address, parts, stride, _flags_and(parts, sizes).copy(), *memory, *unused)
 
 
 @contextmanager
@@ -181,23 +192,26 @@ def numbers(typing_context, pointer, count):
 
 
 @intrinsic
-def _call(typing_context, address, part, parts, numbers, a, b, c, d, e, f, g):
-    """Call the C function at the address with part, a pointer to numbers[parts:] and one to each array.
+def _call(typing_context, address, part, parts, numbers, offset, a, b, c, d, e, f, g):
+    """Call the C function at the address with part, a pointer to numbers[parts:], to a[offset:] and to the other arrays.
 
     A task that declares fewer pointers does not see the others: by the C calling convention the caller cleans up.
     """
 
     def code(context, builder, signature, arguments):
-        sizes, *pointers = [
-            make_array(array)(context, builder, value).data
-            for array, value in zip(signature.args[3:], arguments[3:], strict=True)
+        types_and_arrays = zip(signature.args, arguments, strict=True)
+        sizes, a, *others = [
+            make_array(kind)(context, builder, value).data
+            for kind, value in types_and_arrays
+            if isinstance(kind, types.Array)
         ]
-        values = [arguments[1], builder.gep(sizes, [arguments[2]]), *pointers]
+        pointers = [builder.gep(sizes, [arguments[2]]), builder.gep(a, [arguments[4]]), *others]
+        values = [arguments[1], *pointers]
         function = ir.FunctionType(ir.VoidType(), [value.type for value in values]).as_pointer()
         builder.call(builder.inttoptr(arguments[0], function), values)
         return context.get_dummy_value()
 
-    return types.void(address, part, parts, numbers, a, b, c, d, e, f, g), code
+    return types.void(address, part, parts, numbers, offset, a, b, c, d, e, f, g), code
 
 
 @intrinsic
@@ -212,22 +226,23 @@ def _is_first(typing_context, numbers, part):
     return types.boolean(numbers, part), code
 
 
-def _call_in_parallel(address, parts, numbers, a, b, c, d, e, f, g):
+def _call_in_parallel(address, parts, stride, numbers, a, b, c, d, e, f, g):
     if parts == 1:
-        _call(address, 0, parts, numbers, a, b, c, d, e, f, g)
+        _call(address, 0, parts, numbers, 0, a, b, c, d, e, f, g)
         return
     # A thread gets neighbouring parts for its own, the same ones of every kernel, so it finds what it wrote itself in
     # the cache of its core. Then it takes what others have not begun: another program may keep their cores busy.
     for own in prange(parts):
+        offset = get_thread_id() * stride
         for i in range(parts):
             part = (own + i) % parts
             if numbers[part] == 0 and _is_first(numbers, part):
-                _call(address, part, parts, numbers, a, b, c, d, e, f, g)
+                _call(address, part, parts, numbers, offset, a, b, c, d, e, f, g)
 
 
 @functools.cache
 def _in_parallel() -> Callable:
     """`_call_in_parallel`, compiled when it is first needed: that starts Numba's threads."""
     array = types.Array(types.float32, 1, "C", readonly=True)  # or not: read-only ones are the more general type
-    signature = types.void(types.intp, types.intp, types.int64[::1], *MOST_ARRAYS * [array])
+    signature = types.void(types.intp, types.intp, types.intp, types.int64[::1], *MOST_ARRAYS * [array])
     return cached(lambda cache: njit(signature, parallel=True, nogil=True, cache=cache)(_call_in_parallel))

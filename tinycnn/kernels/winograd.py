@@ -81,10 +81,10 @@ def convolve(
     """
     O, S = w.shape[3], register_lanes(x.dtype)
     y = empty((len(x), *output_size, O), x.dtype)
-    groups, sizes, scratch_size = _plan(x.shape, y.shape[1:], offset, S)
+    groups, sizes, scratch = _plan(x.shape, y.shape[1:], offset, S)
     parts = max(1, min(PARTS, groups))
     kernel = _convolve_task(*_products_tile(O, x.dtype), S, x.dtype)
-    run(kernel, parts, (parts, *sizes), x, _transformed(w, S), b, y, empty((parts * scratch_size,), x.dtype))
+    run(kernel, parts, (parts, *sizes), x, _transformed(w, S), b, y, scratch=scratch)
     return y
 
 
@@ -97,7 +97,7 @@ def convolve_backward(
     -> dx (N, H, W, C), dw (3, 3, C, O), db (O,).
     """
     C, O, S = x.shape[3], dy.shape[3], register_lanes(x.dtype)
-    _, sizes, scratch_size = _plan(x.shape, dy.shape[1:], offset, S)
+    _, sizes, scratch = _plan(x.shape, dy.shape[1:], offset, S)
     parts = min(PARTS, len(x))  # of whole images: the patches of one overlap in dx
     dw = empty((3, 3, C, O), x.dtype)
     sums, db_parts = empty((parts, 36, C * O + ODD), x.dtype), empty((parts, O), x.dtype)
@@ -107,7 +107,7 @@ def convolve_backward(
         u = dx = empty((0,), x.dtype)
     else:
         u, dx = _transformed(copy(w.transpose(0, 1, 3, 2)), S), empty(x.shape, x.dtype)
-    run(kernel, parts, (parts, *sizes, dx.size), x, dy, u, dx, sums, db_parts, empty((parts * scratch_size,), x.dtype))
+    run(kernel, parts, (parts, *sizes, dx.size), x, dy, u, dx, sums, db_parts, scratch=scratch)
     run(_backward_end_task(S, x.dtype), PARTS, (parts, C * O), sums, dw)
     return dx, dw, db_parts.sum(axis=0)
 
@@ -126,7 +126,7 @@ def _products_tile(columns: int, dtype: np.dtype) -> tuple[int, int]:
 
 @cache
 def _plan(x_shape, y_shape, offset, S) -> tuple[int, tuple[int, ...], int]:
-    """(whole groups of patches, the sizes that the tasks need, numbers of scratch memory for each part)."""
+    """(whole groups of patches, the sizes that the tasks need, numbers of scratch memory)."""
     (N, H, W, C), (out_h, out_w, O) = x_shape, y_shape
     rows, columns = -(-out_h // 4), -(-out_w // 4)  # of patches in an image
     group = max(1, round(GROUP / columns))  # rows of patches
@@ -135,9 +135,9 @@ def _plan(x_shape, y_shape, offset, S) -> tuple[int, tuple[int, ...], int]:
     z_h, z_w = 4 * rows + 2, 4 * columns + 2
     as_it_is = offset == (0, 0) and z_h <= H and z_w <= W
     z_size = 0 if as_it_is else z_h * z_w * C
-    scratch_size = 36 * (v_size + m_size) + half_size + 2 * z_size  # the second z is backward's dz
-    sizes = (N, H, W, C, out_h, out_w, O, *offset, rows, columns, group, v_size, m_size, z_w, z_size, scratch_size)
-    return N * rows // group, sizes, scratch_size
+    scratch = 36 * (v_size + m_size) + half_size + 2 * z_size  # the second z is backward's dz
+    sizes = (N, H, W, C, out_h, out_w, O, *offset, rows, columns, group, v_size, m_size, z_w, z_size)
+    return N * rows // group, sizes, scratch
 
 
 # -------------------------------------------------------------------------------- the matrices, for rows of channels
@@ -313,13 +313,13 @@ def _products(scratch, v, v_size, patches, K, u, O, m, m_size, P, L):
 @cache
 def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
     @task(dtype, dtype, dtype, dtype, dtype, level=LEVEL)
-    def convolve_patches(part, sizes, x, u, b, y, scratch):
+    def convolve_patches(part, sizes, scratch, x, u, b, y):
         (
             parts, N, _, _, C, out_h, out_w, O, _, _,
-            patch_rows, columns, group, v_size, m_size, _, z_size, size,
-        ) = numbers(sizes, 18)  # fmt: skip
-        v = part * size
-        m = v + 36 * v_size
+            patch_rows, columns, group, v_size, m_size, _, z_size,
+        ) = numbers(sizes, 17)  # fmt: skip
+        v = 0
+        m = 36 * v_size
         half = m + 36 * m_size
         z_start = half + 36 * columns * S
         clear_numbers(scratch, v, 36 * v_size)  # beyond the patches stands anything, and subnormal numbers are slow
@@ -356,13 +356,13 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
     """dx, and for each part the sums over its patches of Vᵀ[t] · E[t] and of dy."""
 
     @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype, level=LEVEL)
-    def backward_patches(part, sizes, x, dy, u, dx, sums, db, scratch):
+    def backward_patches(part, sizes, scratch, x, dy, u, dx, sums, db):
         (
             parts, N, _, _, C, _, _, O, _, _,
-            patch_rows, columns, group, v_size, e_size, _, z_size, size, dx_size,
-        ) = numbers(sizes, 19)  # fmt: skip
-        v = part * size
-        e = v + 36 * v_size
+            patch_rows, columns, group, v_size, e_size, _, z_size, dx_size,
+        ) = numbers(sizes, 18)  # fmt: skip
+        v = 0
+        e = 36 * v_size
         half = e + 36 * e_size
         z_start = half + 36 * columns * S
         dz_start = z_start + z_size
