@@ -470,7 +470,7 @@ BUGS = [
         "Off by 1/M: lost in any check with a tolerance of a percent.",
         more_layers.kernels,
         "moments",
-        in_result(lambda result, x: (result[0], result[1] * len(x) / (len(x) - 1))),
+        in_result(lambda result, x, *_: (result[0], result[1] * len(x) / (len(x) - 1))),
     ),
     Bug(
         "dropout-unscaled",

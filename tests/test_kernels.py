@@ -241,7 +241,9 @@ def test_batch_norm_equals_reference(dtype, rows, channels, seed):
     x, dy = (random.normal(3, 2, size=(rows, channels)).astype(dtype) for _ in range(2))
     gamma, beta = (random.normal(size=channels).astype(dtype) for _ in range(2))
     tolerance = 1e-12 if dtype == np.float64 else 1e-3
-    mean, variance = batch_norm.moments(x)
+    running = np.full((2, channels), dtype(5))
+    mean, variance = batch_norm.moments(x, *running, 0.25)
+    np.testing.assert_allclose(running, 0.75 * 5 + 0.25 * np.array([mean, variance]), rtol=tolerance)
     np.testing.assert_allclose(mean, x.astype(np.float64).mean(axis=0), rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(variance, x.astype(np.float64).var(axis=0), rtol=tolerance, atol=tolerance)
     sigma = np.sqrt(variance + dtype(0.1))
@@ -262,7 +264,7 @@ def test_batch_norm_equals_reference(dtype, rows, channels, seed):
 
 def test_moments_keep_their_digits_where_the_mean_is_large():
     x = 1e6 + np.array([[0.0], [1.0], [2.0], [3.0]])
-    assert batch_norm.moments(x)[1] == pytest.approx(1.25, rel=1e-12)
+    assert batch_norm.moments(x, *np.zeros((2, 1)), 0.1)[1] == pytest.approx(1.25, rel=1e-12)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -274,7 +276,7 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads):
     def everything():
         rows = x.reshape(-1, 8)
         y, winners = max_pool(x, (2, 2), (1, 1))
-        mean, variance = batch_norm.moments(rows)
+        mean, variance = batch_norm.moments(rows, *np.zeros((2, 8), np.float32), 0.1)
         return [
             convolve(x, w, b, (10, 9)),
             winograd.convolve(dy, w[:, :, :1].repeat(24, 2), b, (12, 11), (2, 2)),

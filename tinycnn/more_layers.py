@@ -87,9 +87,9 @@ class BatchNorm(Layer):
         if training and not self.frozen:
             if not len(rows):
                 raise ValueError(f"{self.label()}: an empty batch has no mean")
-            mean, variance = kernels.moments(rows)
-            self.running_mean += (1 - self.momentum) * (mean - self.running_mean)
-            self.running_variance += (1 - self.momentum) * (variance - self.running_variance)
+            # running = momentum · running + (1 − momentum) · batch
+            self.running_mean, self.running_variance = self._input(mean), self._input(variance)
+            mean, variance = kernels.moments(rows, self.running_mean, self.running_variance, 1 - self.momentum)
         sigma = np.sqrt(variance + variance.dtype.type(self.epsilon))
         scale, shift = self._value(self.gamma) / sigma, self._value(self.beta)
         y = kernels.scale_and_shift(rows, mean, scale, shift).reshape(x.shape)

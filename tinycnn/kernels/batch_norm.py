@@ -13,8 +13,12 @@ from tinycnn.kernels.parallel import PARTS, numbers, run, task
 from tinycnn.kernels.vector import multiply_add, read, row_lanes, write
 
 
-def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and biased variance of each column.  x (M, C), contiguous, M ≥ 1 -> mean (C,), variance (C,).
+def moments(
+    x: np.ndarray, running_mean: np.ndarray, running_variance: np.ndarray, rate: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and biased variance of each column, and in place running += rate · (those − running).
+
+    x (M, C), contiguous, M ≥ 1; running_mean and running_variance (C,) -> mean (C,), variance (C,).
 
     Never as mean(x²) − mean², which loses most of its digits where the mean is large: each part takes the squares of
     its distances from its own mean while its rows are still in the cache, and what the parts' means are apart comes on
@@ -22,7 +26,8 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     of_parts, result = np.empty((PARTS, 2, x.shape[1]), x.dtype), np.empty((2, x.shape[1]), x.dtype)
     run(_moments_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, x, of_parts)
-    run(_all_moments_task(x.dtype), 1, x.shape, of_parts, result)
+    rates = np.array([rate], x.dtype)
+    run(_all_moments_task(x.dtype), 1, x.shape, of_parts, rates, running_mean, running_variance, result)
     return result[0], result[1]
 
 
@@ -38,7 +43,7 @@ def gradient_sums(dy: np.ndarray, x: np.ndarray, mean: np.ndarray) -> tuple[np.n
     """Σ dy and Σ dy · (x − mean) over the rows.  dy, x (M, C), contiguous; mean (C,) -> two arrays (C,)."""
     sums = np.empty((PARTS, 2, x.shape[1]), x.dtype)
     run(_gradient_sums_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, dy, x, mean, sums)
-    of_gradient, of_product = sums.sum(axis=0)
+    of_gradient, of_product = np.add.reduce(sums, axis=0)
     return of_gradient, of_product
 
 
@@ -47,8 +52,7 @@ def input_gradient(
 ) -> np.ndarray:
     """dx = scale · (dy − constant − slope · (x − mean)).  dy, x (M, C), contiguous; the others (C,) -> dx (M, C)."""
     dx = empty(x.shape, x.dtype)
-    constants = np.concatenate((mean, scale, constant, slope))
-    run(_input_gradient_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, dy, x, constants, dx)
+    run(_input_gradient_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, dy, x, mean, scale, constant, slope, dx)
     return dx
 
 
@@ -79,8 +83,8 @@ def _moments_task(L: int, dtype: np.dtype):
 
 @cache
 def _all_moments_task(dtype: np.dtype):
-    @task(dtype, dtype)
-    def all_moments(part, sizes, of_parts, result):
+    @task(dtype, dtype, dtype, dtype, dtype)
+    def all_moments(part, sizes, of_parts, rates, running_mean, running_variance, result):
         M, C = numbers(sizes, 2)
         for c in range(C):
             mean = variance = 0.0
@@ -91,6 +95,8 @@ def _all_moments_task(dtype: np.dtype):
                 share = ((p + 1) * M // PARTS - p * M // PARTS) / M
                 variance += of_parts[(2 * p + 1) * C + c] / M + share * (of_parts[2 * p * C + c] - mean) ** 2
             result[c], result[C + c] = mean, variance
+            running_mean[c] += rates[0] * (result[c] - running_mean[c])
+            running_variance[c] += rates[0] * (result[C + c] - running_variance[c])
 
     return all_moments
 
@@ -131,16 +137,16 @@ def _gradient_sums_task(L: int, dtype: np.dtype):
 
 @cache
 def _input_gradient_task(L: int, dtype: np.dtype):
-    @task(dtype, dtype, dtype, dtype)
-    def input_gradient(part, sizes, dy, x, constants, dx):
+    @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype)
+    def input_gradient(part, sizes, dy, x, mean, scale, constant, slope, dx):
         M, C = numbers(sizes, 2)
         for c in range(0, C, L):
             width = min(L, C - c)
-            mean, scale = read(constants, c, width, L), read(constants, C + c, width, L)
-            constant, slope = read(constants, 2 * C + c, width, L), read(constants, 3 * C + c, width, L)
+            mean_row, scale_row = read(mean, c, width, L), read(scale, c, width, L)
+            constant_row, slope_row = read(constant, c, width, L), read(slope, c, width, L)
             for m in range(part * M // PARTS, (part + 1) * M // PARTS):
-                centred = read(x, m * C + c, width, L) - mean
+                centred = read(x, m * C + c, width, L) - mean_row
                 gradient = read(dy, m * C + c, width, L)
-                write(dx, m * C + c, scale * (gradient - constant - slope * centred), width)
+                write(dx, m * C + c, scale_row * (gradient - constant_row - slope_row * centred), width)
 
     return input_gradient

@@ -27,7 +27,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     size = prod(shape) * dtype.itemsize
     if size < SMALL:
         return np.empty(shape, dtype)
-    return np.asarray(_Owner(_block(size), shape, dtype))
+    return np.ndarray(shape, dtype, _block(size).view(_Owner))
 
 
 def copy(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
@@ -44,30 +44,23 @@ def give_back() -> None:
     _waiting_bytes = 0
 
 
-class _Block:
-    """Memory for an array that begins at the aligned `address`; so many bytes of it altogether."""
-
-    __slots__ = "address", "memory", "size"
-
-    def __init__(self, size: int):
-        self.size, self.memory = size, np.empty(size, np.uint8)
-        self.address = -(-self.memory.__array_interface__["data"][0] // ALIGNMENT) * ALIGNMENT  # the next multiple
+class _Block(np.ndarray):
+    """Memory that is used again, as an array of bytes."""
 
 
-class _Owner:
-    """Owns a block for an array and all its views. When they are gone so is it, and the block waits for another."""
+class _Owner(np.ndarray):
+    """A block while it is in use. The array in it, and so all its views, keep this alive; then the block waits again.
 
-    __slots__ = "__array_interface__", "block"
-
-    def __init__(self, block: _Block, shape: tuple[int, ...], dtype: np.dtype):
-        self.block = block
-        self.__array_interface__ = {"data": (block.address, False), "shape": shape, "typestr": dtype.str, "version": 3}
+    (Both are classes of their own because NumPy lets a view of a view keep alive what the first one looks at, and leave
+    out the first one, if all are of one class.)
+    """
 
     def __del__(self):
         global _waiting_bytes
-        if _waiting_bytes + self.block.size <= KEPT:
-            _waiting_bytes += self.block.size
-            _waiting.setdefault(self.block.size, []).append(self.block)
+        block = self.base
+        if type(block) is _Block and _waiting_bytes + block.size <= KEPT:
+            _waiting_bytes += block.size
+            _waiting.setdefault(block.size, []).append(block)
 
 
 def _block(size: int) -> _Block:
@@ -76,7 +69,6 @@ def _block(size: int) -> _Block:
     Sizes come in steps of about an eighth, so that a slightly different batch finds blocks as well.
     """
     global _waiting_bytes
-    size += ALIGNMENT
     step = 1 << (size.bit_length() - 4)
     size = -(-size // step) * step
     candidate = size
@@ -85,4 +77,6 @@ def _block(size: int) -> _Block:
             _waiting_bytes -= candidate
             return _waiting[candidate].pop()
         candidate += 1 << (candidate.bit_length() - 4)
-    return _Block(size)
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % ALIGNMENT
+    return memory[begin : begin + size].view(_Block)
