@@ -20,7 +20,7 @@ import numpy as np
 from tinycnn.arguments import pair, whole
 from tinycnn.kernels.convolution import convolve, convolve_backward, convolve_weight_gradient
 from tinycnn.kernels.dense import dense, dense_input_gradient, dense_weight_gradient
-from tinycnn.kernels.elementwise import relu, relu_backward
+from tinycnn.kernels.elementwise import copy_shared, relu, relu_backward
 from tinycnn.kernels.memory import copy
 from tinycnn.kernels.pooling import max_pool, max_pool_backward
 
@@ -233,14 +233,14 @@ class Flatten(Layer):
 
     def forward(self, x, training=False):
         x = np.asarray(x)
-        y = copy(self._input(x, x.ndim >= 1, "a batch").reshape(len(x), prod(x.shape[1:])))
+        y = copy_shared(self._input(x, x.ndim >= 1, "a batch"), (len(x), prod(x.shape[1:])))
         if training:
             self._remember(y, x.shape)
         return y
 
     def backward(self, dy):
         dy, input_shape = self._recall(dy)
-        return copy(dy.reshape(input_shape))
+        return copy_shared(dy, input_shape)
 
 
 class Dense(Layer):
@@ -277,7 +277,7 @@ class Dense(Layer):
     def parameter_gradients(self, dy):
         dy, x = self._recall(dy)
         self.weight.grad[:] = dense_weight_gradient(x, dy)
-        self.bias.grad[:] = dy.sum(axis=0)
+        self.bias.grad[:] = np.add.reduce(dy, axis=0)
 
     def multiply_adds(self):
         return self.weight.value.size

@@ -10,6 +10,7 @@ What this file is not: necessary to understand backpropagation.
 import numpy as np
 
 from tinycnn.kernels import batch_norm as kernels
+from tinycnn.kernels.elementwise import normalize
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.layers import Layer, Parameter
 
@@ -40,10 +41,11 @@ class Normalize(Layer):
 
     def forward(self, x, training=False):
         x = np.asarray(x)
-        y = copy(x, self.dtype).reshape(x.shape if x.ndim == 4 else (*x.shape, 1))
-        y /= 255
-        y -= np.asarray(self.mean, self.dtype)
-        y /= np.asarray(self.std, self.dtype)
+        images = np.ascontiguousarray(
+            x if x.ndim == 4 else x[..., None], x.dtype if x.dtype == np.uint8 else self.dtype
+        )
+        mean, std = (np.full(images.shape[-1], of_channel, self.dtype) for of_channel in (self.mean, self.std))
+        y = normalize(images, mean, std)
         if training:
             self._remember(y, x.shape)
         return y

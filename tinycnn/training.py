@@ -207,6 +207,6 @@ def _bar(position: Position, epochs: int, images: int, progress: bool) -> tqdm:
 
 
 def _show(bar: tqdm, position: Position) -> None:
-    bar.update(position.seen - bar.n)
-    loss, accuracy = position.loss / position.seen, position.correct / position.seen
-    bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{accuracy:.2%}", refresh=False)
+    if bar.update(position.seen - bar.n):  # it was drawn: not after every step
+        loss, accuracy = position.loss / position.seen, position.correct / position.seen
+        bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{accuracy:.2%}")

@@ -208,7 +208,7 @@ def convolve_weight_gradient(
     rows = max(NEAR // row_bytes, -(-32 // dy.shape[2]))
     sizes = (parts, *x.shape, *kernel_size, *dy.shape[1:], *z_size, *stride, *offset, scratch, rows)
     run(_weight_gradient_task(A, R, L, x.dtype), parts, sizes, x, dy, dw_parts, db_parts, scratch=scratch)
-    return dw_parts.sum(axis=0, out=dw), db_parts.sum(axis=(0, 1))
+    return np.add.reduce(dw_parts, axis=0, out=dw), np.add.reduce(db_parts, axis=(0, 1))
 
 
 def _weight_gradient_tile(kernel_h: int, K: int, out_channels: int, dtype: np.dtype) -> tuple[int, int, int]:
@@ -272,7 +272,7 @@ def _convolve_task(P: int, L: int, dtype: np.dtype):
     def convolve_tiles(part, sizes, scratch, x, w, b, y):
         (
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
-            z_h, z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size, columns,
+            _, z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size, columns,
         ) = numbers(sizes, 20)  # fmt: skip
         K, step = kernel_w * C, stride_w * C
         acc = tile(P, L, x)

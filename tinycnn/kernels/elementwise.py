@@ -1,4 +1,4 @@
-"""The operations that go number by number as hot loops: ReLU, and the steps of the optimizers.
+"""The operations that go number by number as hot loops: ReLU, Normalize, copies, and the steps of the optimizers.
 
 Each formula stands where it is used (`tinycnn/layers.py`, `tinycnn/optim.py`). They are here because NumPy would walk
 through the memory once for every operation in them, on one core and with a new array each time.
@@ -10,6 +10,7 @@ import numpy as np
 
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
+from tinycnn.kernels.vector import copy_numbers
 
 _BYTE = np.dtype(np.uint8)
 
@@ -29,6 +30,20 @@ def relu_backward(dy: np.ndarray, active: np.ndarray) -> np.ndarray:
     dx = empty(dy.shape, dy.dtype)
     _run(_relu_backward_task(dy.dtype), dy.size, (), dy, active, dx)
     return dx
+
+
+def normalize(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """y = (x / 255 − mean) / std.  x (…, C), contiguous; mean, std (C,) -> y (…, C) of their dtype."""
+    y = empty(x.shape, mean.dtype)
+    _run(_normalize_task(len(mean), x.dtype, mean.dtype), x.size // len(mean), (), x, mean, std, y)
+    return y
+
+
+def copy_shared(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """x, contiguous, again in another place and of another shape; each core copies what it has in its cache."""
+    y = empty(shape, x.dtype)
+    _run(_copy_task(x.dtype), x.size, (), x, y)
+    return y
 
 
 def sgd(value, grad, velocity, learning_rate: float, momentum: float, nesterov: bool, weight_decay: float) -> None:
@@ -75,6 +90,32 @@ def _relu_backward_task(dtype: np.dtype):
             dx[i] = dy[i] if active[i] else zero
 
     return relu_backward
+
+
+@cache
+def _normalize_task(C: int, source: np.dtype, dtype: np.dtype):
+    """C is known to the compiler: a loop over one colour would be no loop of vectors."""
+    number, most = dtype.type, dtype.type(255)
+
+    @task(source, dtype, dtype, dtype)
+    def normalize(part, sizes, x, mean, std, y):
+        parts, size = numbers(sizes, 2)
+        for i in range(part * size // parts, (part + 1) * size // parts):
+            for c in range(C):
+                y[i * C + c] = (number(x[i * C + c]) / most - mean[c]) / std[c]
+
+    return normalize
+
+
+@cache
+def _copy_task(dtype: np.dtype):
+    @task(dtype, dtype)
+    def copy(part, sizes, x, y):
+        parts, size = numbers(sizes, 2)
+        first, last = part * size // parts, (part + 1) * size // parts
+        copy_numbers(y, first, x, first, last - first)
+
+    return copy
 
 
 @cache

@@ -193,7 +193,7 @@ def numbers(typing_context, pointer, count):
 
 @intrinsic
 def _call(typing_context, address, part, parts, numbers, offset, a, b, c, d, e, f, g):
-    """Call the C function at the address with part, a pointer to numbers[parts:], to a[offset:] and to the other arrays.
+    """Call the C function at the address with part, and pointers to numbers[parts:], a[offset:] and the other arrays.
 
     A task that declares fewer pointers does not see the others: by the C calling convention the caller cleans up.
     """

@@ -22,8 +22,9 @@ import numpy as np
 
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
+from tinycnn.kernels.vector import clear_numbers, copy_numbers
 
-UINT8, FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
+UINT8, FLOAT32, INT64 = np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.int64)
 
 
 def resample(images: np.ndarray, maps: np.ndarray, displacements: np.ndarray | None = None) -> np.ndarray:
@@ -42,6 +43,39 @@ def resample(images: np.ndarray, maps: np.ndarray, displacements: np.ndarray | N
         arrays = (framed, maps, displacements if elastic else maps, new)
         run(_resample_task(channels, elastic), parts, (parts, n, height, width), *arrays)
     return new
+
+
+def shift(images: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """new[n, i, j] = old[n, i − down[n], j − across[n]], or 0 where that is outside: no place is between pixels.
+
+    images (N, H, W, …), contiguous, of any dtype; down, across (N,) int64, no larger than the images.
+    """
+    n, height, width = images.shape[:3]
+    new = empty(images.shape, images.dtype)
+    if new.size:
+        parts = parts_for(n, 8 * new.size)
+        sizes = (parts, n, height, width, new.nbytes // (n * height * width))
+        run(_shift_task(), parts, sizes, images, down, across, new)
+    return new
+
+
+@cache
+def _shift_task():
+    """Pixels are only moved, so they are so many bytes, whatever they mean."""
+
+    @task(UINT8, INT64, INT64, UINT8)
+    def shift(part, sizes, images, down, across, new):
+        parts, N, H, W, pixel = numbers(sizes, 5)
+        line = W * pixel
+        for n in range(part * N // parts, (part + 1) * N // parts):
+            clear_numbers(new, n * H * line, H * line)
+            left = max(0, across[n])
+            count = max(0, min(W, W + across[n]) - left) * pixel
+            for i in range(max(0, down[n]), min(H, H + down[n])):
+                to, source = (n * H + i) * line, (n * H + i - down[n]) * line
+                copy_numbers(new, to + left * pixel, images, source + (left - across[n]) * pixel, count)
+
+    return shift
 
 
 @cache

@@ -109,7 +109,7 @@ def convolve_backward(
         u, dx = _transformed(copy(w.transpose(0, 1, 3, 2)), S), empty(x.shape, x.dtype)
     run(kernel, parts, (parts, *sizes, dx.size), x, dy, u, dx, sums, db_parts, scratch=scratch)
     run(_backward_end_task(S, x.dtype), PARTS, (parts, C * O), sums, dw)
-    return dx, dw, db_parts.sum(axis=0)
+    return dx, dw, np.add.reduce(db_parts, axis=0)
 
 
 def _transformed(w: np.ndarray, S: int) -> np.ndarray:
