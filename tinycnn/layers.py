@@ -18,7 +18,7 @@ from math import prod, sqrt
 import numpy as np
 
 from tinycnn.arguments import pair, whole
-from tinycnn.kernels.convolution import convolve, convolve_backward, convolve_weight_gradient
+from tinycnn.kernels.convolution import convolve, convolve_and_pool, convolve_backward, convolve_weight_gradient
 from tinycnn.kernels.dense import dense, dense_input_gradient, dense_weight_gradient
 from tinycnn.kernels.elementwise import copy_shared, relu, relu_backward
 from tinycnn.kernels.memory import copy
@@ -148,15 +148,27 @@ class Conv2D(Layer):
         return (*out, self.filters)
 
     def forward(self, x, training=False):
+        x, *others = self._ready(x)
+        y = convolve(x, *others, self.stride, self.padding)
+        if training:
+            self._remember(y, x)
+        return y
+
+    def forward_pooled(self, x, pool_size: tuple[int, int], relu: bool) -> np.ndarray | None:
+        """In inference, what a MaxPool2D of this size and, if wanted, a ReLU make of forward(x), all at once.
+
+        None where they would better be called one after the other.
+        """
+        return convolve_and_pool(*self._ready(x), self.stride, self.padding, pool_size, relu)
+
+    def _ready(self, x) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
+        """x, w and b as the kernels take them, and the size of the output."""
         w, b = self._value(self.weight), self._value(self.bias)
         x, channels = np.asarray(x), w.shape[2]
         output_size = self._output_size(x.shape[1:]) if x.ndim == 4 else (0, 0)
         fits = min(output_size) >= 1 and x.shape[3] == channels
         x = self._input(x, fits, "(N, H, W, {}) with H, W no smaller than the kernel {}", channels, self.kernel_size)
-        y = convolve(x, w, b, output_size, self.stride, self.padding)
-        if training:
-            self._remember(y, x)
-        return y
+        return x, w, b, output_size
 
     def backward(self, dy):
         dy, x = self._recall(dy)

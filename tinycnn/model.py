@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinycnn import archive
+from tinycnn import archive, inference
 from tinycnn.ahead import before_training_step
 from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, Parameter, ReLU
 from tinycnn.loss import softmax
@@ -18,7 +18,7 @@ from tinycnn.more_layers import BatchNorm, Dropout, GlobalAveragePool2D, Normali
 from tinycnn.rebuild import layers_from
 from tinycnn.tables import table
 
-CACHE = 1 << 22  # bytes; what a layer hands to the next is found in a CPU's cache if it is no more
+LARGE = 1 << 25  # bytes; in inference no layer hands more than that to the next
 LAYERS = (Normalize, Conv2D, MaxPool2D, BatchNorm, ReLU, Dropout, Flatten, GlobalAveragePool2D, Dense)
 
 
@@ -44,8 +44,9 @@ class Sequential:
             raise ValueError(f"Sequential: dtype must be float32 or float64, got {self.dtype}")
         generator = np.random.default_rng(seed)
         self.output_shapes = self._build(generator)
+        self._groups = inference.groups(self.layers)
         self._first_to_learn = next((i for i, layer in enumerate(self.layers) if layer.parameters()), 0)
-        self._piece = max(1, CACHE // (max(map(prod, self.output_shapes)) * self.dtype.itemsize))
+        self._piece = max(1, LARGE // (max(map(prod, self.output_shapes)) * self.dtype.itemsize))
 
     def _build(self, generator: np.random.Generator) -> list[tuple[int, ...]]:
         """Name the layers and tell each its input shape; returns their output shapes."""
@@ -65,7 +66,7 @@ class Sequential:
     def forward(self, x: np.ndarray, training: bool = False) -> np.ndarray:
         """The output of the last layer.  x (N, *input_shape) -> (N, ...). training=True prepares for backward.
 
-        Otherwise no image depends on another, and a large batch goes through in pieces that stay in the CPU's cache.
+        Otherwise no image depends on another, and a large batch goes through in pieces, which need less memory.
         """
         x = self._check(x)
         if training:
@@ -76,8 +77,12 @@ class Sequential:
         return np.concatenate([self._through_all_layers(piece, training) for piece in pieces])
 
     def _through_all_layers(self, x: np.ndarray, training: bool) -> np.ndarray:
-        for layer in self.layers:
-            x = layer.forward(x, training)
+        if training:
+            for layer in self.layers:
+                x = layer.forward(x, training)
+        else:
+            for group in self._groups:
+                x = inference.forward(group, x)
         return x
 
     def backward(self, dy: np.ndarray) -> np.ndarray:

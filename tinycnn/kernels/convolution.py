@@ -32,9 +32,11 @@ from tinycnn.kernels import winograd
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, parts_for, run, task
 from tinycnn.kernels.vector import (
+    choose,
     clear_numbers,
     copy_numbers,
     multiply_add,
+    not_at_most,
     read,
     sum_of_lanes,
     tile,
@@ -66,7 +68,9 @@ def convolve(
         return winograd.convolve(x, w, b, output_size, offset)
     if spread == (1, 1) and _pairs_pay(output_size[1], w.shape, stride[1], x.dtype):
         pairs = (output_size[0], output_size[1] // 2), (stride[0], 2 * stride[1])
-        return convolve(x, _for_pairs(w, stride[1]), np.tile(b, 2), *pairs, offset).reshape(len(x), *output_size, -1)
+        return convolve(x, _for_pairs(w, stride[1]), np.tile(b, 2), *pairs, offset).reshape(
+            len(x), *output_size, len(b)
+        )
     y = empty((len(x), *output_size, w.shape[3]), x.dtype)
     if y.size:
         kernel, narrow, columns, parts, scratch, sizes = _plan(
@@ -80,15 +84,54 @@ def convolve(
     return y
 
 
+def convolve_and_pool(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray,
+    output_size: tuple[int, int],
+    stride: tuple[int, int],
+    offset: tuple[int, int],
+    pool: tuple[int, int],
+    relu: bool,
+) -> np.ndarray | None:
+    """y = convolve(x, w, b, output_size, stride, offset); returns the maxima of its windows, of size `pool` and side by
+    side, or 0 where they are less, if relu. They are written, but what they are the maxima of is not.
+
+    -> (N, out_h // pool_h, out_w // pool_w, O), or None where the windows are wide or `convolve` has another way to y.
+    """
+    out_h, out_w = output_size[0] // pool[0], output_size[1] // pool[1]
+    if min(len(x), out_h, out_w) == 0 or pool[1] > 7 or not _is_direct(x.shape, w.shape, x.dtype, output_size, stride):
+        return None
+    covered = out_h * pool[0], out_w * pool[1]
+    kernel, narrow, columns, parts, scratch, sizes = _plan(
+        x.shape, w.shape, x.dtype, covered, stride, offset, (1, 1), pool, relu
+    )
+    if narrow:
+        return None
+    y = empty((len(x), out_h, out_w, w.shape[3]), x.dtype)
+    run(kernel, parts, sizes, x, _in_columns(w, columns) if columns else w, b, y, scratch=scratch)
+    return y
+
+
 @lru_cache(maxsize=1000)
-def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
+def _is_direct(x_shape, w_shape, dtype, output_size, stride) -> bool:
+    """Whether `convolve` goes the direct way: neither Winograd's nor by pairs of pixels."""
+    by_winograd = stride == (1, 1) and winograd.pays(x_shape, w_shape, output_size)
+    return not by_winograd and not _pairs_pay(output_size[1], w_shape, stride[1], dtype)
+
+
+@lru_cache(maxsize=1000)
+def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 1), relu=False):
     """Everything about a convolution that only depends on its sizes: the same again at every step."""
     out_channels = w_shape[3]
-    P, L = tile_shape(output_size[1], out_channels, dtype, w_shape[1] * w_shape[2])
+    P, L = tile_shape(output_size[1], out_channels, dtype, w_shape[1] * w_shape[2], multiple=pool[1])
     narrow = _is_narrow(w_shape, L)
-    kernel = _narrow_task(max(1, P // out_channels), out_channels, L, dtype) if narrow else _convolve_task(P, L, dtype)
-    rows = x_shape[0] * output_size[0]
-    pixels = rows * output_size[1]
+    if narrow:
+        kernel = _narrow_task(max(1, P // out_channels), out_channels, L, dtype)
+    else:
+        kernel = _convolve_task(P, L, *pool, relu, dtype)
+    rows = x_shape[0] * output_size[0] // pool[0]
+    pixels = rows * pool[0] * output_size[1]
     parts = parts_for(rows, pixels * prod(w_shape))
     z_size = _input_size(output_size, w_shape[:2], stride)
     scratch = _scratch_size(x_shape, z_size, offset, spread)
@@ -266,8 +309,16 @@ def _set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset, spread):
                 copy_numbers(z, start + (row * z_w + left) * C, x, image + pixel, (right - left) * C)
 
 
+@in_tasks
+def _larger(a, b):
+    """The larger of each two numbers; b if they are equal; not a number if one is none."""
+    return choose(not_at_most(a, b), a, b)
+
+
 @cache
-def _convolve_task(P: int, L: int, dtype: np.dtype):
+def _convolve_task(P: int, L: int, pool_h: int, pool_w: int, relu: bool, dtype: np.dtype):
+    """P is a multiple of pool_w. For y itself, the windows are of 1 × 1."""
+
     @task(dtype, dtype, dtype, dtype, dtype)
     def convolve_tiles(part, sizes, scratch, x, w, b, y):
         (
@@ -281,8 +332,9 @@ def _convolve_task(P: int, L: int, dtype: np.dtype):
             z, start, row = scratch, 0, z_w * C
             clear_numbers(scratch, 0, scratch_size)
 
-        # This part computes the rows of y from `first` to `last`, counted through all images.
-        first, last = part * N * out_h // parts, (part + 1) * N * out_h // parts
+        # This part computes the rows from `first` to `last`, counted through all images, those of a window together.
+        windows = N * out_h // pool_h
+        first, last = part * windows // parts * pool_h, (part + 1) * windows // parts * pool_h
         while first < last:
             n = first // out_h
             i_first, i_last = first - n * out_h, min(out_h, last - n * out_h)
@@ -315,8 +367,16 @@ def _convolve_task(P: int, L: int, dtype: np.dtype):
                                 w_row = read(w, w_start + (a * K + k) * w_step, w_width, L)
                                 for p in range(P):
                                     acc[p] = multiply_add(z[here + p * step + k], w_row, acc[p])
-                        for p in range(P):
-                            write(y, ((n * out_h + i) * out_w + j + p) * O + o, acc[p], width)
+                        for q in range(P // pool_w):
+                            best = acc[q * pool_w]
+                            for p in range(1, pool_w):
+                                best = _larger(acc[q * pool_w + p], best)
+                            place = ((n * out_h + i) // pool_h * (out_w // pool_w) + j // pool_w + q) * O + o
+                            if i % pool_h > 0:
+                                best = _larger(best, read(y, place, width, L))
+                            if relu and i % pool_h == pool_h - 1:
+                                best = _larger(best, read(y, 0, 0, L))  # no lanes: zeros
+                            write(y, place, best, width)
             first = (n + 1) * out_h
 
     return convolve_tiles

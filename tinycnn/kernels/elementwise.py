@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from tinycnn.kernels.memory import empty
+from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
 from tinycnn.kernels.vector import copy_numbers
 
@@ -41,6 +41,8 @@ def normalize(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
 
 def copy_shared(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """x, contiguous, again in another place and of another shape; each core copies what it has in its cache."""
+    if parts_for(x.size, 8 * x.size) == 1:
+        return copy(x).reshape(shape)
     y = empty(shape, x.dtype)
     _run(_copy_task(x.dtype), x.size, (), x, y)
     return y
@@ -110,12 +112,12 @@ def _normalize_task(C: int, source: np.dtype, dtype: np.dtype):
 @cache
 def _copy_task(dtype: np.dtype):
     @task(dtype, dtype)
-    def copy(part, sizes, x, y):
+    def copy_part(part, sizes, x, y):
         parts, size = numbers(sizes, 2)
         first, last = part * size // parts, (part + 1) * size // parts
         copy_numbers(y, first, x, first, last - first)
 
-    return copy
+    return copy_part
 
 
 @cache
