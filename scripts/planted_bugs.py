@@ -211,12 +211,19 @@ def smoothing_the_value_only(original):
     return forward
 
 
+def decay_in_the_gradients(places, values, grads, means, squares, rate, beta1, beta2, epsilon, decay, t):
+    """Arguments of Adam with the decay where SGD has it."""
+    grads = [g + decay * w for w, g in zip(values, grads, strict=True)]
+    return places, values, grads, means, squares, rate, beta1, beta2, epsilon, 0.0, t
+
+
 def resetting(original):
     """Adam that forgets what it has seen."""
 
-    def adam(value, grad, mean, square, *rates):
-        mean[...] = square[...] = 0
-        original(value, grad, mean, square, *rates)
+    def adam(places, values, grads, means, squares, *rates):
+        for moment in (*means, *squares):
+            moment[...] = 0
+        original(places, values, grads, means, squares, *rates)
 
     return adam
 
@@ -580,7 +587,7 @@ BUGS = [
         "It brakes where it should gather speed.",
         optim.elementwise,
         "sgd",
-        in_arguments(lambda value, g, v, rate, momentum, *rest: (value, g, v, rate, -momentum, *rest)),
+        in_arguments(lambda p, w, g, v, rate, momentum, *rest: (p, w, g, v, rate, -momentum, *rest)),
     ),
     Bug(
         "sgd-nesterov-ignored",
@@ -590,7 +597,7 @@ BUGS = [
         "Slightly slower, never wrong enough to notice.",
         optim.elementwise,
         "sgd",
-        in_arguments(lambda value, g, v, rate, momentum, nesterov, decay: (value, g, v, rate, momentum, False, decay)),
+        in_arguments(lambda p, w, g, v, rate, momentum, nesterov, decay: (p, w, g, v, rate, momentum, False, decay)),
     ),
     Bug(
         "adam-without-bias-correction",
@@ -620,7 +627,7 @@ BUGS = [
         "Adam then divides it by √v: weights with large gradients hardly decay.",
         optim.elementwise,
         "adam",
-        in_arguments(lambda w, g, m, v, rate, b1, b2, e, decay, t: (w, g + decay * w, m, v, rate, b1, b2, e, 0.0, t)),
+        in_arguments(decay_in_the_gradients),
     ),
     Bug(
         "cotangent-of-ones",

@@ -39,11 +39,12 @@ class SGD:
         self.momentum = fraction("momentum", momentum)
         self.nesterov = nesterov
         self.weight_decay = positive("weight_decay", weight_decay)
+        self._places = elementwise.Places()
         self.velocities = [np.zeros_like(p.value) for p in self.parameters]
 
     def step(self) -> None:
-        for p, v in zip(self.parameters, self.velocities, strict=True):
-            elementwise.sgd(p.value, p.grad, v, self.learning_rate, self.momentum, self.nesterov, self.weight_decay)
+        rates = self.learning_rate, self.momentum, self.nesterov, self.weight_decay
+        elementwise.sgd(self._places, *_values_and_grads(self.parameters), self.velocities, *rates)
 
 
 class Adam:
@@ -73,11 +74,15 @@ class Adam:
         self.epsilon = positive("epsilon", epsilon)
         self.weight_decay = positive("weight_decay", weight_decay)
         self.t = 0
+        self._places = elementwise.Places()
         self.means = [np.zeros_like(p.value) for p in self.parameters]
         self.squares = [np.zeros_like(p.value) for p in self.parameters]
 
     def step(self) -> None:
         self.t += 1
         rates = self.learning_rate, self.beta1, self.beta2, self.epsilon, self.weight_decay
-        for p, m, v in zip(self.parameters, self.means, self.squares, strict=True):
-            elementwise.adam(p.value, p.grad, m, v, *rates, self.t)
+        elementwise.adam(self._places, *_values_and_grads(self.parameters), self.means, self.squares, *rates, self.t)
+
+
+def _values_and_grads(parameters: list[Parameter]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    return [p.value for p in parameters], [p.grad for p in parameters]

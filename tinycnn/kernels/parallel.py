@@ -154,13 +154,16 @@ def run(kernel: Task, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray, s
         return
     stride = 0  # from a thread's scratch memory to the next one's, in float32 numbers
     if scratch is not None:
-        dtype = arrays[0].dtype
-        arrays = (empty((config.NUMBA_NUM_THREADS if parts > 1 else 1, scratch), dtype), *arrays)
+        dtype, threads = arrays[0].dtype, config.NUMBA_NUM_THREADS if parts > 1 else 1
+        arrays = (empty((threads, scratch), dtype) if scratch else arrays[0], *arrays)
         stride = scratch * dtype.itemsize // _FLOAT.itemsize
     # Only their addresses count: one type for all spares compiling `_call_in_parallel` again for every mixture.
     memory = [a.ravel() if a.dtype == _FLOAT else np.frombuffer(a, _FLOAT, count=0) for a in arrays]
     unused = memory[:1] * (MOST_ARRAYS - len(arrays))
-    _in_parallel()(kernel.address, parts, stride, _flags_and(parts, sizes).copy(), *memory, *unused)
+    flags_and_sizes = _flags_and(parts, sizes)
+    if parts > 1:
+        flags_and_sizes = flags_and_sizes.copy()
+    _in_parallel()(kernel.address, parts, stride, flags_and_sizes, *memory, *unused)
 
 
 @contextmanager
@@ -176,7 +179,7 @@ def noting() -> Iterator[list[Task]]:
 
 @functools.lru_cache(maxsize=1000)
 def _flags_and(parts: int, sizes: tuple[int, ...]) -> np.ndarray:
-    """`_call_in_parallel`'s numbers: a 0 for each part, then the sizes. To copy them takes less time than to make."""
+    """`_call_in_parallel`'s numbers: a 0 for each part, then the sizes. They are to be copied if it sets flags."""
     return np.array((*[0] * parts, *sizes), np.int64)
 
 
@@ -189,6 +192,16 @@ def numbers(typing_context, pointer, count):
         return builder.load(builder.bitcast(arguments[0], context.get_value_type(result).as_pointer()))
 
     return result(pointer, count), code
+
+
+@intrinsic
+def memory_at(typing_context, address, like):
+    """The memory at the address (a number), as a pointer to numbers of the dtype behind the pointer `like`."""
+
+    def code(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(like))
+
+    return like(address, like), code
 
 
 @intrinsic
