@@ -504,3 +504,18 @@ def test_normalize_gives_images_without_channels_one(random):
     model = Sequential([Normalize(0.25, 0.5), Conv2D(2, 3)], (6, 5))
     assert model.output_shapes == [(6, 5, 1), (4, 3, 2)]
     assert model.forward(random.integers(0, 256, (3, 6, 5), np.uint8)).shape == (3, 4, 3, 2)
+
+
+@pytest.mark.parametrize("like", [lambda g: np.asfortranarray(g), lambda g: g.astype(np.float64), lambda g: g[::-1]])
+def test_a_gradient_is_filled_whatever_array_it_is(like, random):
+    """Dense writes into it at once if it can."""
+    model = Sequential([Dense(3)], (4,))
+    x, dy, weight = random.normal(size=(5, 4)).astype(np.float32), np.ones((5, 3), np.float32), model.layers[0].weight
+    model.forward(x, training=True)
+    model.backward(dy)
+    expected, weight.grad = weight.grad, like(np.zeros_like(weight.grad))
+    model.backward(dy)
+    np.testing.assert_array_equal(weight.grad, expected)
+    weight.grad = np.zeros((2, 3), np.float32)
+    with pytest.raises(ValueError, match="broadcast"):
+        model.backward(dy)

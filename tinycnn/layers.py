@@ -288,7 +288,11 @@ class Dense(Layer):
 
     def parameter_gradients(self, dy):
         dy, x = self._recall(dy)
-        self.weight.grad[:] = dense_weight_gradient(x, dy)
+        dw = self.weight.grad
+        if dw.flags.carray and dw.dtype == x.dtype and dw.shape == (x.shape[1], dy.shape[1]):
+            dense_weight_gradient(x, dy, out=dw)
+        else:
+            dw[:] = dense_weight_gradient(x, dy)
         self.bias.grad[:] = np.add.reduce(dy, axis=0)
 
     def multiply_adds(self):

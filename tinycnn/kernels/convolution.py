@@ -68,7 +68,7 @@ def convolve(
         return winograd.convolve(x, w, b, output_size, offset)
     if spread == (1, 1) and _pairs_pay(output_size[1], w.shape, stride[1], x.dtype):
         pairs = (output_size[0], output_size[1] // 2), (stride[0], 2 * stride[1])
-        return convolve(x, _for_pairs(w, stride[1]), np.tile(b, 2), *pairs, offset).reshape(
+        return convolve(x, _for_pairs(w, stride[1]), np.concatenate((b, b)), *pairs, offset).reshape(
             len(x), *output_size, len(b)
         )
     y = empty((len(x), *output_size, w.shape[3]), x.dtype)
@@ -234,7 +234,7 @@ def convolve_weight_gradient(
             x, dy_pairs, (kernel_h, kernel_w + stride[1]), (stride[0], 2 * stride[1]), offset
         )
         dw = dw.reshape(*dw.shape[:3], 2, out_channels)
-        return dw[:, :kernel_w, :, 0] + dw[:, stride[1] :, :, 1], db.reshape(2, -1).sum(axis=0)
+        return dw[:, :kernel_w, :, 0] + dw[:, stride[1] :, :, 1], np.add.reduce(db.reshape(2, -1), axis=0)
     dw = empty((*kernel_size, channels, out_channels), x.dtype)
     if not dy.size:
         dw[:] = 0

@@ -45,9 +45,9 @@ def _product(x, w, b, w_shape, w_steps) -> np.ndarray:
     return y
 
 
-def dense_weight_gradient(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """dw = xᵀ · dy.  x (N, K), dy (N, O), contiguous and of one dtype -> dw (K, O)."""
-    dw = empty((x.shape[1], dy.shape[1]), x.dtype)
+def dense_weight_gradient(x: np.ndarray, dy: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """dw = xᵀ · dy.  x (N, K), dy (N, O), contiguous and of one dtype -> dw (K, O), which is `out` if that is given."""
+    dw = empty((x.shape[1], dy.shape[1]), x.dtype) if out is None else out
     if dw.size:
         R, L = tile_shape(*dw.shape, x.dtype)
         down, across = -(-x.shape[1] // R), -(-dy.shape[1] // L)
