@@ -214,7 +214,7 @@ def _zip_inside(random: Random, content: bytes) -> bytes:
     with zipfile.ZipFile(result, "w", method) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two may have the same name
         for name, data in members:
-            file.writestr(zipfile.ZipInfo(name) if method == zipfile.ZIP_STORED else name, data)
+            file.writestr(zipfile.ZipInfo(name), data, method)  # with a date that never changes
         file.comment = b"!" if random.random() < 0.02 else b""
     return result.getvalue()
 
