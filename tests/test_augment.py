@@ -340,3 +340,24 @@ def test_same_generator_same_shifts(random):
     a, b, c = (random_shift(images, 2, np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
     assert (a != c).any()
+
+
+@pytest.mark.parametrize("count", [3, 200])  # on one core, and shared out
+@pytest.mark.parametrize(("dtype", "colours"), [(np.uint8, ()), (np.float32, (3,)), (bool, ())])
+@pytest.mark.parametrize("pixels", [1, np.uint64(9), 40])
+def test_shifts_are_slices_of_padded_images(count, dtype, colours, pixels, random):
+    images = random.integers(0, 200, size=(count, 28, 20, *colours)).astype(dtype)
+    shifted = random_shift(images, pixels, np.random.default_rng(5))
+    p = int(pixels)
+    top, left = np.random.default_rng(5).integers(0, 2 * p + 1, size=(2, count))
+    padded = np.pad(images, [(0, 0), (p, p), (p, p), *((0, 0) for _ in colours)])
+    assert shifted.dtype == dtype
+    for n in range(count):
+        np.testing.assert_array_equal(shifted[n], padded[n, top[n] : top[n] + 28, left[n] : left[n] + 20])
+
+
+def test_shifts_are_whole_pixels_of_numbers(random):
+    with pytest.raises(TypeError):
+        random_shift(np.zeros((2, 4, 4)), 1.5, random)
+    with pytest.raises(ValueError, match="must be numbers"):
+        random_shift(np.zeros((2, 4, 4), object), 1, random)

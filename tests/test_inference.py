@@ -69,13 +69,13 @@ class OwnReLU(ReLU):
     [
         ([Conv2D(4, 3), MaxPool2D(2), ReLU()], 1),
         ([Conv2D(4, 3), ReLU(), MaxPool2D(2)], 2),
-        ([Conv2D(4, 3), MaxPool2D(3, stride=2), ReLU()], 3),
+        ([Conv2D(4, 3), MaxPool2D(3, stride=2), ReLU()], 1),  # but one by one
         ([Conv2D(4, 3), MaxPool2D(2), OwnReLU()], 2),
         ([Conv2D(4, 3), Conv2D(4, 3), ReLU(), ReLU(), MaxPool2D(2), Flatten()], 5),
     ],
 )
 def test_what_goes_together(layers, expected, random):
-    """Only a pool whose windows stand side by side and a ReLU, in this order, of our own classes."""
+    """Only a pool and a ReLU, in this order, of our own classes; and windows that overlap change nothing."""
     assert len(groups(layers)) == expected
     assert [layer for group in groups(layers) for layer in group] == layers
     model = Sequential(layers, (12, 12, 1))
@@ -90,6 +90,16 @@ def test_a_forward_that_was_put_into_a_layer_is_called(monkeypatch, random):
     monkeypatch.setattr(model.layers[1], "forward", lambda x, training: seen.append(x.shape) or pool(x, training))
     model.forward(random.normal(size=(2, 12, 12, 1)))
     assert seen == [(2, 10, 10, 4)]
+
+
+def test_another_layer_in_its_place_is_used(random):
+    layers = [Conv2D(4, 3), MaxPool2D(2), ReLU()]
+    model, x = Sequential(layers, (12, 12, 1)), random.normal(size=(2, 12, 12, 1)).astype(np.float32)
+    model.forward(x)
+    model.layers[2] = Flatten()
+    np.testing.assert_array_equal(model.forward(x), one_by_one(model, x))
+    model.layers[1].stride = (1, 1)
+    np.testing.assert_array_equal(model.forward(x), one_by_one(model, x))
 
 
 def test_a_wrong_input_is_named(random):

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinycnn import more_reference, reference
-from tinycnn.kernels import batch_norm, convolution, elementwise, pooling, vector, winograd
+from tinycnn.kernels import batch_norm, convolution, elementwise, optimizers, parallel, pooling, vector, winograd
 from tinycnn.kernels import dense as dense_kernels
 from tinycnn.kernels.convolution import (
     convolve,
@@ -309,6 +309,7 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
             *winograd.convolve_backward(x, dy, w, (1, 1)),
             *convolve_backward(x, dy, w, (1, 1), (1, 1)),
             convolve_input_gradient(dy[..., :3].copy(), few, (side, side), (1, 1), (1, 1)),
+            convolution.convolve_and_pool(x, w, b, (side, side), (1, 1), (1, 1), (2, 3), True),
             dense(x.reshape(3 * side, -1), x.reshape(-1, 17)[: 17 * side], b[:17]),
             dense_input_gradient(dy.reshape(3 * side, -1), dy.reshape(-1, 24 * side)),
             dense_weight_gradient(x.reshape(3 * side, -1), dy.reshape(3 * side, -1)),
@@ -322,7 +323,7 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
         return np.full(shape, 99 if dtype.kind == "u" else np.nan, dtype)
 
     expected = everything()
-    for module in (convolution, dense_kernels, elementwise, pooling, winograd):
+    for module in (convolution, dense_kernels, elementwise, parallel, pooling, winograd):
         monkeypatch.setattr(module, "empty", not_empty)
     for actual, wanted in zip(everything(), expected, strict=True):
         np.testing.assert_array_equal(actual, wanted)
@@ -340,6 +341,7 @@ S = vector.register_lanes(float32)
 dw, dx = vector.tile_shape(8, 64, float32), vector.tile_shape(10, 64, float32)
 for name, rows, task in (
     ("convolution", P, convolution._convolve_task(P, L, float32)),
+    ("with a pool", P // 2 * 2, convolution._convolve_task(P // 2 * 2, L, float32, 2, 2, True)),
     ("its weight gradient", P, convolution._weight_gradient_task(1, P, L, float32)),
     ("over kernel rows", R, convolution._weight_gradient_task(3, R // 3, narrow, float32)),
     ("narrow", 12, convolution._narrow_task(4, 3, narrow, float32)),
@@ -364,7 +366,7 @@ def test_tiles_are_unrolled(tmp_path, processor):
     printed = subprocess.run(
         [sys.executable, "-c", COUNT_MULTIPLY_ADDS], capture_output=True, text=True, env=variables, check=True
     ).stdout
-    assert len(printed.splitlines()) == 8
+    assert len(printed.splitlines()) == 9
     for line in printed.splitlines():
         _, count, rows = line.rsplit(" ", 2)
         assert int(count) >= int(rows), printed
@@ -462,12 +464,12 @@ def test_number_by_number_operations(random, size):
 def test_steps_of_optimizers(random, sizes):
     x, dy = ([random.normal(size=size) for size in sizes] for _ in range(2))
     values, velocities, double = [a.copy() for a in x], [a.copy() for a in dy], [2 * a for a in x]
-    elementwise.sgd(elementwise.Places(), values, double, velocities, 0.1, 0.9, False, 0.0)
+    optimizers.sgd(optimizers.Places(), values, double, velocities, 0.1, 0.9, False, 0.0)
     for value, velocity, a, b in zip(values, velocities, x, dy, strict=True):
         np.testing.assert_allclose(velocity, 0.9 * b + 2 * a, rtol=1e-13)
         np.testing.assert_allclose(value, a - 0.1 * velocity, rtol=1e-13)
     values, means, squares = [a.copy() for a in x], [a.copy() for a in dy], [a**2 for a in dy]
-    elementwise.adam(elementwise.Places(), values, double, means, squares, 0.1, 0.8, 0.9, 1e-3, 0.01, 2)
+    optimizers.adam(optimizers.Places(), values, double, means, squares, 0.1, 0.8, 0.9, 1e-3, 0.01, 2)
     for value, mean, square, a, b in zip(values, means, squares, x, dy, strict=True):
         np.testing.assert_allclose(mean, 0.8 * b + 0.4 * a, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(square, 0.9 * b**2 + 0.4 * a**2, rtol=1e-9, atol=1e-12)
@@ -479,20 +481,20 @@ def test_steps_of_optimizers_with_two_dtypes(random):
     """Each by itself comes to the same."""
     x = [random.normal(size=7).astype(dtype) for dtype in (np.float32, np.float64, np.float32)]
     together, apart = [a.copy() for a in x], [a.copy() for a in x]
-    elementwise.sgd(elementwise.Places(), together, x, [0 * a for a in x], 0.1, 0.9, True, 0.1)
+    optimizers.sgd(optimizers.Places(), together, x, [0 * a for a in x], 0.1, 0.9, True, 0.1)
     for value, a in zip(apart, x, strict=True):
-        elementwise.sgd(elementwise.Places(), [value], [a], [0 * a], 0.1, 0.9, True, 0.1)
+        optimizers.sgd(optimizers.Places(), [value], [a], [0 * a], 0.1, 0.9, True, 0.1)
     for a, b in zip(together, apart, strict=True):
         np.testing.assert_array_equal(a, b)
         assert not np.array_equal(a, x[0])
 
 
 def test_steps_of_optimizers_follow_an_array_that_was_replaced():
-    places, value, grad = elementwise.Places(), np.zeros(5), np.ones(5)
+    places, value, grad = optimizers.Places(), np.zeros(5), np.ones(5)
     for _ in range(2):
-        elementwise.sgd(places, [value], [grad], [np.zeros(5)], 0.5, 0.9, False, 0.0)
+        optimizers.sgd(places, [value], [grad], [np.zeros(5)], 0.5, 0.9, False, 0.0)
     np.testing.assert_array_equal(value, -1)
-    elementwise.sgd(places, [other := np.zeros(3)], [grad[:3]], [np.zeros(3)], 0.5, 0.9, False, 0.0)
+    optimizers.sgd(places, [other := np.zeros(3)], [grad[:3]], [np.zeros(3)], 0.5, 0.9, False, 0.0)
     np.testing.assert_array_equal(other, -0.5)
     np.testing.assert_array_equal(value, -1)
 
@@ -500,9 +502,17 @@ def test_steps_of_optimizers_follow_an_array_that_was_replaced():
 @pytest.mark.parametrize("grad", [np.ones((4, 3)).T, np.ones((3, 4), np.float32), np.ones(11)])
 def test_steps_of_optimizers_refuse_what_they_can_not_change_in_place(grad):
     value = np.ones((3, 4))
-    with pytest.raises(ValueError, match="must be contiguous, of one size and dtype"):
-        elementwise.sgd(elementwise.Places(), [value], [grad], [0 * value], 0.1, 0.9, True, 0.1)
+    with pytest.raises(ValueError, match="must be contiguous, writable, of one size and dtype"):
+        optimizers.sgd(optimizers.Places(), [value], [grad], [0 * value], 0.1, 0.9, True, 0.1)
     np.testing.assert_array_equal(value, 1)
+
+
+def test_steps_of_optimizers_refuse_a_parameter_twice():
+    """Two threads would change it at once."""
+    value, none = np.ones(4), np.ones(0)
+    with pytest.raises(ValueError, match="parameter twice"):
+        optimizers.sgd(optimizers.Places(), 2 * [value], 2 * [value], 2 * [0 * value], 0.1, 0.9, True, 0.1)
+    optimizers.sgd(optimizers.Places(), 2 * [none], 2 * [none], 2 * [none], 0.1, 0.9, True, 0.1)
 
 
 @pytest.mark.parametrize("shape", [(70, 130, 75), (300, 40, 50)])

@@ -519,3 +519,39 @@ def test_a_gradient_is_filled_whatever_array_it_is(like, random):
     weight.grad = np.zeros((2, 3), np.float32)
     with pytest.raises(ValueError, match="broadcast"):
         model.backward(dy)
+
+
+def test_running_statistics_are_checked(random):
+    layer = BatchNorm()
+    Sequential([layer], (40,))
+    x, whole = random.normal(size=(5, 40)).astype(np.float32), np.full(40, 7, np.float32)
+    for training in (False, True):
+        for wrong in (whole[:1], np.zeros(41), 0.0):
+            layer.running_mean = wrong
+            with pytest.raises(ValueError, match=r"batchnorm_1: running_mean and .* must have shape \(40,\)"):
+                layer.forward(x, training)
+    np.testing.assert_array_equal(whole, 7)
+    layer.running_mean = kept = np.zeros(80)[::2]  # in another dtype, and not contiguous
+    layer.forward(x, training=True)
+    np.testing.assert_allclose(kept, 0.1 * x.mean(axis=0), rtol=1e-5)
+    assert layer.running_mean is kept
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ">f4", bool, np.int64, object])
+@pytest.mark.parametrize("count", [3, 5000])  # on one core, and shared out
+def test_flatten_takes_any_dtype(dtype, count):
+    x = (np.arange(count * 60) % 7).reshape(count, 5, 4, 3).astype(dtype)
+    layer = Flatten()
+    y = layer.forward(x, training=True)
+    assert y.dtype == x.dtype
+    np.testing.assert_array_equal(y, x.reshape(count, 60))
+    np.testing.assert_array_equal(layer.backward(y), x)
+    assert not np.shares_memory(x, y)
+
+
+@pytest.mark.parametrize("count", [3, 300])
+def test_normalize_is_its_formula(count, random):
+    images = random.integers(0, 256, size=(count, 28, 28, 3), dtype=np.uint8)
+    mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
+    model = Sequential([Normalize(mean, std)], (28, 28, 3), dtype=np.float64)
+    np.testing.assert_allclose(model.forward(images), (images / 255 - mean) / std, rtol=1e-14)

@@ -151,3 +151,27 @@ def test_misuse():
     for shape in ((0, 3), (3,), (3, 0)):
         with pytest.raises(ValueError, match="needs \\(N, classes\\), not empty"):
             SoftmaxCrossEntropy().forward(np.zeros(shape), np.zeros(shape[:1], int))
+
+
+@pytest.mark.parametrize("kind", ["labels", "rows"])
+def test_large_batches_are_shared_out(kind, random):
+    logits, labels = random.normal(0, 3, size=(20_011, 10)), random.integers(0, 10, size=20_011)
+    targets = np.eye(10)[labels]
+    loss = SoftmaxCrossEntropy()
+    value = loss.forward(logits, labels if kind == "labels" else targets)
+    assert value == pytest.approx(reference.softmax_cross_entropy(logits, targets), rel=1e-12)
+    expected = reference.softmax_cross_entropy_backward(logits, targets)
+    np.testing.assert_allclose(loss.backward(), expected, rtol=1e-11, atol=1e-18)
+    if kind == "labels":
+        labels[[20_000, 20_001]] = 10, -1
+        with pytest.raises(ValueError, match="label 10 is outside"):
+            loss.forward(logits, labels)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+def test_the_gradient_has_the_dtype_of_the_logits(dtype, random):
+    loss, logits = SoftmaxCrossEntropy(), random.normal(size=(3, 4)).astype(dtype)
+    loss.forward(logits, np.array([0, 3, 1]))
+    assert loss.backward().dtype == dtype
+    with pytest.raises(ValueError, match="needs real numbers"):
+        loss.forward(logits.astype(complex), np.array([0, 3, 1]))

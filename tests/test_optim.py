@@ -1,5 +1,8 @@
 """The optimizers against trajectories worked out by hand, and the schedules at their corners."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -174,3 +177,17 @@ def test_schedules():
 def test_bad_numbers_name_the_thing(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_a_copy_changes_its_own_arrays(kind, copied):
+    """A deep one those of its own parameters."""
+    parameter = Parameter("w", np.ones(5), np.ones(5))
+    optimizer = kind([parameter], learning_rate=0.5)
+    optimizer.step()
+    before, other = parameter.value.copy(), copied(optimizer)
+    other.step()
+    changed, same = other.parameters[0].value, parameter.value
+    assert (changed < before).all()
+    np.testing.assert_array_equal(same, changed if copied is copy.copy else before)

@@ -115,13 +115,15 @@ class Helper(event.Listener):
 def help_to_compile() -> None:
     """The second process: reads a network (`Sequential.description` and a batch size) and compiles for it."""
     from tinycnn.model import LAYERS, Sequential  # only here: the model imports this file
+    from tinycnn.more_layers import Normalize
 
     network = json.load(sys.stdin)
     by_name = {layer.__name__: layer for layer in LAYERS}
     layers = [by_name[name](**arguments) for name, arguments in network["layers"]]
     model = Sequential(layers, network["input_shape"], dtype=network["dtype"])
     with parallel.noting() as tasks, np.errstate(all="ignore"):  # the numbers are what was in memory
-        x = np.zeros((min(network["batch_size"], MANY), *model.input_shape), model.dtype)
+        raw = type(layers[0]) is Normalize
+        x = np.zeros((min(network["batch_size"], MANY), *model.input_shape), np.uint8 if raw else model.dtype)
         for layer in layers:
             x = layer.forward(x, training=True)
         model.parameter_gradients(x)

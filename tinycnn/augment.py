@@ -13,6 +13,7 @@ What this file is not: it works on the uint8 images, before the network normalis
 shear 10 and elastic 1 still look like writing; elastic above a third of smoothness tears strokes.
 """
 
+import operator
 from dataclasses import dataclass, fields
 from functools import cache
 
@@ -117,7 +118,10 @@ def _smoothing(length: int, sigma: float) -> np.ndarray:
 def random_shift(images: np.ndarray, pixels: int, generator: np.random.Generator) -> np.ndarray:
     """Move each image by −pixels … +pixels, down and across, each way equally likely; what enters is background (0).
 
-    images (N, H, W) or (N, H, W, C), any dtype -> the same shape and dtype, a new array.
+    images (N, H, W) or (N, H, W, C), of any dtype but objects -> the same shape and dtype, a new array.
     """
+    if images.dtype.hasobject:
+        raise ValueError(f"images must be numbers, got {images.dtype}")
+    pixels = operator.index(pixels)
     down, across = generator.integers(0, 2 * pixels + 1, size=(2, len(images)))
     return shift(np.ascontiguousarray(images), pixels - down, pixels - across)

@@ -14,10 +14,10 @@ from tinycnn.layers import Conv2D, Layer, MaxPool2D, ReLU
 
 
 def groups(layers: Sequence[Layer]) -> list[list[Layer]]:
-    """The layers in the same order, those that can go together in one list."""
+    """The layers in the same order, those that may go together in one list."""
     result, rest = [], list(layers)
     while rest:
-        count = _together(rest)
+        count = _count(rest)
         result.append(rest[:count])
         rest = rest[count:]
     return result
@@ -25,11 +25,7 @@ def groups(layers: Sequence[Layer]) -> list[list[Layer]]:
 
 def forward(group: list[Layer], x: np.ndarray) -> np.ndarray:
     """What the group's layers make of x in inference, all together or one by one."""
-    y = None
-    # A forward that somebody has put into a layer, to listen or to change something, wants to be called.
-    if len(group) > 1 and not any("forward" in vars(layer) for layer in group):
-        pool_size = group[1].pool_size if isinstance(group[1], MaxPool2D) else (1, 1)
-        y = group[0].forward_pooled(x, pool_size, isinstance(group[-1], ReLU))
+    y = _together(group, x) if len(group) > 1 else None
     if y is None:
         y = x
         for layer in group:
@@ -37,14 +33,23 @@ def forward(group: list[Layer], x: np.ndarray) -> np.ndarray:
     return y
 
 
-def _together(layers: list[Layer]) -> int:
-    """How many of the first layers can go together: a convolution, then a pool, a ReLU or both.
+def _together(group: list[Layer], x: np.ndarray) -> np.ndarray | None:
+    """None if they have to go one by one after all."""
+    conv, pool = group[0], group[1] if isinstance(group[1], MaxPool2D) else None
+    overlap = pool and pool.stride != pool.pool_size
+    # A forward that somebody has put into a layer, to listen or to change something, wants to be called.
+    if overlap or any("forward" in vars(layer) for layer in group):
+        return None
+    return conv.forward_pooled(x, pool.pool_size if pool else (1, 1), isinstance(group[-1], ReLU))
+
+
+def _count(layers: list[Layer]) -> int:
+    """How many of the first layers may go together: a convolution, then a pool, a ReLU or both.
 
     Only those of these very classes: one that somebody has made from them may do something else.
     """
-    if type(layers[0]) is not Conv2D:
-        return 1
-    following = [type(layer) for layer in layers[1:3]]
-    if following[:1] == [MaxPool2D] and layers[1].stride == layers[1].pool_size:
-        return 3 if following == [MaxPool2D, ReLU] else 2
-    return 2 if following[:1] == [ReLU] else 1
+    kinds = [type(layer) for layer in layers[:3]]
+    for together in ([Conv2D, MaxPool2D, ReLU], [Conv2D, MaxPool2D], [Conv2D, ReLU]):
+        if kinds[: len(together)] == together:
+            return len(together)
+    return 1

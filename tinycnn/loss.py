@@ -35,20 +35,22 @@ class SoftmaxCrossEntropy:
         logits = np.asarray(logits)
         if logits.ndim != 2 or not logits.size:
             raise ValueError(f"SoftmaxCrossEntropy: got logits of shape {logits.shape}, needs (N, classes), not empty")
-        if logits.dtype not in (np.float32, np.float64):
-            logits = logits.astype(np.float64)
-        labels = _checked(np.asarray(labels), logits)
+        if logits.dtype.kind not in "fiu":
+            raise ValueError(f"SoftmaxCrossEntropy: got logits of type {logits.dtype}, needs real numbers")
+        x = np.ascontiguousarray(logits, logits.dtype if logits.dtype in (np.float32, np.float64) else np.float64)
         # log p = shifted − log Σ e^shifted = shifted − log(1 + the sum without its largest term): never the log of a p
         # that has rounded to 0 or to 1.
-        shifted, best = shifted_logits(np.ascontiguousarray(logits))
+        shifted, best = shifted_logits(x)
         e = np.exp(shifted)
         others = np.add.reduce(e, axis=1)
-        loss, wrong = loss_and_gradient(shifted, best, e, others, labels, self.label_smoothing)
+        checked = _checked(np.asarray(labels), x)
+        loss, wrong = loss_and_gradient(shifted, best, e, others, checked, self.label_smoothing)
         if wrong:
-            classes = logits.shape[1]
+            classes, labels = logits.shape[1], np.asarray(labels)
             first = labels[(labels < 0) | (labels >= classes)][0]
             raise ValueError(f"SoftmaxCrossEntropy: label {first} is outside 0 … {classes - 1}")
-        self._dlogits = e  # which loss_and_gradient has made the gradient
+        # loss_and_gradient has made e the gradient
+        self._dlogits = e.astype(logits.dtype, copy=False) if logits.dtype.kind == "f" else e
         return loss
 
     def backward(self) -> np.ndarray:

@@ -44,7 +44,7 @@ class Sequential:
             raise ValueError(f"Sequential: dtype must be float32 or float64, got {self.dtype}")
         generator = np.random.default_rng(seed)
         self.output_shapes = self._build(generator)
-        self._groups = inference.groups(self.layers)
+        self._grouped, self._groups = [], []
         self._first_to_learn = next((i for i, layer in enumerate(self.layers) if layer.parameters()), 0)
         self._piece = max(1, LARGE // (max(map(prod, self.output_shapes)) * self.dtype.itemsize))
 
@@ -81,6 +81,8 @@ class Sequential:
             for layer in self.layers:
                 x = layer.forward(x, training)
         else:
+            if self._grouped != self.layers:  # at first, or somebody has put other layers there
+                self._grouped, self._groups = list(self.layers), inference.groups(self.layers)
             for group in self._groups:
                 x = inference.forward(group, x)
         return x

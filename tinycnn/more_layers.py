@@ -85,13 +85,15 @@ class BatchNorm(Layer):
         x, channels = np.asarray(x), len(self._value(self.gamma))
         x = self._input(x, x.ndim >= 2 and x.shape[-1] == channels, "(..., {})", channels)
         rows = x.reshape(-1, channels)
-        mean, variance = self.running_mean, self.running_variance
+        mean, variance = running = self._running(channels)
         if training and not self.frozen:
             if not len(rows):
                 raise ValueError(f"{self.label()}: an empty batch has no mean")
             # running = momentum · running + (1 − momentum) · batch
-            self.running_mean, self.running_variance = self._input(mean), self._input(variance)
-            mean, variance = kernels.moments(rows, self.running_mean, self.running_variance, 1 - self.momentum)
+            mean, variance = kernels.moments(rows, *running, 1 - self.momentum)
+            for own, moved in zip((self.running_mean, self.running_variance), running, strict=True):
+                if own is not moved:
+                    own[:] = moved
         sigma = np.sqrt(variance + variance.dtype.type(self.epsilon))
         scale, shift = self._value(self.gamma) / sigma, self._value(self.beta)
         y = kernels.scale_and_shift(rows, mean, scale, shift).reshape(x.shape)
@@ -110,6 +112,12 @@ class BatchNorm(Layer):
         if frozen:  # mean and σ do not move with x
             constant, slope = 0 * constant, 0 * slope
         return kernels.input_gradient(rows, x, mean, scale, constant, slope).reshape(dy.shape)
+
+    def _running(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """running_mean and running_variance as the kernels take them; somebody may have put others there."""
+        if np.shape(self.running_mean) != (channels,) or np.shape(self.running_variance) != (channels,):
+            raise ValueError(f"{self.label()}: running_mean and running_variance must have shape ({channels},)")
+        return self._input(np.asarray(self.running_mean)), self._input(np.asarray(self.running_variance))
 
     def statistics(self):
         return [

@@ -11,7 +11,7 @@ An optimizer knows a list of parameters and nothing else. `step()` changes each 
 import numpy as np
 
 from tinycnn.arguments import fraction, positive
-from tinycnn.kernels import elementwise
+from tinycnn.kernels import optimizers as kernels
 from tinycnn.layers import Parameter
 
 
@@ -39,12 +39,12 @@ class SGD:
         self.momentum = fraction("momentum", momentum)
         self.nesterov = nesterov
         self.weight_decay = positive("weight_decay", weight_decay)
-        self._places = elementwise.Places()
+        self._places = kernels.Places()
         self.velocities = [np.zeros_like(p.value) for p in self.parameters]
 
     def step(self) -> None:
         rates = self.learning_rate, self.momentum, self.nesterov, self.weight_decay
-        elementwise.sgd(self._places, *_values_and_grads(self.parameters), self.velocities, *rates)
+        kernels.sgd(self._places, *_values_and_grads(self.parameters), self.velocities, *rates)
 
 
 class Adam:
@@ -74,14 +74,14 @@ class Adam:
         self.epsilon = positive("epsilon", epsilon)
         self.weight_decay = positive("weight_decay", weight_decay)
         self.t = 0
-        self._places = elementwise.Places()
+        self._places = kernels.Places()
         self.means = [np.zeros_like(p.value) for p in self.parameters]
         self.squares = [np.zeros_like(p.value) for p in self.parameters]
 
     def step(self) -> None:
         self.t += 1
         rates = self.learning_rate, self.beta1, self.beta2, self.epsilon, self.weight_decay
-        elementwise.adam(self._places, *_values_and_grads(self.parameters), self.means, self.squares, *rates, self.t)
+        kernels.adam(self._places, *_values_and_grads(self.parameters), self.means, self.squares, *rates, self.t)
 
 
 def _values_and_grads(parameters: list[Parameter]) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -129,7 +129,7 @@ def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1,
     if narrow:
         kernel = _narrow_task(max(1, P // out_channels), out_channels, L, dtype)
     else:
-        kernel = _convolve_task(P, L, *pool, relu, dtype)
+        kernel = _convolve_task(P, L, dtype, *pool, relu)
     rows = x_shape[0] * output_size[0] // pool[0]
     pixels = rows * pool[0] * output_size[1]
     parts = parts_for(rows, pixels * prod(w_shape))
@@ -316,8 +316,8 @@ def _larger(a, b):
 
 
 @cache
-def _convolve_task(P: int, L: int, pool_h: int, pool_w: int, relu: bool, dtype: np.dtype):
-    """P is a multiple of pool_w. For y itself, the windows are of 1 × 1."""
+def _convolve_task(P: int, L: int, dtype: np.dtype, pool_h: int = 1, pool_w: int = 1, relu: bool = False):
+    """P is a multiple of pool_w. With windows of 1 × 1 it is the convolution alone."""
 
     @task(dtype, dtype, dtype, dtype, dtype)
     def convolve_tiles(part, sizes, scratch, x, w, b, y):

@@ -5,7 +5,8 @@ clears each page before it hands it over: that costs about as much as the arithm
 dies, and the next array of its size gets it.
 
 An array is never overwritten while anybody can see it: the block comes back when the last array that looks at it is
-gone, views and slices included. NumPy tells us so, because every view keeps the owner of its memory alive (`a.base`).
+gone, views and slices included. NumPy tells us so, because every view keeps the owner of its memory alive: `a.base`.
+(Whoever goes on to the base's base has found the block itself, and sees it used again.)
 
 What this file is not: it knows nothing of steps or layers; nobody has to reserve or give back anything.
 """
@@ -25,7 +26,7 @@ _waiting_bytes = 0
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array with arbitrary content. shape, dtype: as for `np.empty`, but a tuple and a dtype."""
     size = prod(shape) * dtype.itemsize
-    if size < SMALL:
+    if size < SMALL or dtype.hasobject:
         return np.empty(shape, dtype)
     return np.ndarray(shape, dtype, _block(size).view(_Owner))
 

@@ -34,7 +34,7 @@ from typing import TypeVar
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, config, get_thread_id, njit, prange, types
+from numba import cfunc, config, njit, prange, types
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import NumbaError
@@ -146,16 +146,16 @@ def run(kernel: Task, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray, s
     """kernel(part, sizes, *arrays) for each part in 0 … parts − 1, shared out to Numba's threads.
 
     The arrays must be contiguous and of the dtypes that the kernel takes. scratch: so many numbers of the first one's
-    dtype, of arbitrary value, are the thread's to write into, and stand before the arrays. (Some for each part would be
-    more memory, and less often in the core's cache.)
+    dtype, of arbitrary value, are the part's to write into, and stand before the arrays. (They are the thread's, in
+    fact, and still in its core's cache when the next part begins.)
     """
     if _noted is not None:
         _noted.append(kernel)
         return
-    stride = 0  # from a thread's scratch memory to the next one's, in float32 numbers
+    stride = 0  # from one's scratch memory to the next one's, in float32 numbers
     if scratch is not None:
-        dtype, threads = arrays[0].dtype, config.NUMBA_NUM_THREADS if parts > 1 else 1
-        arrays = (empty((threads, scratch), dtype) if scratch else arrays[0], *arrays)
+        dtype = arrays[0].dtype
+        arrays = (empty((parts, scratch), dtype) if scratch else arrays[0], *arrays)
         stride = scratch * dtype.itemsize // _FLOAT.itemsize
     # Only their addresses count: one type for all spares compiling `_call_in_parallel` again for every mixture.
     memory = [a.ravel() if a.dtype == _FLOAT else np.frombuffer(a, _FLOAT, count=0) for a in arrays]
@@ -244,13 +244,13 @@ def _call_in_parallel(address, parts, stride, numbers, a, b, c, d, e, f, g):
         _call(address, 0, parts, numbers, 0, a, b, c, d, e, f, g)
         return
     # A thread gets neighbouring parts for its own, the same ones of every kernel, so it finds what it wrote itself in
-    # the cache of its core. Then it takes what others have not begun: another program may keep their cores busy.
+    # the cache of its core. Then it takes what others have not begun: another program may keep their cores busy. All
+    # that happens in the thread's first turn of this loop, so the scratch memory of that turn serves all its parts.
     for own in prange(parts):
-        offset = get_thread_id() * stride
         for i in range(parts):
             part = (own + i) % parts
             if numbers[part] == 0 and _is_first(numbers, part):
-                _call(address, part, parts, numbers, offset, a, b, c, d, e, f, g)
+                _call(address, part, parts, numbers, own * stride, a, b, c, d, e, f, g)
 
 
 @functools.cache

@@ -48,7 +48,7 @@ def resample(images: np.ndarray, maps: np.ndarray, displacements: np.ndarray | N
 def shift(images: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
     """new[n, i, j] = old[n, i − down[n], j − across[n]], or 0 where that is outside: no place is between pixels.
 
-    images (N, H, W, …), contiguous, of any dtype; down, across (N,) int64, no larger than the images.
+    images (N, H, W, …), contiguous, of any dtype but objects; down, across (N,) int64.
     """
     n, height, width = images.shape[:3]
     new = empty(images.shape, images.dtype)

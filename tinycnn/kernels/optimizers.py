@@ -1,0 +1,131 @@
+"""The steps of the optimizers as hot loops, each through all parameters in one call.
+
+Most parameters are so small that a call takes longer than the work in it: a network of five layers with weights has a
+dozen. The formulas are in `tinycnn/optim.py`.
+
+What this file is not: it keeps no state of an optimizer but where the arrays are.
+"""
+
+import operator
+from collections.abc import Callable
+from functools import cache
+from itertools import chain
+
+import numpy as np
+
+from tinycnn.kernels.parallel import Task, memory_at, numbers, parts_for, run, task
+
+_INTEGER = np.dtype(np.int64)
+
+
+class Places:
+    """Where the arrays of all parameters are in memory.
+
+    To ask an array takes about as long as to call a kernel: so it is done once, and again when there are other arrays.
+    """
+
+    def __init__(self):
+        self._arrays, self._of_dtypes = [], []
+
+    def __reduce__(self):
+        return Places, ()  # copies of the arrays, of an optimizer that is copied or pickled, are in other places
+
+    def find(self, lists: tuple[list[np.ndarray], ...]) -> list[tuple[np.dtype, int, np.ndarray]]:
+        """For each dtype: how many numbers the first list has of it; and a row for each of its parameters, of the
+        number of its numbers and the places of its arrays.
+
+        lists: of as many arrays each, those of one parameter at one index.
+        Raises ValueError if a kernel could not work on an array where it is, or would do so twice at once.
+        """
+        arrays = list(chain(*lists))
+        if len(arrays) != len(self._arrays) or not all(map(operator.is_, arrays, self._arrays)):
+            self._of_dtypes = [_places(dtype, lists) for dtype in dict.fromkeys(value.dtype for value in lists[0])]
+            self._arrays = arrays
+        return self._of_dtypes
+
+
+def _places(dtype: np.dtype, lists: tuple[list[np.ndarray], ...]) -> tuple[np.dtype, int, np.ndarray]:
+    parameters = [arrays for arrays in zip(*lists, strict=True) if arrays[0].dtype == dtype]
+    for value, *others in parameters:
+        if not all(a.flags.carray and a.dtype == dtype and a.size == value.size for a in (value, *others)):
+            raise ValueError("a parameter's value and gradient must be contiguous, writable, of one size and dtype")
+    places = np.array([(arrays[0].size, *(a.ctypes.data for a in arrays)) for arrays in parameters], np.int64)
+    values = places[places[:, 0] > 0, 1]
+    if len(np.unique(values)) < len(values):
+        raise ValueError("an optimizer can't have a parameter twice")
+    return dtype, int(places[:, 0].sum()), places
+
+
+def sgd(
+    places: Places,
+    values,
+    grads,
+    velocities,
+    learning_rate: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+) -> None:
+    """One step of `tinycnn.optim.SGD` on all parameters (lists of arrays): changes values and velocities in place."""
+    rates = learning_rate, momentum, weight_decay
+    _run_on_all(_sgd_task, places.find((values, grads, velocities)), (nesterov,), rates)
+
+
+def adam(
+    places: Places, values, grads, means, squares, learning_rate, beta1, beta2, epsilon, weight_decay, t: int
+) -> None:
+    """Step t of `tinycnn.optim.Adam` on all parameters (lists of arrays): changes all lists but grads in place."""
+    step_size, square_correction = learning_rate / (1 - beta1**t), 1 - beta2**t
+    rates = 1 - beta1, 1 - beta2, learning_rate * weight_decay, step_size, square_correction, epsilon
+    _run_on_all(_adam_task, places.find((values, grads, means, squares)), (), rates)
+
+
+def _run_on_all(
+    task_of: Callable[[np.dtype], Task], of_dtypes, sizes: tuple[int, ...], rates: tuple[float, ...]
+) -> None:
+    for dtype, total, places in of_dtypes:
+        parts = parts_for(total, 32 * total)
+        run(task_of(dtype), parts, (parts, total, len(places), *sizes), places, np.array(rates, dtype))
+
+
+@cache
+def _sgd_task(dtype: np.dtype):
+    @task(_INTEGER, dtype)
+    def sgd(part, sizes, places, rates):
+        parts, total, count, nesterov = numbers(sizes, 4)
+        learning_rate, momentum, weight_decay = rates[0], rates[1], rates[2]
+        first, last = part * total // parts, (part + 1) * total // parts
+        begin = 0  # of this parameter, counted through all of them
+        for row in range(0, 4 * count, 4):
+            size, value = places[row], memory_at(places[row + 1], rates)
+            grad, velocity = memory_at(places[row + 2], rates), memory_at(places[row + 3], rates)
+            for i in range(max(0, first - begin), min(size, last - begin)):
+                g = grad[i] + weight_decay * value[i]
+                velocity[i] = momentum * velocity[i] + g
+                value[i] -= learning_rate * (g + momentum * velocity[i] if nesterov else velocity[i])
+            begin += size
+
+    return sgd
+
+
+@cache
+def _adam_task(dtype: np.dtype):
+    @task(_INTEGER, dtype)
+    def adam(part, sizes, places, rates):
+        parts, total, count = numbers(sizes, 3)
+        new_mean, new_square, decay = rates[0], rates[1], rates[2]
+        step_size, square_correction, epsilon = rates[3], rates[4], rates[5]
+        first, last = part * total // parts, (part + 1) * total // parts
+        begin = 0
+        for row in range(0, 5 * count, 5):
+            size, value = places[row], memory_at(places[row + 1], rates)
+            grad, mean = memory_at(places[row + 2], rates), memory_at(places[row + 3], rates)
+            square = memory_at(places[row + 4], rates)
+            for i in range(max(0, first - begin), min(size, last - begin)):
+                mean[i] += new_mean * (grad[i] - mean[i])
+                square[i] += new_square * (grad[i] * grad[i] - square[i])
+                value[i] -= decay * value[i]
+                value[i] -= step_size * mean[i] / (np.sqrt(square[i] / square_correction) + epsilon)
+            begin += size
+
+    return adam
