@@ -100,6 +100,7 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
         earlier = position.seconds + sum(row["seconds"] for row in position.history)
         history = _train(checkpoint, recipe, train_set, validation_set, position, out, say, progress)
 
+        give_back()  # batches of another size follow
         model = Sequential.load(out / "model.npz")
         probabilities = model.predict_proba(test_set[0])
         metrics = {
