@@ -1,5 +1,5 @@
 """Convolution as hot loops: `convolve`, `convolve_weight_gradient`, `convolve_input_gradient`, and both gradients
-together, `convolve_backward`.
+together, `convolve_backward`; and for inference `convolve_and_pool`.
 
 They do what the formulas in `tinycnn/reference.py` say, on NHWC arrays. In that layout the kernel_w × channels numbers
 under one row of a kernel are neighbours in memory, and so are the out_channels of one weight. A convolution is
