@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from tinycnn import Conv2D, Dense, Flatten, MaxPool2D, ReLU, Sequential
@@ -37,7 +37,7 @@ def test_equal_to_one_by_one(dtype, batch, side, channels, filters, kernel, stri
     try:
         model = Sequential(layers, (side, side, channels), seed=seed, dtype=dtype)
     except ValueError:
-        return  # the pool is larger than what is left
+        reject()  # the pool is larger than what is left
     random = np.random.default_rng(seed)
     model.layers[0].bias.value[:] = random.normal(size=filters)
     x = random.normal(size=(batch, side, side, channels)).astype(dtype)

@@ -42,7 +42,7 @@ class SoftmaxCrossEntropy:
         # that has rounded to 0 or to 1.
         shifted, best = shifted_logits(x)
         e = np.exp(shifted)
-        others = np.add.reduce(e, axis=1)
+        others = np.add.reduce(e, axis=1)  # which e.sum would call, through Python code that is cold here
         checked = _checked(np.asarray(labels), x)
         loss, wrong = loss_and_gradient(shifted, best, e, others, checked, self.label_smoothing)
         if wrong:

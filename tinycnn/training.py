@@ -207,6 +207,6 @@ def _bar(position: Position, epochs: int, images: int, progress: bool) -> tqdm:
 
 
 def _show(bar: tqdm, position: Position) -> None:
-    if bar.update(position.seen - bar.n):  # it was drawn: not after every step
+    if bar.update(position.seen - bar.n):  # drawn just now; texts for every step would take as long as a small layer
         loss, accuracy = position.loss / position.seen, position.correct / position.seen
         bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{accuracy:.2%}")

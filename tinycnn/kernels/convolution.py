@@ -329,7 +329,7 @@ def _convolve_task(P: int, L: int, dtype: np.dtype, pool_h: int = 1, pool_w: int
         acc = tile(P, L, x)
         z, start, row = x, 0, W * C
         if scratch_size:
-            z, start, row = scratch, 0, z_w * C
+            z, row = scratch, z_w * C
             clear_numbers(scratch, 0, scratch_size)
 
         # This part computes the rows from `first` to `last`, counted through all images, those of a window together.
@@ -400,7 +400,7 @@ def _narrow_task(P: int, O: int, L: int, dtype: np.dtype):
         acc = tile(Q, L, x)
         z, start, row = x, 0, W * C
         if scratch_size:
-            z, start, row = scratch, 0, z_w * C
+            z, row = scratch, z_w * C
             clear_numbers(scratch, 0, scratch_size)
 
         for n in range(part * N // parts, (part + 1) * N // parts):
@@ -443,7 +443,7 @@ def _weight_gradient_task(A: int, R: int, L: int, dtype: np.dtype):
         acc = tile(P, L, x)
         z, start, row = x, 0, W * C
         if scratch_size:
-            z, start, row = scratch, 0, z_w * C
+            z, row = scratch, z_w * C
             clear_numbers(scratch, 0, scratch_size)
         dw_start, db_start = part * kernel_h * K * O, part * P * O
         clear_numbers(dw, dw_start, kernel_h * K * O)

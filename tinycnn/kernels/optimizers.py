@@ -31,8 +31,7 @@ class Places:
         return Places, ()  # copies of the arrays, of an optimizer that is copied or pickled, are in other places
 
     def find(self, lists: tuple[list[np.ndarray], ...]) -> list[tuple[np.dtype, int, np.ndarray]]:
-        """For each dtype: how many numbers the first list has of it; and a row for each of its parameters, of the
-        number of its numbers and the places of its arrays.
+        """For each dtype: how many numbers its parameters have, and a row for each of them: size, places of its arrays.
 
         lists: of as many arrays each, those of one parameter at one index.
         Raises ValueError if a kernel could not work on an array where it is, or would do so twice at once.

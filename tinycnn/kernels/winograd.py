@@ -318,8 +318,7 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
             parts, N, _, _, C, out_h, out_w, O, _, _,
             patch_rows, columns, group, v_size, m_size, _, z_size,
         ) = numbers(sizes, 17)  # fmt: skip
-        v = 0
-        m = 36 * v_size
+        v, m = 0, 36 * v_size
         half = m + 36 * m_size
         z_start = half + 36 * columns * S
         clear_numbers(scratch, v, 36 * v_size)  # beyond the patches stands anything, and subnormal numbers are slow
@@ -361,8 +360,7 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
             parts, N, _, _, C, _, _, O, _, _,
             patch_rows, columns, group, v_size, e_size, _, z_size, dx_size,
         ) = numbers(sizes, 18)  # fmt: skip
-        v = 0
-        e = 36 * v_size
+        v, e = 0, 36 * v_size
         half = e + 36 * e_size
         z_start = half + 36 * columns * S
         dz_start = z_start + z_size
