@@ -447,7 +447,9 @@ BUGS = [
         "dx no longer sums to zero over a channel.",
         more_layers.kernels,
         "input_gradient",
-        in_arguments(lambda dy, x, mean, scale, constant, slope: (dy, x, mean, scale, 0 * constant, slope)),
+        in_arguments(
+            lambda dy, x, mean, scale, constant, slope, active: (dy, x, mean, scale, 0 * constant, slope, active)
+        ),
     ),
     Bug(
         "batchnorm-without-the-variance's-term",
@@ -457,7 +459,9 @@ BUGS = [
         "Training still works, a little worse: the mistake of most first versions.",
         more_layers.kernels,
         "input_gradient",
-        in_arguments(lambda dy, x, mean, scale, constant, slope: (dy, x, mean, scale, constant, 0 * slope)),
+        in_arguments(
+            lambda dy, x, mean, scale, constant, slope, active: (dy, x, mean, scale, constant, 0 * slope, active)
+        ),
     ),
     Bug(
         "batchnorm-gamma-forgotten",

@@ -14,7 +14,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinycnn import more_reference, reference
-from tinycnn.kernels import batch_norm, convolution, elementwise, optimizers, parallel, pooling, vector, winograd
+from tinycnn.kernels import (
+    batch_norm,
+    convolution,
+    elementwise,
+    optimizers,
+    parallel,
+    pooled_convolution,
+    pooling,
+    vector,
+    winograd,
+)
 from tinycnn.kernels import dense as dense_kernels
 from tinycnn.kernels.convolution import (
     convolve,
@@ -23,6 +33,7 @@ from tinycnn.kernels.convolution import (
     convolve_weight_gradient,
 )
 from tinycnn.kernels.dense import dense, dense_input_gradient, dense_weight_gradient
+from tinycnn.kernels.pooled_convolution import convolve_and_pool
 from tinycnn.kernels.pooling import max_pool, max_pool_backward
 
 DTYPES = [np.float64, np.float32]
@@ -134,13 +145,14 @@ def test_winograd_equals_reference(dtype, batch, size, channels, filters, paddin
     y_size = reference.conv2d(*map(np.abs, wide), (1, 1), padding)
     dx_size, *sizes = reference.conv2d_backward(np.abs(dy).astype(np.float64), *map(np.abs, wide[:2]), (1, 1), padding)
     magnitudes = y_size, dx_size, dx_size, *sizes
-    dx, dw, db = winograd.convolve_backward(x, dy, w, padding)
-    for alone, together in zip(winograd.convolve_backward(x, dy, None, padding)[1:], (dw, db), strict=True):
+    dx, dw, db = winograd.convolve_backward(x, dy, w, dy.shape[1:3], padding)
+    without_dx = winograd.convolve_backward(x, dy, None, dy.shape[1:3], padding)[1:]
+    for alone, together in zip(without_dx, (dw, db), strict=True):
         np.testing.assert_array_equal(alone, together)
     flipped = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))
     around = 2 - padding[0], 2 - padding[1]
-    dx_as_convolution = winograd.convolve(dy, flipped, np.zeros(channels, dtype), size, around)
-    results = winograd.convolve(x, w, b, exact.shape[1:3], padding), dx_as_convolution, dx, dw, db
+    dx_as_convolution, _, _ = winograd.convolve(dy, flipped, np.zeros(channels, dtype), size, around)
+    results = winograd.convolve(x, w, b, exact.shape[1:3], padding)[0], dx_as_convolution, dx, dw, db
     pixels = dy[..., 0].size
     terms = 9 * channels, 9 * filters, 9 * filters, pixels, pixels
     exact = exact, exact_gradients[0], *exact_gradients
@@ -248,7 +260,7 @@ def test_batch_norm_equals_reference(dtype, rows, channels, seed):
     np.testing.assert_allclose(variance, x.astype(np.float64).var(axis=0), rtol=tolerance, atol=tolerance)
     sigma = np.sqrt(variance + dtype(0.1))
     wide = [a.astype(np.float64) for a in (dy, x, gamma)]
-    y = batch_norm.scale_and_shift(x, mean, gamma / sigma, beta)
+    y, _ = batch_norm.scale_and_shift(x, mean, gamma / sigma, beta)
     np.testing.assert_allclose(
         y, more_reference.batch_norm(wide[1], wide[2], beta, 0.1), rtol=tolerance, atol=tolerance
     )
@@ -279,8 +291,9 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads):
         mean, variance = batch_norm.moments(rows, *np.zeros((2, 8), np.float32), 0.1)
         return [
             convolve(x, w, b, (10, 9)),
-            winograd.convolve(dy, w[:, :, :1].repeat(24, 2), b, (12, 11), (2, 2)),
-            *winograd.convolve_backward(dy, dy, w[:, :, :1].repeat(24, 2), (1, 1)),
+            winograd.convolve(dy, w[:, :, :1].repeat(24, 2), b, (12, 11), (2, 2))[0],
+            *winograd.convolve_backward(dy, dy, w[:, :, :1].repeat(24, 2), (10, 9), (1, 1)),
+            *pooled_gradients(x, w, b, (10, 9), (0, 0)),
             *convolve_backward(x, dy, w, (1, 1), (0, 0)),
             dense(dy.reshape(19, -1), w.reshape(-1, 24)[:1].repeat(2160, 0), b),
             dense_weight_gradient(dy.reshape(19, -1), x[:, 0, 0]),
@@ -296,6 +309,18 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads):
         np.testing.assert_array_equal(a, b_)
 
 
+def pooled_gradients(x, w, b, size, padding):
+    """Of both ways that a convolution with a pool of 2×2 and a ReLU can go."""
+    y, *behind = convolve_and_pool(x, w, b, size, (1, 1), padding, (2, 2), True)
+    again, *behind_again = winograd.convolve(x, w, b, size, padding, True, True)
+    np.testing.assert_allclose(again, y, rtol=1e-5, atol=1e-5)
+    return [
+        y,
+        *pooled_convolution.weight_gradient(x, y, *behind, size, (3, 3), (1, 1), padding, (2, 2)),
+        *winograd.convolve_backward(x, again, w, size, padding, *behind_again),
+    ]
+
+
 @pytest.mark.parametrize("side", [12, 13])  # 13: a row and a column left over by the pool
 def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
     """Fresh memory is often zero by chance; here it is not."""
@@ -305,11 +330,12 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
     def everything():
         y, winners = max_pool(x, (2, 2), (2, 2))
         return [
-            winograd.convolve(x, w, b, (side, side), (1, 1)),
-            *winograd.convolve_backward(x, dy, w, (1, 1)),
+            winograd.convolve(x, w, b, (side, side), (1, 1))[0],
+            *winograd.convolve_backward(x, dy, w, (side, side), (1, 1)),
+            *pooled_gradients(x, w, b, (side, side), (1, 1)),
             *convolve_backward(x, dy, w, (1, 1), (1, 1)),
             convolve_input_gradient(dy[..., :3].copy(), few, (side, side), (1, 1), (1, 1)),
-            convolution.convolve_and_pool(x, w, b, (side, side), (1, 1), (1, 1), (2, 3), True),
+            *convolve_and_pool(x, w, b, (side, side), (1, 1), (1, 1), (2, 3), True),
             dense(x.reshape(3 * side, -1), x.reshape(-1, 17)[: 17 * side], b[:17]),
             dense_input_gradient(dy.reshape(3 * side, -1), dy.reshape(-1, 24 * side)),
             dense_weight_gradient(x.reshape(3 * side, -1), dy.reshape(3 * side, -1)),
@@ -323,7 +349,7 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
         return np.full(shape, 99 if dtype.kind == "u" else np.nan, dtype)
 
     expected = everything()
-    for module in (convolution, dense_kernels, elementwise, parallel, pooling, winograd):
+    for module in (convolution, dense_kernels, elementwise, parallel, pooled_convolution, pooling, winograd):
         monkeypatch.setattr(module, "empty", not_empty)
     for actual, wanted in zip(everything(), expected, strict=True):
         np.testing.assert_array_equal(actual, wanted)
@@ -439,7 +465,7 @@ def test_two_pixels_as_one_are_the_same_convolution(random, monkeypatch):
     dy = random.normal(size=(3, 4, 8, 7))
     results = []
     for pays in (False, True):
-        for name in ("_pairs_pay", "_pairs_pay_in_dw"):
+        for name in ("_pairs_pay", "pairs_pay_in_dw"):
             monkeypatch.setattr(
                 convolution, name, lambda out_w, shape, stride, dtype, pays=pays: pays and shape[3] == 7
             )

@@ -124,9 +124,7 @@ def help_to_compile() -> None:
     with parallel.noting() as tasks, np.errstate(all="ignore"):  # the numbers are what was in memory
         raw = type(layers[0]) is Normalize
         x = np.zeros((min(network["batch_size"], MANY), *model.input_shape), np.uint8 if raw else model.dtype)
-        for layer in layers:
-            x = layer.forward(x, training=True)
-        model.parameter_gradients(x)
+        model.parameter_gradients(model.forward_through_layers(x, training=True))
     for task in reversed(dict.fromkeys(tasks)):  # each once, the one that was first needed last first
         print(task.name, flush=True)
         _ = task.compiled

@@ -18,7 +18,7 @@ from math import prod, sqrt
 import numpy as np
 
 from tinycnn.arguments import pair, whole
-from tinycnn.kernels.convolution import convolve, convolve_and_pool, convolve_backward, convolve_weight_gradient
+from tinycnn.kernels.convolution import convolve, convolve_backward, convolve_weight_gradient
 from tinycnn.kernels.dense import dense, dense_input_gradient, dense_weight_gradient
 from tinycnn.kernels.elementwise import copy_shared, relu, relu_backward
 from tinycnn.kernels.memory import copy
@@ -92,7 +92,7 @@ class Layer:
             raise ValueError(f"{self.label()}: got an input of shape {x.shape}, but needs {needs.format(*sizes)}")
         return _for_kernels(x, self.dtype)
 
-    def _value(self, parameter: Parameter | None) -> np.ndarray:
+    def value(self, parameter: Parameter | None) -> np.ndarray:
         """A parameter's value as the kernels take it; somebody may have put another array there."""
         if parameter is None:
             raise ValueError(
@@ -102,17 +102,26 @@ class Layer:
             raise ValueError(f"{parameter.name} has shape {parameter.value.shape}, but needs {parameter.grad.shape}")
         return _for_kernels(parameter.value, self.dtype)
 
-    def _remember(self, y: np.ndarray, *what: np.ndarray) -> None:
-        self._memory = (y.shape, *what)
+    def remember(self, output_shape: Shape, *what: np.ndarray) -> None:
+        """What backward will need."""
+        self._memory = (output_shape, *what)
 
-    def _recall(self, dy: np.ndarray) -> tuple[np.ndarray, ...]:
+    def forget(self) -> None:
+        """What was remembered is not needed any more: its memory can be used again, while it is still in the cache."""
+        self._memory = None
+
+    def recall(self, dy: np.ndarray) -> tuple[np.ndarray, ...]:
         """dy as the kernels take it, and what was remembered."""
-        if self._memory is None:
-            raise ValueError(f"{self.label()}: backward needs a forward(x, training=True) before it")
-        output_shape, *what = self._memory
+        output_shape, *what = self.remembered()
         if np.shape(dy) != output_shape:
             raise ValueError(f"{self.label()}: got a gradient of shape {np.shape(dy)} for an output of {output_shape}")
         return _for_kernels(np.asarray(dy), self.dtype), *what
+
+    def remembered(self) -> tuple:
+        """The shape of the output, and what else was remembered."""
+        if self._memory is None:
+            raise ValueError(f"{self.label()}: backward needs a forward(x, training=True) before it")
+        return self._memory
 
 
 class Conv2D(Layer):
@@ -148,22 +157,15 @@ class Conv2D(Layer):
         return (*out, self.filters)
 
     def forward(self, x, training=False):
-        x, *others = self._ready(x)
+        x, *others = self.ready(x)
         y = convolve(x, *others, self.stride, self.padding)
         if training:
-            self._remember(y, x)
+            self.remember(y.shape, x)
         return y
 
-    def forward_pooled(self, x, pool_size: tuple[int, int], relu: bool) -> np.ndarray | None:
-        """In inference, what a MaxPool2D of this size and, if wanted, a ReLU make of forward(x), all at once.
-
-        None where they would better be called one after the other.
-        """
-        return convolve_and_pool(*self._ready(x), self.stride, self.padding, pool_size, relu)
-
-    def _ready(self, x) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
+    def ready(self, x) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
         """x, w and b as the kernels take them, and the size of the output."""
-        w, b = self._value(self.weight), self._value(self.bias)
+        w, b = self.value(self.weight), self.value(self.bias)
         x, channels = np.asarray(x), w.shape[2]
         output_size = self._output_size(x.shape[1:]) if x.ndim == 4 else (0, 0)
         fits = min(output_size) >= 1 and x.shape[3] == channels
@@ -171,14 +173,14 @@ class Conv2D(Layer):
         return x, w, b, output_size
 
     def backward(self, dy):
-        dy, x = self._recall(dy)
+        dy, x = self.recall(dy)
         dx, self.weight.grad[:], self.bias.grad[:] = convolve_backward(
-            x, dy, self._value(self.weight), self.stride, self.padding
+            x, dy, self.value(self.weight), self.stride, self.padding
         )
         return dx
 
     def parameter_gradients(self, dy):
-        dy, x = self._recall(dy)
+        dy, x = self.recall(dy)
         self.weight.grad[:], self.bias.grad[:] = convolve_weight_gradient(
             x, dy, self.kernel_size, self.stride, self.padding
         )
@@ -215,11 +217,11 @@ class MaxPool2D(Layer):
         x = self._input(x, fits, "(N, H, W, C) with H, W no smaller than the window {}", self.pool_size)
         y, winners = max_pool(x, self.pool_size, self.stride)
         if training:
-            self._remember(y, winners, x.shape)
+            self.remember(y.shape, winners, x.shape)
         return y
 
     def backward(self, dy):
-        dy, winners, input_shape = self._recall(dy)
+        dy, winners, input_shape = self.recall(dy)
         return max_pool_backward(dy, winners, input_shape, self.pool_size, self.stride)
 
 
@@ -229,11 +231,11 @@ class ReLU(Layer):
     def forward(self, x, training=False):
         y, active = relu(self._input(np.asarray(x)))
         if training:
-            self._remember(y, active)
+            self.remember(y.shape, active)
         return y
 
     def backward(self, dy):
-        return relu_backward(*self._recall(dy))
+        return relu_backward(*self.recall(dy))
 
 
 class Flatten(Layer):
@@ -247,11 +249,11 @@ class Flatten(Layer):
         x = np.asarray(x)
         y = copy_shared(self._input(x, x.ndim >= 1, "a batch"), (len(x), prod(x.shape[1:])))
         if training:
-            self._remember(y, x.shape)
+            self.remember(y.shape, x.shape)
         return y
 
     def backward(self, dy):
-        dy, input_shape = self._recall(dy)
+        dy, input_shape = self.recall(dy)
         return copy_shared(dy, input_shape)
 
 
@@ -273,21 +275,21 @@ class Dense(Layer):
         return (self.units,)
 
     def forward(self, x, training=False):
-        w, b = self._value(self.weight), self._value(self.bias)
+        w, b = self.value(self.weight), self.value(self.bias)
         x = np.asarray(x)
         x = self._input(x, x.ndim == 2 and x.shape[1] == len(w), "(N, {})", len(w))
         y = dense(x, w, b)
         if training:
-            self._remember(y, x)
+            self.remember(y.shape, x)
         return y
 
     def backward(self, dy):
         self.parameter_gradients(dy)
-        dy, _ = self._recall(dy)
-        return dense_input_gradient(dy, self._value(self.weight))
+        dy, _ = self.recall(dy)
+        return dense_input_gradient(dy, self.value(self.weight))
 
     def parameter_gradients(self, dy):
-        dy, x = self._recall(dy)
+        dy, x = self.recall(dy)
         dw = self.weight.grad
         if dw.flags.carray and dw.dtype == x.dtype and dw.shape == (x.shape[1], dy.shape[1]):
             dense_weight_gradient(x, dy, out=dw)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinycnn import archive, inference
+from tinycnn import archive, together
 from tinycnn.ahead import before_training_step
 from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, Parameter, ReLU
 from tinycnn.loss import softmax
@@ -44,8 +44,7 @@ class Sequential:
             raise ValueError(f"Sequential: dtype must be float32 or float64, got {self.dtype}")
         generator = np.random.default_rng(seed)
         self.output_shapes = self._build(generator)
-        self._grouped, self._groups = [], []
-        self._first_to_learn = next((i for i, layer in enumerate(self.layers) if layer.parameters()), 0)
+        self._grouped = [], []  # see `_groups`
         self._piece = max(1, LARGE // (max(map(prod, self.output_shapes)) * self.dtype.itemsize))
 
     def _build(self, generator: np.random.Generator) -> list[tuple[int, ...]]:
@@ -71,33 +70,40 @@ class Sequential:
         x = self._check(x)
         if training:
             before_training_step(self, len(x))  # it may let a second process compile backward's kernels
+            for layer in reversed(self.layers):  # the first layers used their memory last: they get it again
+                layer.forget()
         if training or len(x) <= self._piece:
-            return self._through_all_layers(x, training)
+            return self.forward_through_layers(x, training)
         pieces = [x[i : i + self._piece] for i in range(0, len(x), self._piece)]
-        return np.concatenate([self._through_all_layers(piece, training) for piece in pieces])
+        return np.concatenate([self.forward_through_layers(piece, training) for piece in pieces])
 
-    def _through_all_layers(self, x: np.ndarray, training: bool) -> np.ndarray:
-        if training:
-            for layer in self.layers:
-                x = layer.forward(x, training)
-        else:
-            if self._grouped != self.layers:  # at first, or somebody has put other layers there
-                self._grouped, self._groups = list(self.layers), inference.groups(self.layers)
-            for group in self._groups:
-                x = inference.forward(group, x)
+    def forward_through_layers(self, x: np.ndarray, training: bool) -> np.ndarray:
+        for group in self._groups():
+            x = together.forward(group, x, training)
         return x
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
         """Fill every parameter's grad; return the gradient by the input. dy: the gradient by forward's output."""
-        for layer in reversed(self.layers):
-            dy = layer.backward(dy)
+        for group in reversed(self._groups()):
+            dy = together.backward(group, dy)
         return dy
 
     def parameter_gradients(self, dy: np.ndarray) -> None:
         """As backward, but stop at the first layer that learns: training has no use for the gradient by the images."""
-        for layer in reversed(self.layers[self._first_to_learn + 1 :]):
-            dy = layer.backward(dy)
-        self.layers[self._first_to_learn].parameter_gradients(dy)
+        groups = self._groups()
+        learns = [any(layer.parameters() for layer in group) for group in groups]
+        first = learns.index(True) if any(learns) else 0
+        for group in reversed(groups[first + 1 :]):
+            dy = together.backward(group, dy)
+        together.parameter_gradients(groups[first], dy)
+
+    def _groups(self) -> list[list[Layer]]:
+        """The layers, those that are faster together in one list."""
+        layers, groups = self._grouped
+        if layers != self.layers:  # at first, or somebody has put other layers there
+            groups = together.groups(self.layers)
+            self._grouped = list(self.layers), groups
+        return groups
 
     def parameters(self) -> list[Parameter]:
         """All parameters, from the first layer to the last."""

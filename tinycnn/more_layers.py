@@ -47,11 +47,11 @@ class Normalize(Layer):
         mean, std = (np.full(images.shape[-1], of_channel, self.dtype) for of_channel in (self.mean, self.std))
         y = normalize(images, mean, std)
         if training:
-            self._remember(y, x.shape)
+            self.remember(y.shape, x.shape)
         return y
 
     def backward(self, dy):
-        dy, input_shape = self._recall(dy)
+        dy, input_shape = self.recall(dy)
         return (dy / np.asarray(self.std, self.dtype) / 255).reshape(input_shape)
 
 
@@ -82,7 +82,11 @@ class BatchNorm(Layer):
         return input_shape
 
     def forward(self, x, training=False):
-        x, channels = np.asarray(x), len(self._value(self.gamma))
+        return self.forward_with_relu(x, training, relu=False)[0]
+
+    def forward_with_relu(self, x, training=False, relu=True) -> tuple[np.ndarray, np.ndarray | None]:
+        """What a ReLU makes of forward(x), all at once; and what it would remember."""
+        x, channels = np.asarray(x), len(self.value(self.gamma))
         x = self._input(x, x.ndim >= 2 and x.shape[-1] == channels, "(..., {})", channels)
         rows = x.reshape(-1, channels)
         mean, variance = running = self._running(channels)
@@ -95,23 +99,24 @@ class BatchNorm(Layer):
                 if own is not moved:
                     own[:] = moved
         sigma = np.sqrt(variance + variance.dtype.type(self.epsilon))
-        scale, shift = self._value(self.gamma) / sigma, self._value(self.beta)
-        y = kernels.scale_and_shift(rows, mean, scale, shift).reshape(x.shape)
+        scale, shift = self.value(self.gamma) / sigma, self.value(self.beta)
+        y, active = kernels.scale_and_shift(rows, mean, scale, shift, relu)
         if training:
-            self._remember(y, rows, mean, sigma, self.frozen)
-        return y
+            self.remember(x.shape, rows, mean, sigma, self.frozen)
+        return y.reshape(x.shape), None if active is None else active.reshape(x.shape)
 
-    def backward(self, dy):
-        dy, x, mean, sigma, frozen = self._recall(dy)
+    def backward(self, dy, active: np.ndarray | None = None):
+        """active: of a ReLU behind this, to which dy came back; its own backward is done here as well."""
+        dy, x, mean, sigma, frozen = self.recall(dy)
         rows, M = dy.reshape(x.shape), x.dtype.type(len(x))
-        dbeta, dy_times_centred = kernels.gradient_sums(rows, x, mean)
+        dbeta, dy_times_centred = kernels.gradient_sums(rows, x, mean, active)
         dgamma = dy_times_centred / sigma
         self.gamma.grad[:], self.beta.grad[:] = dgamma, dbeta
         # dx = gamma / σ · (dy − dbeta / M − x̂ · dgamma / M)  with  x̂ = (x − mean) / σ
-        scale, constant, slope = self._value(self.gamma) / sigma, dbeta / M, dgamma / (M * sigma)
+        scale, constant, slope = self.value(self.gamma) / sigma, dbeta / M, dgamma / (M * sigma)
         if frozen:  # mean and σ do not move with x
             constant, slope = 0 * constant, 0 * slope
-        return kernels.input_gradient(rows, x, mean, scale, constant, slope).reshape(dy.shape)
+        return kernels.input_gradient(rows, x, mean, scale, constant, slope, active).reshape(dy.shape)
 
     def _running(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """running_mean and running_variance as the kernels take them; somebody may have put others there."""
@@ -151,11 +156,11 @@ class Dropout(Layer):
         factor = copy(random >= self.rate, x.dtype)
         factor /= 1 - self.rate
         y = np.multiply(x, factor, out=empty(x.shape, x.dtype))
-        self._remember(y, factor)
+        self.remember(y.shape, factor)
         return y
 
     def backward(self, dy):
-        dy, factor = self._recall(dy)
+        dy, factor = self.recall(dy)
         return np.multiply(dy, factor, out=empty(dy.shape, dy.dtype))
 
 
@@ -178,10 +183,10 @@ class GlobalAveragePool2D(Layer):
         # First down, then across: H + W roundings in a sum, not H · W, and faster than NumPy's mean over both.
         y = x.sum(axis=1).sum(axis=1) / (x.shape[1] * x.shape[2])
         if training:
-            self._remember(y, x.shape)
+            self.remember(y.shape, x.shape)
         return y
 
     def backward(self, dy):
-        dy, input_shape = self._recall(dy)
+        dy, input_shape = self.recall(dy)
         share = dy / (input_shape[1] * input_shape[2])
         return copy(np.broadcast_to(share[:, None, None], input_shape))

@@ -2,12 +2,16 @@
 
 The rows are shared out in a fixed number of parts, each summed into a row of its own, and the parts are added in
 order: the sums are equal bit for bit at any number of threads.
+
+A ReLU behind it can go along (`tinycnn/together.py`): forward then writes which numbers it left as they were, `active`,
+as `elementwise.relu` does, and backward's dy counts only there.
 """
 
 from functools import cache
 
 import numpy as np
 
+from tinycnn.kernels.elementwise import BYTE, relu_of, where_active
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import PARTS, numbers, run, task
 from tinycnn.kernels.vector import multiply_add, read, row_lanes, write
@@ -31,28 +35,50 @@ def moments(
     return result[0], result[1]
 
 
-def scale_and_shift(x: np.ndarray, mean: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """y = (x − mean) · scale + shift.  x (M, C), contiguous; mean, scale, shift (C,) -> y (M, C)."""
-    y = empty(x.shape, x.dtype)
+def scale_and_shift(
+    x: np.ndarray, mean: np.ndarray, scale: np.ndarray, shift: np.ndarray, relu: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """y = (x − mean) · scale + shift, or max(that, 0) if relu; and active, bytes 0 and 1, or None if not relu.
+
+    x (M, C), contiguous; mean, scale, shift (C,) -> y (M, C), active (M, C).
+    """
+    y, active = empty(x.shape, x.dtype), empty(x.shape, BYTE) if relu else None
     if y.size:
-        run(_scale_and_shift_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, x, mean, scale, shift, y)
-    return y
+        others = [active] if relu else []
+        run(_scale_and_shift_task(row_lanes(x.dtype), x.dtype, relu), PARTS, x.shape, x, mean, scale, shift, y, *others)
+    return y, active
 
 
-def gradient_sums(dy: np.ndarray, x: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Σ dy and Σ dy · (x − mean) over the rows.  dy, x (M, C), contiguous; mean (C,) -> two arrays (C,)."""
+def gradient_sums(
+    dy: np.ndarray, x: np.ndarray, mean: np.ndarray, active: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Σ dy and Σ dy · (x − mean) over the rows, where active.
+
+    dy, x (M, C), contiguous; mean (C,); active (M, C), or None for everywhere -> two arrays (C,).
+    """
     sums = np.empty((PARTS, 2, x.shape[1]), x.dtype)
-    run(_gradient_sums_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, dy, x, mean, sums)
+    kernel = _gradient_sums_task(row_lanes(x.dtype), x.dtype, active is not None)
+    run(kernel, PARTS, x.shape, dy, x, mean, sums, *([] if active is None else [active]))
     of_gradient, of_product = np.add.reduce(sums, axis=0)
     return of_gradient, of_product
 
 
 def input_gradient(
-    dy: np.ndarray, x: np.ndarray, mean: np.ndarray, scale: np.ndarray, constant: np.ndarray, slope: np.ndarray
+    dy: np.ndarray,
+    x: np.ndarray,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    constant: np.ndarray,
+    slope: np.ndarray,
+    active: np.ndarray | None = None,
 ) -> np.ndarray:
-    """dx = scale · (dy − constant − slope · (x − mean)).  dy, x (M, C), contiguous; the others (C,) -> dx (M, C)."""
+    """dx = scale · (dy − constant − slope · (x − mean)), with a dy of 0 where not active.
+
+    dy, x (M, C), contiguous; active (M, C), or None for everywhere; the others (C,) -> dx (M, C).
+    """
     dx = empty(x.shape, x.dtype)
-    run(_input_gradient_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, dy, x, mean, scale, constant, slope, dx)
+    kernel = _input_gradient_task(row_lanes(x.dtype), x.dtype, active is not None)
+    run(kernel, PARTS, x.shape, dy, x, mean, scale, constant, slope, dx, *([] if active is None else [active]))
     return dx
 
 
@@ -102,24 +128,28 @@ def _all_moments_task(dtype: np.dtype):
 
 
 @cache
-def _scale_and_shift_task(L: int, dtype: np.dtype):
-    @task(dtype, dtype, dtype, dtype, dtype)
-    def scale_and_shift(part, sizes, x, mean, scale, shift, y):
+def _scale_and_shift_task(L: int, dtype: np.dtype, relu: bool):
+    @task(dtype, dtype, dtype, dtype, dtype, BYTE)
+    def scale_and_shift(part, sizes, x, mean, scale, shift, y, active):
         M, C = numbers(sizes, 2)
         for c in range(0, C, L):
             width = min(L, C - c)
             mean_row, scale_row = read(mean, c, width, L), read(scale, c, width, L)
             shift_row = read(shift, c, width, L)
             for m in range(part * M // PARTS, (part + 1) * M // PARTS):
-                write(y, m * C + c, (read(x, m * C + c, width, L) - mean_row) * scale_row + shift_row, width)
+                row = (read(x, m * C + c, width, L) - mean_row) * scale_row + shift_row
+                if relu:
+                    row, active_row = relu_of(row, read(x, 0, 0, L), read(active, 0, 0, L))  # no lanes: zeros
+                    write(active, m * C + c, active_row, width)
+                write(y, m * C + c, row, width)
 
     return scale_and_shift
 
 
 @cache
-def _gradient_sums_task(L: int, dtype: np.dtype):
-    @task(dtype, dtype, dtype, dtype)
-    def gradient_sums(part, sizes, dy, x, mean, sums):
+def _gradient_sums_task(L: int, dtype: np.dtype, relu: bool):
+    @task(dtype, dtype, dtype, dtype, BYTE)
+    def gradient_sums(part, sizes, dy, x, mean, sums, active):
         M, C = numbers(sizes, 2)
         for c in range(0, C, L):
             width = min(L, C - c)
@@ -127,6 +157,8 @@ def _gradient_sums_task(L: int, dtype: np.dtype):
             mean_row = read(mean, c, width, L)
             for m in range(part * M // PARTS, (part + 1) * M // PARTS):
                 gradient = read(dy, m * C + c, width, L)
+                if relu:
+                    gradient = where_active(dy, active, m * C + c, width, L)
                 total = total + gradient
                 product_total = product_total + gradient * (read(x, m * C + c, width, L) - mean_row)
             write(sums, 2 * part * C + c, total, width)
@@ -136,9 +168,9 @@ def _gradient_sums_task(L: int, dtype: np.dtype):
 
 
 @cache
-def _input_gradient_task(L: int, dtype: np.dtype):
-    @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype)
-    def input_gradient(part, sizes, dy, x, mean, scale, constant, slope, dx):
+def _input_gradient_task(L: int, dtype: np.dtype, relu: bool):
+    @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype, BYTE)
+    def input_gradient(part, sizes, dy, x, mean, scale, constant, slope, dx, active):
         M, C = numbers(sizes, 2)
         for c in range(0, C, L):
             width = min(L, C - c)
@@ -147,6 +179,8 @@ def _input_gradient_task(L: int, dtype: np.dtype):
             for m in range(part * M // PARTS, (part + 1) * M // PARTS):
                 centred = read(x, m * C + c, width, L) - mean_row
                 gradient = read(dy, m * C + c, width, L)
+                if relu:
+                    gradient = where_active(dy, active, m * C + c, width, L)
                 write(dx, m * C + c, scale_row * (gradient - constant_row - slope_row * centred), width)
 
     return input_gradient

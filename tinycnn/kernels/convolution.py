@@ -1,5 +1,5 @@
 """Convolution as hot loops: `convolve`, `convolve_weight_gradient`, `convolve_input_gradient`, and both gradients
-together, `convolve_backward`; and for inference `convolve_and_pool`.
+together, `convolve_backward`.
 
 They do what the formulas in `tinycnn/reference.py` say, on NHWC arrays. In that layout the kernel_w × channels numbers
 under one row of a kernel are neighbours in memory, and so are the out_channels of one weight. A convolution is
@@ -29,12 +29,14 @@ from math import prod
 import numpy as np
 
 from tinycnn.kernels import winograd
+from tinycnn.kernels.elementwise import BYTE, relu_of, where_active
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, parts_for, run, task
 from tinycnn.kernels.vector import (
     choose,
     clear_numbers,
     copy_numbers,
+    equals,
     multiply_add,
     not_at_most,
     read,
@@ -65,7 +67,7 @@ def convolve(
     x (N, H, W, C), w (kh, kw, C, O), b (O,), contiguous and of one dtype -> y (N, *output_size, O).
     """
     if stride == spread == (1, 1) and winograd.pays(x.shape, w.shape, output_size):
-        return winograd.convolve(x, w, b, output_size, offset)
+        return winograd.convolve(x, w, b, output_size, offset)[0]
     if spread == (1, 1) and _pairs_pay(output_size[1], w.shape, stride[1], x.dtype):
         pairs = (output_size[0], output_size[1] // 2), (stride[0], 2 * stride[1])
         return convolve(x, _for_pairs(w, stride[1]), np.concatenate((b, b)), *pairs, offset).reshape(
@@ -73,55 +75,26 @@ def convolve(
         )
     y = empty((len(x), *output_size, w.shape[3]), x.dtype)
     if y.size:
-        kernel, narrow, columns, parts, scratch, sizes = _plan(
+        kernel, narrow, columns, parts, scratch, sizes = plan(
             x.shape, w.shape, x.dtype, output_size, stride, offset, spread
         )
         if narrow:
             w = copy(w.transpose(3, 0, 1, 2))
         elif columns:
-            w = _in_columns(w, columns)
+            w = in_columns(w, columns)
         run(kernel, parts, sizes, x, w, b, y, scratch=scratch)
     return y
 
 
-def convolve_and_pool(
-    x: np.ndarray,
-    w: np.ndarray,
-    b: np.ndarray,
-    output_size: tuple[int, int],
-    stride: tuple[int, int],
-    offset: tuple[int, int],
-    pool: tuple[int, int],
-    relu: bool,
-) -> np.ndarray | None:
-    """y = convolve(x, w, b, output_size, stride, offset); returns the maxima of its windows, of size `pool` and side by
-    side, or 0 where they are less, if relu. They are written, but what they are the maxima of is not.
-
-    -> (N, out_h // pool_h, out_w // pool_w, O), or None where the windows are wide or `convolve` has another way to y.
-    """
-    out_h, out_w = output_size[0] // pool[0], output_size[1] // pool[1]
-    if min(len(x), out_h, out_w) == 0 or pool[1] > 7 or not _is_direct(x.shape, w.shape, x.dtype, output_size, stride):
-        return None
-    covered = out_h * pool[0], out_w * pool[1]
-    kernel, narrow, columns, parts, scratch, sizes = _plan(
-        x.shape, w.shape, x.dtype, covered, stride, offset, (1, 1), pool, relu
-    )
-    if narrow:
-        return None
-    y = empty((len(x), out_h, out_w, w.shape[3]), x.dtype)
-    run(kernel, parts, sizes, x, _in_columns(w, columns) if columns else w, b, y, scratch=scratch)
-    return y
-
-
 @lru_cache(maxsize=1000)
-def _is_direct(x_shape, w_shape, dtype, output_size, stride) -> bool:
+def is_direct(x_shape, w_shape, dtype, output_size, stride) -> bool:
     """Whether `convolve` goes the direct way: neither Winograd's nor by pairs of pixels."""
     by_winograd = stride == (1, 1) and winograd.pays(x_shape, w_shape, output_size)
     return not by_winograd and not _pairs_pay(output_size[1], w_shape, stride[1], dtype)
 
 
 @lru_cache(maxsize=1000)
-def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 1), relu=False):
+def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 1), relu=False):
     """Everything about a convolution that only depends on its sizes: the same again at every step."""
     out_channels = w_shape[3]
     P, L = tile_shape(output_size[1], out_channels, dtype, w_shape[1] * w_shape[2], multiple=pool[1])
@@ -144,7 +117,7 @@ def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1,
     return kernel, narrow, columns, parts, scratch, sizes
 
 
-def _in_columns(w: np.ndarray, L: int) -> np.ndarray:
+def in_columns(w: np.ndarray, L: int) -> np.ndarray:
     """w (kh, kw, C, O) -> (groups, kh · kw · C, L): L output channels in a group (or zeros), row after row.
 
     In w they are O numbers apart, and where that is a power of two they compete for the same places in a CPU's cache.
@@ -194,7 +167,7 @@ def convolve_backward(
     -> dx (N, H, W, C), dw (kh, kw, C, O), db (O,).
     """
     if stride == (1, 1) and winograd.pays(x.shape, w.shape, dy.shape[1:3]):
-        return winograd.convolve_backward(x, dy, w, padding)
+        return winograd.convolve_backward(x, dy, w, dy.shape[1:3], padding)
     dw, db = convolve_weight_gradient(x, dy, w.shape[:2], stride, padding)
     return convolve_input_gradient(dy, w, x.shape[1:3], stride, padding), dw, db
 
@@ -227,14 +200,22 @@ def convolve_weight_gradient(
     kernel_h, kernel_w = kernel_size
     channels, out_channels = x.shape[3], dy.shape[3]
     if stride == (1, 1) and winograd.pays(x.shape, (*kernel_size, channels, out_channels), dy.shape[1:3]):
-        return winograd.convolve_backward(x, dy, None, offset)[1:]
-    if dy.size and _pairs_pay_in_dw(dy.shape[2], (*kernel_size, channels, out_channels), stride[1], x.dtype):
+        return winograd.convolve_backward(x, dy, None, dy.shape[1:3], offset)[1:]
+    if dy.size and pairs_pay_in_dw(dy.shape[2], (*kernel_size, channels, out_channels), stride[1], x.dtype):
         dy_pairs = dy.reshape(*dy.shape[:2], dy.shape[2] // 2, 2 * out_channels)
         dw, db = convolve_weight_gradient(
             x, dy_pairs, (kernel_h, kernel_w + stride[1]), (stride[0], 2 * stride[1]), offset
         )
         dw = dw.reshape(*dw.shape[:3], 2, out_channels)
         return dw[:, :kernel_w, :, 0] + dw[:, stride[1] :, :, 1], np.add.reduce(db.reshape(2, -1), axis=0)
+    return direct_weight_gradient(x, dy, dy.shape[1:3], kernel_size, stride, offset)
+
+
+def direct_weight_gradient(
+    x, dy, output_size, kernel_size, stride, offset, pool=(1, 1), winners=None, active=None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`convolve_weight_gradient` as the direct sum; or with winners what `pooled_convolution.weight_gradient` does."""
+    (kernel_h, kernel_w), channels, out_channels = kernel_size, x.shape[3], dy.shape[3]
     dw = empty((*kernel_size, channels, out_channels), x.dtype)
     if not dy.size:
         dw[:] = 0
@@ -243,14 +224,18 @@ def convolve_weight_gradient(
     A, R, L = _weight_gradient_tile(kernel_h, kernel_w * channels, out_channels, x.dtype)
     dw_parts = empty((parts, *dw.shape), x.dtype)
     db_parts = empty((parts, A * R, out_channels), x.dtype)
-    z_size = _input_size(dy.shape[1:3], kernel_size, stride)
+    z_size = _input_size(output_size, kernel_size, stride)
     scratch = _scratch_size(x.shape, z_size, offset, (1, 1))
     # Tile after tile meets the same rows of z and dy, so only as many at a time as stay near; but at least 32 pixels,
-    # or the tile would mostly be fetched and put back.
-    row_bytes = (stride[0] * z_size[1] * channels + dy.shape[2] * out_channels) * x.itemsize
-    rows = max(NEAR // row_bytes, -(-32 // dy.shape[2]))
-    sizes = (parts, *x.shape, *kernel_size, *dy.shape[1:], *z_size, *stride, *offset, scratch, rows)
-    run(_weight_gradient_task(A, R, L, x.dtype), parts, sizes, x, dy, dw_parts, db_parts, scratch=scratch)
+    # or the tile would mostly be fetched and put back. A window of the pool is never cut.
+    row_bytes = (stride[0] * z_size[1] * channels + output_size[1] * out_channels) * x.itemsize
+    rows = -(-max(NEAR // row_bytes, -(-32 // output_size[1])) // pool[0]) * pool[0]
+    sizes = (parts, *x.shape, *kernel_size, *output_size, out_channels, *z_size, *stride, *offset, scratch, rows)
+    pooled = winners is not None
+    kernel = _weight_gradient_task(A, R, L, x.dtype, *(pool if pooled else (0, 0)), active is not None)
+    unpooled = rows * output_size[1] * out_channels if pooled else 0  # in the scratch memory, behind z
+    others = [array for array in (winners, active) if array is not None]
+    run(kernel, parts, sizes, x, dy, dw_parts, db_parts, *others, scratch=scratch + unpooled)
     return np.add.reduce(dw_parts, axis=0, out=dw), np.add.reduce(db_parts, axis=(0, 1))
 
 
@@ -267,7 +252,7 @@ def _weight_gradient_rows(kernel_h: int, K: int) -> tuple[int, int, int]:
 
 
 @cache
-def _pairs_pay_in_dw(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dtype) -> bool:
+def pairs_pay_in_dw(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dtype) -> bool:
     """Whether to take two neighbouring pixels for one in dw, as `_pairs_pay` in y. That halves the number of steps."""
     kernel_h, kernel_w, channels, out_channels = w_shape
 
@@ -309,18 +294,13 @@ def _set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset, spread):
                 copy_numbers(z, start + (row * z_w + left) * C, x, image + pixel, (right - left) * C)
 
 
-@in_tasks
-def _larger(a, b):
-    """The larger of each two numbers; b if they are equal; not a number if one is none."""
-    return choose(not_at_most(a, b), a, b)
-
-
 @cache
 def _convolve_task(P: int, L: int, dtype: np.dtype, pool_h: int = 1, pool_w: int = 1, relu: bool = False):
-    """P is a multiple of pool_w. With windows of 1 × 1 it is the convolution alone."""
+    """P is a multiple of pool_w. With windows of 1 × 1 and no ReLU it is the convolution alone."""
+    pooled = pool_h * pool_w > 1
 
-    @task(dtype, dtype, dtype, dtype, dtype)
-    def convolve_tiles(part, sizes, scratch, x, w, b, y):
+    @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE)
+    def convolve_tiles(part, sizes, scratch, x, w, b, y, winners, active):
         (
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
             _, z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size, columns,
@@ -367,15 +347,23 @@ def _convolve_task(P: int, L: int, dtype: np.dtype, pool_h: int = 1, pool_w: int
                                 w_row = read(w, w_start + (a * K + k) * w_step, w_width, L)
                                 for p in range(P):
                                     acc[p] = multiply_add(z[here + p * step + k], w_row, acc[p])
+                        row_of_window = i % pool_h
                         for q in range(P // pool_w):
-                            best = acc[q * pool_w]
-                            for p in range(1, pool_w):
-                                best = _larger(acc[q * pool_w + p], best)
                             place = ((n * out_h + i) // pool_h * (out_w // pool_w) + j // pool_w + q) * O + o
-                            if i % pool_h > 0:
-                                best = _larger(best, read(y, place, width, L))
-                            if relu and i % pool_h == pool_h - 1:
-                                best = _larger(best, read(y, 0, 0, L))  # no lanes: zeros
+                            best = acc[q * pool_w]
+                            if pooled:  # as `max_pool`; y and winners hold what the rows before came to
+                                winner = read(winners, 0, 0, L)  # no lanes: zeros
+                                if row_of_window > 0:
+                                    best, winner = read(y, place, width, L), read(winners, place, width, L)
+                                for p in range(pool_w):
+                                    cell = acc[q * pool_w + p]
+                                    leads = not_at_most(cell, best)
+                                    best = choose(leads, cell, best)
+                                    winner = choose(leads, row_of_window * pool_w + p, winner)
+                                write(winners, place, winner, width)
+                            if relu and row_of_window == pool_h - 1:
+                                best, active_row = relu_of(best, read(y, 0, 0, L), read(active, 0, 0, L))
+                                write(active, place, active_row, width)
                             write(y, place, best, width)
             first = (n + 1) * out_h
 
@@ -428,18 +416,46 @@ def _narrow_task(P: int, O: int, L: int, dtype: np.dtype):
     return convolve_narrow_tiles
 
 
+@in_tasks
+def _unpool(dy, winners, active, n, rows, out_size, pool, O, unpooled, start, relu, L):
+    """What `relu_backward`, if `relu`, and `max_pool_backward` make of dy, for the given rows of the convolution."""
+    (first, last), (out_h, out_w), (pool_h, pool_w) = rows, out_size, pool
+    windows_h, windows_w = out_h // pool_h, out_w // pool_w
+    if windows_h * pool_h < out_h or windows_w * pool_w < out_w:
+        clear_numbers(unpooled, start, (last - first) * out_w * O)
+    zero = read(dy, 0, 0, L)  # no lanes: zeros
+    for i in range(first // pool_h, min(windows_h, last // pool_h)):
+        for j in range(windows_w):
+            there = ((n * windows_h + i) * windows_w + j) * O
+            here = start + ((i * pool_h - first) * out_w + j * pool_w) * O
+            for o in range(0, O, L):
+                width = min(L, O - o)
+                gradient, winner = read(dy, there + o, width, L), read(winners, there + o, width, L)
+                if relu:
+                    gradient = where_active(dy, active, there + o, width, L)
+                for a in range(pool_h):
+                    for b in range(pool_w):
+                        won = equals(winner, a * pool_w + b)
+                        write(unpooled, here + (a * out_w + b) * O + o, choose(won, gradient, zero), width)
+
+
 @cache
-def _weight_gradient_task(A: int, R: int, L: int, dtype: np.dtype):
-    """The same tile the other way round: A × R rows of dw × L output channels, summed over a few rows at a time."""
+def _weight_gradient_task(
+    A: int, R: int, L: int, dtype: np.dtype, pool_h: int = 0, pool_w: int = 0, relu: bool = False
+):
+    """The same tile the other way round: A × R rows of dw × L output channels, summed over a few rows at a time.
+
+    With a pool, dy is what came back to the pool (or to the ReLU behind it), and dw is the convolution's before it.
+    """
     P = A * R
 
-    @task(dtype, dtype, dtype, dtype, dtype)
-    def weight_gradient_tiles(part, sizes, scratch, x, dy, dw, db):
+    @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE)
+    def weight_gradient_tiles(part, sizes, scratch, x, dy, dw, db, winners, active):
         (
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
             z_h, z_w, stride_h, stride_w, offset_h, offset_w, scratch_size, rows,
         ) = numbers(sizes, 18)  # fmt: skip
-        K, step, pixels = kernel_w * C, stride_w * C, out_h * out_w
+        K, step = kernel_w * C, stride_w * C
         acc = tile(P, L, x)
         z, start, row = x, 0, W * C
         if scratch_size:
@@ -448,6 +464,9 @@ def _weight_gradient_task(A: int, R: int, L: int, dtype: np.dtype):
         dw_start, db_start = part * kernel_h * K * O, part * P * O
         clear_numbers(dw, dw_start, kernel_h * K * O)
         clear_numbers(db, db_start, P * O)
+        pixels = out_h * out_w
+        if pool_h:
+            pixels = (out_h // pool_h) * (out_w // pool_w)  # of dy
 
         for n in range(part * N // parts, (part + 1) * N // parts):
             if scratch_size:
@@ -456,6 +475,13 @@ def _weight_gradient_task(A: int, R: int, L: int, dtype: np.dtype):
                 start = n * H * row
             for i_first in range(0, out_h, rows):
                 i_last = min(out_h, i_first + rows)
+                dy_rows, dy_start = dy, (n * out_h + i_first) * out_w * O
+                if pool_h:
+                    dy_rows, dy_start = scratch, scratch_size
+                    _unpool(
+                        dy, winners, active, n, (i_first, i_last), (out_h, out_w), (pool_h, pool_w), O,
+                        scratch, scratch_size, relu, L,
+                    )  # fmt: skip
                 for o in range(0, O, L):
                     width = min(L, O - o)
                     for tile_a in range(0, kernel_h, A):
@@ -467,7 +493,7 @@ def _weight_gradient_task(A: int, R: int, L: int, dtype: np.dtype):
                             for i in range(i_first, i_last):
                                 here = start + (i * stride_h + a) * row + k
                                 for j in range(out_w):
-                                    dy_row = read(dy, (n * pixels + i * out_w + j) * O + o, width, L)
+                                    dy_row = read(dy_rows, dy_start + ((i - i_first) * out_w + j) * O + o, width, L)
                                     for p in range(P):
                                         acc[p] = multiply_add(z[here + j * step + p // R * row + p % R], dy_row, acc[p])
                             for p in range(P):
@@ -482,7 +508,11 @@ def _weight_gradient_task(A: int, R: int, L: int, dtype: np.dtype):
                 for pixel in range(0, pixels, P):
                     for p in range(P):
                         if pixel + p < pixels:
-                            acc[p] = acc[p] + read(dy, (n * pixels + pixel + p) * O + o, width, L)
+                            place = (n * pixels + pixel + p) * O + o
+                            gradient = read(dy, place, width, L)
+                            if relu:
+                                gradient = where_active(dy, active, place, width, L)
+                            acc[p] = acc[p] + gradient
                 for p in range(P):
                     write(db, db_start + p * O + o, acc[p], width)
 

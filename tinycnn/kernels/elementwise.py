@@ -11,10 +11,10 @@ from functools import cache
 import numpy as np
 
 from tinycnn.kernels.memory import copy, empty
-from tinycnn.kernels.parallel import numbers, parts_for, run, task
-from tinycnn.kernels.vector import copy_numbers
+from tinycnn.kernels.parallel import in_tasks, numbers, parts_for, run, task
+from tinycnn.kernels.vector import choose, copy_numbers, equals, more_than, not_at_most, read
 
-_BYTE = np.dtype(np.uint8)
+BYTE = np.dtype(np.uint8)
 
 
 def relu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -22,7 +22,7 @@ def relu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     All that backward needs is `active`, a byte a number. (Inference doesn't, but one kernel compiles faster than two.)
     """
-    y, active = empty(x.shape, x.dtype), empty(x.shape, _BYTE)
+    y, active = empty(x.shape, x.dtype), empty(x.shape, BYTE)
     _run(_relu_task(x.dtype), x.size, (), x, y, active)
     return y, active
 
@@ -32,6 +32,18 @@ def relu_backward(dy: np.ndarray, active: np.ndarray) -> np.ndarray:
     dx = empty(dy.shape, dy.dtype)
     _run(_relu_backward_task(dy.dtype), dy.size, (), dy, active, dx)
     return dx
+
+
+@in_tasks
+def relu_of(row, zero, none):
+    """`relu` of a row: y and active. zero, none: rows of zeros, of numbers and of bytes."""
+    return choose(not_at_most(row, zero), row, zero), choose(more_than(row, zero), 1, none)
+
+
+@in_tasks
+def where_active(dy, active, i, width, L):
+    """`relu_backward` of dy[i : i + width], as a row."""
+    return choose(equals(read(active, i, width, L), 1), read(dy, i, width, L), read(dy, 0, 0, L))
 
 
 def normalize(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
@@ -61,7 +73,7 @@ def _run(kernel, count: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> Non
 def _relu_task(dtype: np.dtype):
     zero = dtype.type(0)
 
-    @task(dtype, dtype, _BYTE)
+    @task(dtype, dtype, BYTE)
     def relu(part, sizes, x, y, active):
         parts, size = numbers(sizes, 2)
         for i in range(part * size // parts, (part + 1) * size // parts):
@@ -75,7 +87,7 @@ def _relu_task(dtype: np.dtype):
 def _relu_backward_task(dtype: np.dtype):
     zero = dtype.type(0)
 
-    @task(dtype, _BYTE, dtype)
+    @task(dtype, BYTE, dtype)
     def relu_backward(part, sizes, dy, active, dx):
         parts, size = numbers(sizes, 2)
         for i in range(part * size // parts, (part + 1) * size // parts):
@@ -101,7 +113,7 @@ def _normalize_task(C: int, source: np.dtype, dtype: np.dtype):
 
 @cache
 def _copy_task():
-    @task(_BYTE, _BYTE)
+    @task(BYTE, BYTE)
     def copy_part(part, sizes, x, y):
         parts, size = numbers(sizes, 2)
         first, last = part * size // parts, (part + 1) * size // parts

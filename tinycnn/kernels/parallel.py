@@ -45,7 +45,7 @@ from tinycnn.kernels.memory import empty
 
 PARTS = 8  # more would scale to more cores, but sums over a batch need memory for each part
 WORTH_SHARING = 1 << 19  # simple operations; a second thread takes about as long to get going as one does so many
-MOST_ARRAYS = 7  # that a task can have, its scratch memory among them
+MOST_ARRAYS = 9  # that a task can have, its scratch memory among them
 
 if config.DISABLE_JIT:
     raise ImportError("tinycnn can't run without Numba's compiler: unset NUMBA_DISABLE_JIT")
@@ -205,7 +205,7 @@ def memory_at(typing_context, address, like):
 
 
 @intrinsic
-def _call(typing_context, address, part, parts, numbers, offset, a, b, c, d, e, f, g):
+def _call(typing_context, address, part, parts, numbers, offset, a, b, c, d, e, f, g, h, i):
     """Call the C function at the address with part, and pointers to numbers[parts:], a[offset:] and the other arrays.
 
     A task that declares fewer pointers does not see the others: by the C calling convention the caller cleans up.
@@ -224,7 +224,7 @@ def _call(typing_context, address, part, parts, numbers, offset, a, b, c, d, e, 
         builder.call(builder.inttoptr(arguments[0], function), values)
         return context.get_dummy_value()
 
-    return types.void(address, part, parts, numbers, offset, a, b, c, d, e, f, g), code
+    return types.void(address, part, parts, numbers, offset, a, b, c, d, e, f, g, h, i), code
 
 
 @intrinsic
@@ -239,18 +239,18 @@ def _is_first(typing_context, numbers, part):
     return types.boolean(numbers, part), code
 
 
-def _call_in_parallel(address, parts, stride, numbers, a, b, c, d, e, f, g):
+def _call_in_parallel(address, parts, stride, numbers, a, b, c, d, e, f, g, h, i):
     if parts == 1:
-        _call(address, 0, parts, numbers, 0, a, b, c, d, e, f, g)
+        _call(address, 0, parts, numbers, 0, a, b, c, d, e, f, g, h, i)
         return
     # A thread gets neighbouring parts for its own, the same ones of every kernel, so it finds what it wrote itself in
     # the cache of its core. Then it takes what others have not begun: another program may keep their cores busy. All
     # that happens in the thread's first turn of this loop, so the scratch memory of that turn serves all its parts.
     for own in prange(parts):
-        for i in range(parts):
-            part = (own + i) % parts
+        for turn in range(parts):
+            part = (own + turn) % parts
             if numbers[part] == 0 and _is_first(numbers, part):
-                _call(address, part, parts, numbers, own * stride, a, b, c, d, e, f, g)
+                _call(address, part, parts, numbers, own * stride, a, b, c, d, e, f, g, h, i)
 
 
 @functools.cache

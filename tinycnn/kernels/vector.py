@@ -279,6 +279,16 @@ def not_at_most(typing_context, a, b):
 
 
 @intrinsic
+def more_than(typing_context, a, b):
+    """A row of truths: where a > b, and both are numbers."""
+
+    def code(context, builder, signature, arguments):
+        return builder.fcmp_ordered(">", *arguments)
+
+    return Row(types.boolean, a.lanes)(a, b), code
+
+
+@intrinsic
 def equals(typing_context, row, number):
     """A row of truths: where a row of integers holds this number."""
 

@@ -32,12 +32,16 @@ from functools import cache
 
 import numpy as np
 
+from tinycnn.kernels.elementwise import BYTE, relu_of
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.vector import (
+    choose,
     clear_numbers,
     copy_numbers,
+    equals,
     multiply_add,
+    not_at_most,
     read,
     read_rows,
     register_lanes,
@@ -73,31 +77,50 @@ def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[
 
 
 def convolve(
-    x: np.ndarray, w: np.ndarray, b: np.ndarray, output_size: tuple[int, int], offset: tuple[int, int]
-) -> np.ndarray:
-    """As `convolution.convolve`, for a kernel of 3×3 that moves by one pixel.
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray,
+    output_size: tuple[int, int],
+    offset: tuple[int, int],
+    pool: bool = False,
+    relu: bool = False,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """As `convolution.convolve`, for a kernel of 3×3 that moves by one pixel; then as `convolution.convolve_and_pool`,
+    with windows of 2×2 if `pool`: a patch holds four of them.
 
-    x (N, H, W, C), w (3, 3, C, O), b (O,), contiguous and of one dtype; N ≥ 1, C and O ≥ 16 -> y (N, *output_size, O).
+    x (N, H, W, C), w (3, 3, C, O), b (O,), contiguous and of one dtype; N ≥ 1, C and O ≥ 16
+    -> y (N, *output_size, O) or (N, out_h // 2, out_w // 2, O), winners or None, active or None.
     """
     O, S = w.shape[3], register_lanes(x.dtype)
-    y = empty((len(x), *output_size, O), x.dtype)
-    groups, sizes, scratch = _plan(x.shape, y.shape[1:], offset, S)
+    groups, sizes, scratch = _plan(x.shape, (*output_size, O), offset, S)
     parts = max(1, min(PARTS, groups))
+    rows, columns = (size // 2 if pool else size for size in output_size)
+    y = empty((len(x), rows, columns, O), x.dtype)
+    winners, active = (empty(y.shape, BYTE) if needed else None for needed in (pool, relu))
     kernel = _convolve_task(*_products_tile(O, x.dtype), S, x.dtype)
-    run(kernel, parts, (parts, *sizes), x, _transformed(w, S), b, y, scratch=scratch)
-    return y
+    arrays = x, _transformed(w, S), b, y, *(y if array is None else array for array in (winners, active))
+    run(kernel, parts, (parts, *sizes, pool, relu), *arrays, scratch=scratch)
+    return y, winners, active
 
 
 def convolve_backward(
-    x: np.ndarray, dy: np.ndarray, w: np.ndarray | None, offset: tuple[int, int]
+    x: np.ndarray,
+    dy: np.ndarray,
+    w: np.ndarray | None,
+    output_size: tuple[int, int],
+    offset: tuple[int, int],
+    winners: np.ndarray | None = None,
+    active: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `convolution.convolve_backward`, for a kernel of 3×3 that moves by one pixel. Without w dx is left out, empty.
 
-    x (N, H, W, C), dy (N, out_h, out_w, O), w (3, 3, C, O), contiguous and of one dtype; N ≥ 1, C and O ≥ 16
-    -> dx (N, H, W, C), dw (3, 3, C, O), db (O,).
+    With winners, dy came back to the pool behind the convolution, and with active to the ReLU behind that.
+
+    x (N, H, W, C), dy (N, *output_size, O) or (N, out_h // 2, out_w // 2, O), w (3, 3, C, O), contiguous and of one
+    dtype; N ≥ 1, C and O ≥ 16 -> dx (N, H, W, C), dw (3, 3, C, O), db (O,).
     """
     C, O, S = x.shape[3], dy.shape[3], register_lanes(x.dtype)
-    _, sizes, scratch = _plan(x.shape, dy.shape[1:], offset, S)
+    _, sizes, scratch = _plan(x.shape, (*output_size, O), offset, S)
     parts = min(PARTS, len(x))  # of whole images: the patches of one overlap in dx
     dw = empty((3, 3, C, O), x.dtype)
     sums, db_parts = empty((parts, 36, C * O + ODD), x.dtype), empty((parts, O), x.dtype)
@@ -107,7 +130,9 @@ def convolve_backward(
         u = dx = empty((0,), x.dtype)
     else:
         u, dx = _transformed(copy(w.transpose(0, 1, 3, 2)), S), empty(x.shape, x.dtype)
-    run(kernel, parts, (parts, *sizes, dx.size), x, dy, u, dx, sums, db_parts, scratch=scratch)
+    sizes = parts, *sizes, dx.size, winners is not None, active is not None
+    behind = (dy if array is None else array for array in (winners, active))
+    run(kernel, parts, sizes, x, dy, u, dx, sums, db_parts, *behind, scratch=scratch)
     run(_backward_end_task(S, x.dtype), PARTS, (parts, C * O), sums, dw)
     return dx, dw, np.add.reduce(db_parts, axis=0)
 
@@ -312,12 +337,12 @@ def _products(scratch, v, v_size, patches, K, u, O, m, m_size, P, L):
 
 @cache
 def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
-    @task(dtype, dtype, dtype, dtype, dtype, level=LEVEL)
-    def convolve_patches(part, sizes, scratch, x, u, b, y):
+    @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
+    def convolve_patches(part, sizes, scratch, x, u, b, y, winners, active):
         (
             parts, N, _, _, C, out_h, out_w, O, _, _,
-            patch_rows, columns, group, v_size, m_size, _, z_size,
-        ) = numbers(sizes, 17)  # fmt: skip
+            patch_rows, columns, group, v_size, m_size, _, z_size, pool, relu,
+        ) = numbers(sizes, 19)  # fmt: skip
         v, m = 0, 36 * v_size
         half = m + 36 * m_size
         z_start = half + 36 * columns * S
@@ -339,12 +364,66 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
                             m_column = read_rows(scratch, here + t * m_size + o, 6 * m_size, 6, S, 6, S)
                             m_column = _A_transposed(m_column, read(x, 0, 0, S))
                             write_rows(scratch, half + t * S, 6 * S, 4, S, m_column)
+                        if pool:
+                            to = ((n * (out_h // 2) + i // 2) * (out_w // 2) + 2 * column) * O + o
+                            windows = min(2, out_h // 2 - i // 2), min(2, out_w // 2 - 2 * column)
+                            steps, bias = (out_w // 2 * O, O), read(b, o, S, S)
+                            _write_maxima(scratch, half, bias, y, winners, active, to, windows, steps, relu, S)
+                            continue
                         for a in range(min(4, out_h - i)):
                             m_row = read_rows(scratch, half + 6 * a * S, S, 6, S, 6, S)
                             to = ((n * out_h + i + a) * out_w + 4 * column) * O + o
-                            write_rows(y, to, O, out_w - 4 * column, S, _A_transposed(m_row, read(b, o, S, S)))
+                            pixels = _A_transposed(m_row, read(b, o, S, S))
+                            if relu:
+                                pixels, active_pixels = _relu_of_four(pixels, read(x, 0, 0, S), read(active, 0, 0, S))
+                                write_rows(active, to, O, out_w - 4 * column, S, active_pixels)
+                            write_rows(y, to, O, out_w - 4 * column, S, pixels)
 
     return convolve_patches
+
+
+@in_tasks
+def _relu_of_four(pixels, zero, none):
+    (y0, a0), (y1, a1), (y2, a2), (y3, a3) = (
+        relu_of(pixels[0], zero, none),
+        relu_of(pixels[1], zero, none),
+        relu_of(pixels[2], zero, none),
+        relu_of(pixels[3], zero, none),
+    )
+    return (y0, y1, y2, y3), (a0, a1, a2, a3)
+
+
+@in_tasks
+def _write_maxima(scratch, half, bias, y, winners, active, to, windows, steps, relu, S):
+    """y = the maxima of the patch's four windows of 2×2, from Aᵀ M; and winners; and the ReLU's active."""
+    (down, across), zero, none = steps, read(scratch, 0, 0, S), read(winners, 0, 0, S)  # no lanes: zeros
+    for i in range(windows[0]):
+        top = _A_transposed(read_rows(scratch, half + 12 * i * S, S, 6, S, 6, S), bias)
+        bottom = _A_transposed(read_rows(scratch, half + (12 * i + 6) * S, S, 6, S, 6, S), bias)
+        left = _maximum(top[0], top[1], bottom[0], bottom[1], none)
+        right = _maximum(top[2], top[3], bottom[2], bottom[3], none)
+        here = to + i * down
+        write_rows(winners, here, across, windows[1], S, (left[1], right[1]))
+        best = left[0], right[0]
+        if relu:
+            (best_left, left_active), (best_right, right_active) = (
+                relu_of(best[0], zero, none),
+                relu_of(best[1], zero, none),
+            )
+            best = best_left, best_right
+            write_rows(active, here, across, windows[1], S, (left_active, right_active))
+        write_rows(y, here, across, windows[1], S, best)
+
+
+@in_tasks
+def _maximum(a, b, c, d, none):
+    """The first maximum of a window's four cells, and its number, as in `pooling.max_pool`."""
+    leads = not_at_most(b, a)
+    best, winner = choose(leads, b, a), choose(leads, 1, none)
+    leads = not_at_most(c, best)
+    best, winner = choose(leads, c, best), choose(leads, 2, winner)
+    leads = not_at_most(d, best)
+    return choose(leads, d, best), choose(leads, 3, winner)
 
 
 # ------------------------------------------------------------------------------------------------ backward
@@ -354,8 +433,8 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
 def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtype):
     """dx, and for each part the sums over its patches of Vᵀ[t] · E[t] and of dy."""
 
-    @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype, level=LEVEL)
-    def backward_patches(part, sizes, scratch, x, dy, u, dx, sums, db):
+    @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
+    def backward_patches(part, sizes, scratch, x, dy, u, dx, sums, db, winners, active):
         (
             parts, N, _, _, C, _, _, O, _, _,
             patch_rows, columns, group, v_size, e_size, _, z_size, dx_size,
@@ -372,7 +451,7 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
         for first in range(part * N // parts * patch_rows, last, group):
             rows = min(group, last - first)
             _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
-            _transform_gradients(dy, sizes, first, rows, scratch, e, half, db, part * O, S)
+            _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, db, part * O, S)
             _add_products(scratch, v, v_size, e, e_size, rows * columns, C, O, sums, 36 * part, R, L_out)
             if dx_size:  # V has served; the products E[t] · U[t] take its place
                 _products(scratch, e, e_size, rows * columns, O, u, C, v, v_size, P, L_in)
@@ -382,9 +461,11 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
 
 
 @in_tasks
-def _transform_gradients(dy, sizes, first, rows, scratch, e, half, db, db_start, S):
+def _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, db, db_start, S):
     """E[t] = (A dy Aᵀ)[t] for every patch of these rows of patches, and db += Σ dy."""
-    _, _, _, _, _, out_h, out_w, O, _, _, patch_rows, columns, _, _, e_size = numbers(sizes, 15)
+    (
+        _, _, _, _, _, out_h, out_w, O, _, _, patch_rows, columns, _, _, e_size, _, _, _, pool, relu,
+    ) = numbers(sizes, 20)  # fmt: skip
     for o in range(0, O, S):
         width = min(S, O - o)
         total = read(db, db_start + o, width, S)
@@ -393,9 +474,14 @@ def _transform_gradients(dy, sizes, first, rows, scratch, e, half, db, db_start,
             for column in range(columns):
                 # Rows of zeros where the patch sticks out of dy.
                 for a in range(4):
-                    here = ((n * out_h + i + a) * out_w + 4 * column) * O + o
-                    there = out_w - 4 * column if i + a < out_h else 0
-                    dy_row = read_rows(dy, here, O, there, width, 4, S)
+                    if pool:
+                        here = ((n * (out_h // 2) + (i + a) // 2) * (out_w // 2) + 2 * column) * O + o
+                        there = out_w // 2 - 2 * column if (i + a) // 2 < out_h // 2 else 0
+                        dy_row = _unpooled(dy, winners, active, here, O, there, width, 2 * (a % 2), relu, S)
+                    else:
+                        here = ((n * out_h + i + a) * out_w + 4 * column) * O + o
+                        there = out_w - 4 * column if i + a < out_h else 0
+                        dy_row = _masked(dy, active, here, O, there, width, relu, S)
                     total = total + ((dy_row[0] + dy_row[1]) + (dy_row[2] + dy_row[3]))
                     write_rows(scratch, half + 6 * a * S, S, 6, S, _A(dy_row))
                 here = e + (row * columns + column) * O + o
@@ -403,6 +489,35 @@ def _transform_gradients(dy, sizes, first, rows, scratch, e, half, db, db_start,
                     dy_column = read_rows(scratch, half + t * S, 6 * S, 4, S, 4, S)
                     write_rows(scratch, here + t * e_size, 6 * e_size, 6, width, _A(dy_column))
         write(db, db_start + o, total, width)
+
+
+@in_tasks
+def _masked(dy, active, here, O, count, width, relu, S):
+    """Four pixels of dy, 0 where the ReLU was not active."""
+    g0, g1, g2, g3 = read_rows(dy, here, O, count, width, 4, S)
+    if relu:
+        zero = read(dy, 0, 0, S)
+        a0, a1, a2, a3 = read_rows(active, here, O, count, width, 4, S)
+        g0, g1 = choose(equals(a0, 1), g0, zero), choose(equals(a1, 1), g1, zero)
+        g2, g3 = choose(equals(a2, 1), g2, zero), choose(equals(a3, 1), g3, zero)
+    return g0, g1, g2, g3
+
+
+@in_tasks
+def _unpooled(dy, winners, active, here, O, count, width, cell, relu, S):
+    """The same four pixels in front of a pool: two windows' cells of this number and the next, 0 where they lost."""
+    zero = read(dy, 0, 0, S)
+    left, right = read_rows(dy, here, O, count, width, 2, S)
+    if relu:
+        left_active, right_active = read_rows(active, here, O, count, width, 2, S)
+        left, right = choose(equals(left_active, 1), left, zero), choose(equals(right_active, 1), right, zero)
+    left_winner, right_winner = read_rows(winners, here, O, count, width, 2, S)
+    return (
+        choose(equals(left_winner, cell), left, zero),
+        choose(equals(left_winner, cell + 1), left, zero),
+        choose(equals(right_winner, cell), right, zero),
+        choose(equals(right_winner, cell + 1), right, zero),
+    )
 
 
 @in_tasks

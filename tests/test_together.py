@@ -1,0 +1,234 @@
+"""What layers do together comes out bit for bit as if they had not."""
+
+import copy
+
+import numpy as np
+import pytest
+from hypothesis import example, given, reject
+from hypothesis import strategies as st
+
+from tinycnn import BatchNorm, Conv2D, Dense, Flatten, MaxPool2D, ReLU, Sequential, together
+from tinycnn.kernels import pooled_convolution
+from tinycnn.together import groups
+
+
+def one_by_one(model: Sequential, x: np.ndarray) -> np.ndarray:
+    for layer in model.layers:
+        x = layer.forward(x)
+    return x
+
+
+def assert_same_training(model: Sequential, x: np.ndarray, random) -> None:
+    """Together and one by one: outputs, what is remembered, and gradients; the bias gradient up to rounding."""
+    single = copy.deepcopy(model)
+    y = x
+    for layer in single.layers:
+        y = layer.forward(y, training=True)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(model.forward(x, training=True), y)
+    for layer, other in zip(model.layers, single.layers, strict=True):
+        for mine, its in zip(layer.remembered(), other.remembered(), strict=True):
+            np.testing.assert_array_equal(mine, its)
+    dy = random.normal(size=y.shape).astype(y.dtype)
+    dx = dy
+    for layer in reversed(single.layers):
+        dx = layer.backward(dx)
+    size = max(1, np.abs(dy).sum())
+    for backward in (model.backward, model.parameter_gradients):
+        for parameter in model.parameters():
+            parameter.grad[:] = 7
+        result = backward(dy)
+        assert result is None or np.array_equal(result, dx, equal_nan=True)
+        for parameter, other in zip(model.parameters(), single.parameters(), strict=True):
+            tolerance = size * np.finfo(y.dtype).eps if parameter.name.endswith("bias") else 0
+            np.testing.assert_allclose(parameter.grad, other.grad, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(
+    batch=st.integers(0, 5),
+    side=st.sampled_from([6, 9, 14]),
+    channels=st.sampled_from([1, 3, 8]),
+    filters=st.sampled_from([1, 10, 24]),
+    kernel=st.sampled_from([1, 3, 4]),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 2),
+    pool=st.sampled_from([None, 1, 2, (3, 2), (1, 3)]),
+    relu=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_equal_to_one_by_one(dtype, batch, side, channels, filters, kernel, stride, padding, pool, relu, seed):
+    layers = [
+        Conv2D(filters, kernel, stride, padding),
+        *([MaxPool2D(pool)] if pool else []),
+        *([ReLU()] if relu else []),
+    ]
+    try:
+        model = Sequential(layers, (side, side, channels), seed=seed, dtype=dtype)
+    except ValueError:
+        reject()  # the pool is larger than what is left
+    random = np.random.default_rng(seed)
+    model.layers[0].bias.value[:] = random.normal(size=filters)
+    x = random.normal(size=(batch, side, side, channels)).astype(dtype)
+    if seed % 2:
+        x = np.round(x)  # maxima that are equal
+    assert_same_training(model, x, random)
+    if seed % 3 == 0 and batch:
+        x[0, side // 2, 1, 0], x[-1, 0, 0, 0] = np.nan, -np.inf
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(model.forward(x), one_by_one(model, x))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(
+    size=st.tuples(st.integers(5, 14), st.integers(5, 14)),
+    filters=st.sampled_from([32, 40]),
+    padding=st.integers(0, 2),
+    pool=st.sampled_from([None, 2, (2, 1)]),
+    relu=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@example((13, 13), 40, 0, 2, True, 1)  # a row and a column that no window covers
+@example((9, 14), 32, 1, 2, False, 0)
+def test_winograd_equal_to_one_by_one(dtype, size, filters, padding, pool, relu, seed):
+    """Behind a convolution that goes Winograd's way where there are images enough."""
+    layers = [Conv2D(filters, 3, padding=padding), *([MaxPool2D(pool)] if pool else []), *([ReLU()] if relu else [])]
+    model = Sequential(layers, (*size, 16), seed=seed, dtype=dtype)
+    random = np.random.default_rng(seed)
+    x = np.round(random.normal(size=(60, *size, 16))).astype(dtype)
+    if seed % 2:
+        model.layers[0].weight.value[:] = np.round(4 * model.layers[0].weight.value)  # maxima that are nearly equal
+    assert_same_training(model, x, random)
+
+
+@pytest.mark.parametrize("pool", [None, 2])
+def test_not_a_number_goes_through_winograds_pool(pool, random):
+    layers = [Conv2D(32, 3), *([MaxPool2D(pool)] if pool else []), ReLU()]
+    model, x = Sequential(layers, (10, 10, 16)), random.normal(size=(60, 10, 10, 16)).astype(np.float32)
+    x[3, 4, 5, 6], x[8, 0, 0, 0] = np.nan, np.inf
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(model.forward(x), one_by_one(model, x))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("shape", [(5, 3), (9, 4, 6, 33), (70, 9, 9, 16)])
+def test_batch_norm_and_relu(shape, frozen, random):
+    model = Sequential([BatchNorm(), ReLU()], shape[1:])
+    model.layers[0].frozen = frozen
+    for parameter in model.parameters():
+        parameter.value[:] = random.normal(size=parameter.value.shape)
+    x = random.normal(size=shape).astype(np.float32)
+    x[0, ..., 0] = 0
+    assert_same_training(model, x, random)
+    np.testing.assert_array_equal(model.forward(x), one_by_one(model, x))
+
+
+def test_flatten_and_dense(random):
+    model, x = Sequential([Flatten(), Dense(7)], (3, 4, 2)), random.normal(size=(5, 3, 4, 2)).astype(np.float32)
+    assert_same_training(model, x, random)
+    np.testing.assert_array_equal(model.forward(x[:0]), np.zeros((0, 7)))
+    assert not np.shares_memory(model.backward(np.ones((5, 7))), model.backward(np.ones((5, 7))))
+
+
+@pytest.mark.parametrize("batch", [1, 70])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_of_the_tutorials_network(random, batch, threads, at_threads):
+    """Its second convolution goes another way with many images, and the first is shared out."""
+    layers = [Conv2D(32, 3), MaxPool2D(2), ReLU(), Conv2D(64, 3), MaxPool2D(2), ReLU(), Flatten(), Dense(10)]
+    model = Sequential(layers, (28, 28, 1))
+    x = random.normal(size=(batch, 28, 28, 1)).astype(np.float32)
+    np.testing.assert_array_equal(at_threads(threads, lambda: model.forward(x)), one_by_one(model, x))
+    at_threads(threads, lambda: assert_same_training(model, x, random))
+
+
+def test_what_comes_between_is_never_written(random, monkeypatch):
+    """Else nothing would be won: no function of a layer alone is called."""
+    layers = [
+        Conv2D(32, 3),
+        MaxPool2D(2),
+        ReLU(),
+        Conv2D(64, 3),
+        MaxPool2D(2),
+        BatchNorm(),
+        ReLU(),
+        Flatten(),
+        Dense(10),
+    ]
+    model = Sequential(layers, (28, 28, 1))
+    for layer in layers[:-1]:
+        if not isinstance(layer, BatchNorm):
+            monkeypatch.setattr(type(layer), "forward", None)
+            monkeypatch.setattr(type(layer), "backward", None)
+    for kernel in ("convolve", "convolve_backward", "convolve_weight_gradient", "max_pool", "relu", "relu_backward"):
+        monkeypatch.setattr(pooled_convolution, kernel, None)
+    y = model.forward(random.normal(size=(70, 28, 28, 1)).astype(np.float32), training=True)
+    model.parameter_gradients(y)
+
+
+class OwnReLU(ReLU):
+    """It may do anything."""
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([Conv2D(4, 3), MaxPool2D(2), ReLU()], 1),
+        ([Conv2D(4, 3), ReLU(), MaxPool2D(2)], 2),
+        ([Conv2D(4, 3), MaxPool2D(3, stride=2), ReLU()], 1),  # but one by one
+        ([Conv2D(4, 3), MaxPool2D(2), OwnReLU()], 2),
+        ([Conv2D(4, 3), Conv2D(4, 3), ReLU(), ReLU(), MaxPool2D(2), Flatten()], 5),
+        ([BatchNorm(), Conv2D(4, 3), BatchNorm(), ReLU(), Flatten(), Dense(3), ReLU()], 5),
+    ],
+)
+def test_what_goes_together(layers, expected, random):
+    """Only neighbours in this order, of our own classes; and windows that overlap change nothing."""
+    assert len(groups(layers)) == expected
+    assert [layer for group in groups(layers) for layer in group] == layers
+    model = Sequential(layers, (12, 12, 1))
+    x = random.normal(size=(2, 12, 12, 1)).astype(np.float32)
+    np.testing.assert_array_equal(model.forward(x), one_by_one(model, x))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_method_that_was_put_into_a_layer_is_called(monkeypatch, random, training):
+    """A hook, for example."""
+    model = Sequential([Conv2D(4, 3), MaxPool2D(2), ReLU()], (12, 12, 1))
+    seen, forward, backward = [], model.layers[1].forward, model.layers[1].backward
+    monkeypatch.setattr(model.layers[1], "forward", lambda x, training: seen.append(x.shape) or forward(x, training))
+    monkeypatch.setattr(model.layers[1], "backward", lambda dy: seen.append(dy.shape) or backward(dy))
+    model.forward(random.normal(size=(2, 12, 12, 1)), training)
+    expected = [(2, 10, 10, 4)]
+    if training:
+        model.backward(np.ones((2, 5, 5, 4)))
+        model.parameter_gradients(np.ones((2, 5, 5, 4)))
+        expected += 2 * [(2, 5, 5, 4)]
+    assert seen == expected
+
+
+def test_a_forward_of_another_batch_in_between_is_named(random):
+    """Somebody has called one of the layers alone."""
+    model, x = Sequential([Conv2D(4, 3), MaxPool2D(2), ReLU()], (12, 12, 1)), random.normal(size=(3, 12, 12, 1))
+    for layer, other in ((0, (2, 12, 12, 1)), (1, (3, 8, 10, 4))):
+        model.forward(x, training=True)
+        model.layers[layer].forward(np.zeros(other), training=True)
+        for backward in (model.backward, model.parameter_gradients):
+            with pytest.raises(ValueError, match="conv2d_1: got a gradient of shape"):
+                backward(np.ones((3, 5, 5, 4)))
+        with pytest.raises(ValueError, match=r"relu_3: got a gradient of shape \(3, 5, 5, 5\)"):
+            model.backward(np.ones((3, 5, 5, 5)))
+
+
+def test_another_layer_in_its_place_is_used(random):
+    layers = [Conv2D(4, 3), MaxPool2D(2), ReLU()]
+    model, x = Sequential(layers, (12, 12, 1)), random.normal(size=(2, 12, 12, 1)).astype(np.float32)
+    model.forward(x)
+    model.layers[2] = Flatten()
+    np.testing.assert_array_equal(model.forward(x), one_by_one(model, x))
+    model.layers[1].stride = (1, 1)
+    np.testing.assert_array_equal(model.forward(x), one_by_one(model, x))
+
+
+def test_a_wrong_input_is_named(random):
+    model = Sequential([Conv2D(4, 3), MaxPool2D(2), ReLU()], (12, 12, 1))
+    with pytest.raises(ValueError, match="conv2d_1: got an input of shape"):
+        together.forward(model.layers, random.normal(size=(2, 12, 12, 3)), training=False)

@@ -1,0 +1,149 @@
+"""A convolution with a max-pool and a ReLU behind it, all at once: what comes between is never written.
+
+    convolve_and_pool    convolve, then max_pool, then relu
+    weight_gradient      relu_backward, then max_pool_backward, then convolve_weight_gradient
+    backward             the same, then convolve_backward
+
+What comes between the layers is four times as much as what leaves the pool, and more than a processor's cache holds; so
+writing and reading it can take longer than the convolution. Here the pool takes its maxima from the registers; on the
+way back, what it passed on is unpacked a few rows at a time and stays in the cache. The results are those of the
+functions one after the other, bit for bit, but for the bias gradient of `weight_gradient`: it is summed before it is
+unpacked, a quarter of the numbers, and rounded otherwise.
+
+What this file is not: it has no loops of its own; they are the convolution's, which can do a little more.
+"""
+
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+
+from tinycnn.kernels import winograd
+from tinycnn.kernels.convolution import (
+    convolve,
+    convolve_backward,
+    convolve_weight_gradient,
+    direct_weight_gradient,
+    in_columns,
+    is_direct,
+    pairs_pay_in_dw,
+    plan,
+)
+from tinycnn.kernels.elementwise import BYTE, relu, relu_backward
+from tinycnn.kernels.memory import empty
+from tinycnn.kernels.parallel import run
+from tinycnn.kernels.pooling import max_pool, max_pool_backward
+
+Pair = tuple[int, int]
+NONE = (1, 1)  # the pool where there is none
+
+
+def convolve_and_pool(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray,
+    output_size: Pair,
+    stride: Pair,
+    offset: Pair,
+    pool: Pair,
+    with_relu: bool,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """The first four arguments: as for `convolve`. pool: the size of its windows, which stand side by side.
+
+    x (N, H, W, C), w (kh, kw, C, O), b (O,), contiguous and of one dtype
+    -> y (N, out_h // pool_h, out_w // pool_w, O), winners (or None without a pool), active (or None without a ReLU).
+    """
+    way, sizes_of_y, plan_of_it = _way(x.shape, w.shape, x.dtype, output_size, stride, offset, pool, with_relu)
+    if way == "winograd":
+        return winograd.convolve(x, w, b, output_size, offset, pool != NONE, with_relu)
+    if way == "direct":
+        kernel, _, columns, parts, scratch, sizes = plan_of_it
+        y = empty(sizes_of_y, x.dtype)
+        winners = empty(sizes_of_y, BYTE) if pool != NONE else None
+        active = empty(sizes_of_y, BYTE) if with_relu else None
+        w, unused = in_columns(w, columns) if columns else w, y
+        behind = unused if winners is None else winners, unused if active is None else active
+        run(kernel, parts, sizes, x, w, b, y, *behind, scratch=scratch)
+        return y, winners, active
+    y, winners, active = convolve(x, w, b, output_size, stride, offset), None, None
+    if pool != NONE:
+        y, winners = max_pool(y, pool, pool)
+    if with_relu:
+        y, active = relu(y)
+    return y, winners, active
+
+
+@lru_cache(maxsize=1000)
+def _way(x_shape, w_shape, dtype, output_size, stride, offset, pool, with_relu):
+    """How to do it, the shape of y, and the `plan` if it is the direct sum."""
+    size = output_size[0] // pool[0], output_size[1] // pool[1]
+    shape = (x_shape[0], *size, w_shape[3])
+    if _by_winograd(x_shape, w_shape, output_size, stride, pool):
+        return "winograd", shape, None
+    if (
+        min(shape) > 0
+        and pool[1] <= 7
+        and prod(pool) <= 256
+        and is_direct(x_shape, w_shape, dtype, output_size, stride)
+    ):
+        covered = size[0] * pool[0], size[1] * pool[1]
+        found = plan(x_shape, w_shape, dtype, covered, stride, offset, (1, 1), pool, with_relu)
+        if not found[1]:  # narrow
+            return "direct", shape, found
+    return "apart", shape, None
+
+
+def _by_winograd(x_shape, w_shape, output_size, stride, pool) -> bool:
+    possible = x_shape[0] > 0 and stride == (1, 1) and pool in (NONE, (2, 2))
+    return possible and winograd.pays(x_shape, w_shape, output_size)
+
+
+def weight_gradient(
+    x: np.ndarray,
+    dy: np.ndarray,
+    winners: np.ndarray | None,
+    active: np.ndarray | None,
+    output_size: Pair,
+    kernel_size: Pair,
+    stride: Pair,
+    offset: Pair,
+    pool: Pair,
+) -> tuple[np.ndarray, np.ndarray]:
+    """winners, active: as `convolve_and_pool` returned them. output_size: of the convolution.
+
+    x (N, H, W, C), dy (N, out_h // pool_h, out_w // pool_w, O), contiguous, of one dtype -> dw (kh, kw, C, O), db (O,).
+    """
+    w_shape = (*kernel_size, x.shape[3], dy.shape[3])
+    if _by_winograd(x.shape, w_shape, output_size, stride, pool):
+        return winograd.convolve_backward(x, dy, None, output_size, offset, winners, active)[1:]
+    direct = not (stride == (1, 1) and winograd.pays(x.shape, w_shape, output_size))
+    direct = direct and not pairs_pay_in_dw(output_size[1], w_shape, stride[1], x.dtype)
+    if direct and pool != NONE and winners.dtype == BYTE and dy.size:
+        return direct_weight_gradient(x, dy, output_size, kernel_size, stride, offset, pool, winners, active)
+    return convolve_weight_gradient(x, _in_front(dy, winners, active, output_size, pool), kernel_size, stride, offset)
+
+
+def backward(
+    x: np.ndarray,
+    dy: np.ndarray,
+    winners: np.ndarray | None,
+    active: np.ndarray | None,
+    output_size: Pair,
+    w: np.ndarray,
+    stride: Pair,
+    padding: Pair,
+    pool: Pair,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `weight_gradient`, and the gradient by x: dx (N, H, W, C), dw (kh, kw, C, O), db (O,)."""
+    if _by_winograd(x.shape, w.shape, output_size, stride, pool):
+        return winograd.convolve_backward(x, dy, w, output_size, padding, winners, active)
+    return convolve_backward(x, _in_front(dy, winners, active, output_size, pool), w, stride, padding)
+
+
+def _in_front(dy, winners, active, output_size, pool) -> np.ndarray:
+    """dy in front of the ReLU and the pool."""
+    if active is not None:
+        dy = relu_backward(dy, active)
+    if winners is not None:
+        dy = max_pool_backward(dy, winners, (len(dy), *output_size, dy.shape[3]), pool, pool)
+    return dy

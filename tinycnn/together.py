@@ -1,0 +1,150 @@
+"""Some neighbouring layers are faster together: a number is used while it is still in the processor.
+
+    Conv2D, MaxPool2D, ReLU     the pool and the ReLU see the convolution's numbers before they are written; on the way
+                                back the weights' gradient unpacks what the pool passed on a few rows at a time
+    Conv2D, MaxPool2D           the same
+    Conv2D, ReLU                the same without a pool
+    BatchNorm, ReLU             one pass over the numbers instead of two
+    Flatten, Dense              nobody sees what is between, so it need not be copied
+
+What comes out is the same bit for bit as one by one, and each layer remembers what it would have remembered alone. So
+what went forward together can go back one by one; only the layers' own `forward` and `backward` are not called.
+
+What this file is not: arithmetic. It knows which layers can go together; how they do is in the kernels.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from tinycnn.kernels import pooled_convolution
+from tinycnn.kernels.pooled_convolution import NONE
+from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, ReLU
+from tinycnn.more_layers import BatchNorm
+
+TOGETHER = ([Conv2D, MaxPool2D, ReLU], [Conv2D, MaxPool2D], [Conv2D, ReLU], [BatchNorm, ReLU], [Flatten, Dense])
+
+
+def groups(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """The layers in the same order, those that may go together in one list."""
+    result, rest = [], list(layers)
+    while rest:
+        count = _count(rest)
+        result.append(rest[:count])
+        rest = rest[count:]
+    return result
+
+
+def forward(group: list[Layer], x: np.ndarray, training: bool) -> np.ndarray:
+    """What the group's layers make of x, all together or one by one."""
+    first, last = group[0], group[-1]
+    if not _may(group, "forward"):
+        for layer in group:
+            x = layer.forward(x, training)
+        return x
+    if isinstance(first, Conv2D):
+        return _convolve_and_pool(group, x, training)
+    if isinstance(first, BatchNorm):
+        y, active = first.forward_with_relu(x, training)
+        if training:
+            last.remember(y.shape, active)
+        return y
+    flat = x.reshape(len(x), prod(x.shape[1:]))
+    if training:
+        first.remember(flat.shape, x.shape)
+    return last.forward(flat, training)
+
+
+def backward(group: list[Layer], dy: np.ndarray) -> np.ndarray:
+    """The gradient by the group's input; fills the gradients of its parameters."""
+    first, last = group[0], group[-1]
+    if not _may(group, "backward"):
+        for layer in reversed(group):
+            dy = layer.backward(dy)
+        return dy
+    if isinstance(first, Conv2D):
+        dx, *gradients = pooled_convolution.backward(*_behind(group, dy), first.value(first.weight), *_sizes(group))
+        first.weight.grad[:], first.bias.grad[:] = gradients
+        return dx
+    if isinstance(first, BatchNorm):
+        return first.backward(*last.recall(dy))
+    dx, shape = first.recall(last.backward(dy))
+    return dx.reshape(shape)
+
+
+def parameter_gradients(group: list[Layer], dy: np.ndarray) -> None:
+    """backward for the group with the first layer that learns: nobody asks for what would come before it."""
+    first = next((i for i, layer in enumerate(group) if layer.parameters()), 0)
+    conv = group[first]
+    if isinstance(conv, Conv2D) and _may(group, "backward"):
+        gradients = pooled_convolution.weight_gradient(*_behind(group, dy), conv.kernel_size, *_sizes(group))
+        conv.weight.grad[:], conv.bias.grad[:] = gradients
+        return
+    for layer in reversed(group[first + 1 :]):
+        dy = layer.backward(dy)
+    conv.parameter_gradients(dy)
+
+
+def _convolve_and_pool(group: list[Layer], x: np.ndarray, training: bool) -> np.ndarray:
+    conv, pool, relu = _parts(group)
+    x, w, b, output_size = conv.ready(x)
+    y, winners, active = pooled_convolution.convolve_and_pool(x, w, b, output_size, *_sizes(group), relu is not None)
+    if training:
+        between = len(x), *output_size, conv.filters
+        conv.remember(between, x)
+        if pool:
+            pool.remember(y.shape, winners, between)
+        if relu:
+            relu.remember(y.shape, active)
+    return y
+
+
+def _behind(group: list[Layer], dy: np.ndarray) -> tuple:
+    """x, dy, winners, active and the size of the convolution's output."""
+    conv, pool, relu = _parts(group)
+    dy, *_ = group[-1].recall(dy)
+    (n, out_h, out_w, filters), x = conv.remembered()
+    pool_h, pool_w = pool.pool_size if pool else NONE
+    winners, active = (layer.remembered()[1] if layer else None for layer in (pool, relu))
+    for array in (dy, winners, active):  # somebody may have called one of the layers alone
+        if array is not None and array.shape != (n, out_h // pool_h, out_w // pool_w, filters):
+            raise ValueError(
+                f"{conv.label()}: got a gradient of shape {array.shape} for an output of {(n, out_h, out_w, filters)}"
+            )
+    return x, dy, winners, active, (out_h, out_w)
+
+
+def _parts(group: list[Layer]) -> tuple[Conv2D, MaxPool2D | None, ReLU | None]:
+    pool, last = group[1], group[-1]
+    return group[0], pool if type(pool) is MaxPool2D else None, last if type(last) is ReLU else None
+
+
+def _sizes(group: list[Layer]) -> tuple:
+    """The convolution's stride and padding, and the size of the pool's windows."""
+    conv, pool, _ = _parts(group)
+    return conv.stride, conv.padding, pool.pool_size if pool else NONE
+
+
+def _may(group: list[Layer], method: str) -> bool:
+    """Whether the group may go together: one into which somebody has put a method, to listen, wants it to be called.
+
+    Nor can windows of a pool that overlap, or hold a single number: then there is little to win.
+    """
+    for layer in group:
+        if method in vars(layer):
+            return False
+        if type(layer) is MaxPool2D and (layer.stride != layer.pool_size or layer.pool_size == NONE):
+            return False
+    return len(group) > 1
+
+
+def _count(layers: list[Layer]) -> int:
+    """How many of the first layers may go together.
+
+    Only those of these very classes: one that somebody has made from them may do something else.
+    """
+    for kinds in TOGETHER:
+        if [type(layer) for layer in layers[: len(kinds)]] == kinds:
+            return len(kinds)
+    return 1
