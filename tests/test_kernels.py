@@ -293,7 +293,7 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads):
             convolve(x, w, b, (10, 9)),
             winograd.convolve(dy, w[:, :, :1].repeat(24, 2), b, (12, 11), (2, 2))[0],
             *winograd.convolve_backward(dy, dy, w[:, :, :1].repeat(24, 2), (10, 9), (1, 1)),
-            *pooled_gradients(x, w, b, (10, 9), (0, 0)),
+            *pooled_gradients(dy, w[:, :, :1].repeat(24, 2), b, (10, 9), (1, 1)),
             *convolve_backward(x, dy, w, (1, 1), (0, 0)),
             dense(dy.reshape(19, -1), w.reshape(-1, 24)[:1].repeat(2160, 0), b),
             dense_weight_gradient(dy.reshape(19, -1), x[:, 0, 0]),
