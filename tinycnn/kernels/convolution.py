@@ -24,7 +24,7 @@ What this file is not: it has no FFT or im2col; the direct sum already runs near
 """
 
 from functools import cache, lru_cache
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 
@@ -38,15 +38,22 @@ from tinycnn.kernels.vector import (
     copy_numbers,
     equals,
     multiply_add,
+    multiply_add_rows,
     not_at_most,
     read,
+    read_rows,
+    register_lanes,
     sum_of_lanes,
     tile,
     tile_shape,
     tile_time,
+    usable_registers,
+    wide_tile,
     write,
 )
 
+HELD = 9  # rows of w below a row of the kernel: if there are no more, they stay in registers
+PIXELS = 4  # of dy that then stay there for dw, at most
 FEW = 7  # rows of dw in a kernel row: several kernel rows share a tile if they have no more
 NEAR = 24 << 10  # bytes that stay in a core's nearest cache (32 to 64 KiB), beside what else a loop needs
 
@@ -98,8 +105,12 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 
     """Everything about a convolution that only depends on its sizes: the same again at every step."""
     out_channels = w_shape[3]
     P, L = tile_shape(output_size[1], out_channels, dtype, w_shape[1] * w_shape[2], multiple=pool[1])
-    narrow = _is_narrow(w_shape, L)
-    if narrow:
+    narrow, K = _is_narrow(w_shape, L), w_shape[1] * w_shape[2]
+    if not narrow and K <= HELD:
+        L = register_lanes(dtype)
+        P = wide_tile(output_size[1], K, pool[1])
+        kernel = _convolve_task(P, L, dtype, *pool, relu, K, stride[1] * w_shape[2])
+    elif narrow:
         kernel = _narrow_task(max(1, P // out_channels), out_channels, L, dtype)
     else:
         kernel = _convolve_task(P, L, dtype, *pool, relu)
@@ -146,8 +157,16 @@ def _pairs_pay(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dt
     K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
     if out_w % 2 or out_w == 0 or _is_narrow(w_shape, tile_shape(out_w, out_channels, dtype, K)[1]):
         return False
+    if K <= HELD:
+        return _pairs_fill_vectors(K, K_pairs, out_channels, dtype)
     pairs = tile_time(out_w // 2, 2 * out_channels, dtype, K_pairs) * K_pairs
     return pairs < 0.9 * tile_time(out_w, out_channels, dtype, K) * K
+
+
+def _pairs_fill_vectors(K: int, K_pairs: int, out_channels: int, dtype: np.dtype) -> bool:
+    """Whether two pixels take clearly fewer multiply-adds of vectors as one pixel than as two."""
+    lanes = register_lanes(dtype)
+    return ceil(2 * out_channels / lanes) * K_pairs / 2 < 0.9 * ceil(out_channels / lanes) * K
 
 
 def _for_pairs(w: np.ndarray, stride_w: int) -> np.ndarray:
@@ -232,7 +251,10 @@ def direct_weight_gradient(
     rows = -(-max(NEAR // row_bytes, -(-32 // output_size[1])) // pool[0]) * pool[0]
     sizes = (parts, *x.shape, *kernel_size, *output_size, out_channels, *z_size, *stride, *offset, scratch, rows)
     pooled = winners is not None
-    kernel = _weight_gradient_task(A, R, L, x.dtype, *(pool if pooled else (0, 0)), active is not None)
+    held = (0, 0)
+    if kernel_w * channels <= HELD:
+        held = max(n for n in range(1, PIXELS + 1) if output_size[1] % n == 0), stride[1] * channels
+    kernel = _weight_gradient_task(A, R, L, x.dtype, *(pool if pooled else (0, 0)), active is not None, *held)
     unpooled = rows * output_size[1] * out_channels if pooled else 0  # in the scratch memory, behind z
     others = [array for array in (winners, active) if array is not None]
     run(kernel, parts, sizes, x, dy, dw_parts, db_parts, *others, scratch=scratch + unpooled)
@@ -242,6 +264,11 @@ def direct_weight_gradient(
 def _weight_gradient_tile(kernel_h: int, K: int, out_channels: int, dtype: np.dtype) -> tuple[int, int, int]:
     """(kernel rows, rows of dw below each, output channels) of the tile. K: rows of dw for each kernel row."""
     rows, multiple, _ = _weight_gradient_rows(kernel_h, K)
+    if K <= HELD:
+        most = (usable_registers() - PIXELS - 1) // K
+        # a core has up to eight multiply-adds under way at once
+        A = min(range(1, min(kernel_h, most) + 1), key=lambda A: (-(-kernel_h // A) * max(A * K, 8), -A))
+        return A, K, register_lanes(dtype)
     P, L = tile_shape(rows, out_channels, dtype, multiple=multiple)
     return max(1, P // K), min(P, K), L
 
@@ -255,14 +282,18 @@ def _weight_gradient_rows(kernel_h: int, K: int) -> tuple[int, int, int]:
 def pairs_pay_in_dw(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dtype) -> bool:
     """Whether to take two neighbouring pixels for one in dw, as `_pairs_pay` in y. That halves the number of steps."""
     kernel_h, kernel_w, channels, out_channels = w_shape
+    K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
+    if out_w % 2:
+        return False
+    if K <= HELD:
+        return _pairs_fill_vectors(K, K_pairs, out_channels, dtype)
 
     def time(K: int, columns: int) -> float:
         """The half cycles of a step of all tiles."""
         rows, multiple, times = _weight_gradient_rows(kernel_h, K)
         return times * tile_time(rows, columns, dtype, multiple=multiple)
 
-    pairs, single = time((kernel_w + stride_w) * channels, 2 * out_channels), time(kernel_w * channels, out_channels)
-    return out_w % 2 == 0 and pairs / 2 < 0.9 * single
+    return time(K_pairs, 2 * out_channels) / 2 < 0.9 * time(K, out_channels)
 
 
 def _input_size(output_size: tuple[int, int], kernel_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
@@ -295,8 +326,21 @@ def _set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset, spread):
 
 
 @cache
-def _convolve_task(P: int, L: int, dtype: np.dtype, pool_h: int = 1, pool_w: int = 1, relu: bool = False):
-    """P is a multiple of pool_w. With windows of 1 × 1 and no ReLU it is the convolution alone."""
+def _convolve_task(
+    P: int,
+    L: int,
+    dtype: np.dtype,
+    pool_h: int = 1,
+    pool_w: int = 1,
+    relu: bool = False,
+    held: int = 0,
+    held_step: int = 0,
+):
+    """P is a multiple of pool_w. With windows of 1 × 1 and no ReLU it is the convolution alone.
+
+    held: K, if the K rows of w below one row of the kernel are so few that they stay in registers as well, with
+    held_step = stride · C. Then each number of x is loaded once a kernel row, for all pixels that see it.
+    """
     pooled = pool_h * pool_w > 1
 
     @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE)
@@ -343,6 +387,10 @@ def _convolve_task(P: int, L: int, dtype: np.dtype, pool_h: int = 1, pool_w: int
                             if spread_h > 1 and (z_i - offset_h) % spread_h:
                                 continue
                             here = start + z_i * row + j * step
+                            if held:
+                                w_rows = read_rows(w, w_start + a * K * w_step, w_step, held, w_width, held, L)
+                                multiply_add_rows(acc, 1, 0, P, held_step, z, here, w_rows, 1)
+                                continue
                             for k in range(K):
                                 w_row = read(w, w_start + (a * K + k) * w_step, w_width, L)
                                 for p in range(P):
@@ -417,6 +465,14 @@ def _narrow_task(P: int, O: int, L: int, dtype: np.dtype):
 
 
 @in_tasks
+def _gradient(dy, active, i, width, relu, L):
+    """dy[i : i + width] as a row, where active if there is a ReLU."""
+    if relu:
+        return where_active(dy, active, i, width, L)
+    return read(dy, i, width, L)
+
+
+@in_tasks
 def _unpool(dy, winners, active, n, rows, out_size, pool, O, unpooled, start, relu, L):
     """What `relu_backward`, if `relu`, and `max_pool_backward` make of dy, for the given rows of the convolution."""
     (first, last), (out_h, out_w), (pool_h, pool_w) = rows, out_size, pool
@@ -430,9 +486,8 @@ def _unpool(dy, winners, active, n, rows, out_size, pool, O, unpooled, start, re
             here = start + ((i * pool_h - first) * out_w + j * pool_w) * O
             for o in range(0, O, L):
                 width = min(L, O - o)
-                gradient, winner = read(dy, there + o, width, L), read(winners, there + o, width, L)
-                if relu:
-                    gradient = where_active(dy, active, there + o, width, L)
+                winner = read(winners, there + o, width, L)
+                gradient = _gradient(dy, active, there + o, width, relu, L)
                 for a in range(pool_h):
                     for b in range(pool_w):
                         won = equals(winner, a * pool_w + b)
@@ -441,11 +496,20 @@ def _unpool(dy, winners, active, n, rows, out_size, pool, O, unpooled, start, re
 
 @cache
 def _weight_gradient_task(
-    A: int, R: int, L: int, dtype: np.dtype, pool_h: int = 0, pool_w: int = 0, relu: bool = False
+    A: int,
+    R: int,
+    L: int,
+    dtype: np.dtype,
+    pool_h: int = 0,
+    pool_w: int = 0,
+    relu: bool = False,
+    held: int = 0,
+    held_step: int = 0,
 ):
     """The same tile the other way round: A × R rows of dw × L output channels, summed over a few rows at a time.
 
     With a pool, dy is what came back to the pool (or to the ReLU behind it), and dw is the convolution's before it.
+    held: so many pixels of dy that stay in registers as well, if R is all of K and little; held_step = stride · C.
     """
     P = A * R
 
@@ -492,6 +556,14 @@ def _weight_gradient_task(
                                 acc[p] = read(dw, dw_start + ((a + p // R) * K + k + p % R) * O + o, width, L)
                             for i in range(i_first, i_last):
                                 here = start + (i * stride_h + a) * row + k
+                                if held:
+                                    for j in range(0, out_w, held):
+                                        place = dy_start + ((i - i_first) * out_w + j) * O + o
+                                        pixels_of_dy = read_rows(dy_rows, place, O, held, width, held, L)
+                                        multiply_add_rows(
+                                            acc, A, row, R, 1, z, here + j * step, pixels_of_dy, held_step
+                                        )
+                                    continue
                                 for j in range(out_w):
                                     dy_row = read(dy_rows, dy_start + ((i - i_first) * out_w + j) * O + o, width, L)
                                     for p in range(P):
@@ -506,13 +578,14 @@ def _weight_gradient_task(
                 for p in range(P):
                     acc[p] = read(db, db_start + p * O + o, width, L)
                 for pixel in range(0, pixels, P):
-                    for p in range(P):
-                        if pixel + p < pixels:
-                            place = (n * pixels + pixel + p) * O + o
-                            gradient = read(dy, place, width, L)
-                            if relu:
-                                gradient = where_active(dy, active, place, width, L)
-                            acc[p] = acc[p] + gradient
+                    place, rest = (n * pixels + pixel) * O + o, pixels - pixel
+                    if rest >= P:
+                        for p in range(P):
+                            acc[p] = acc[p] + _gradient(dy, active, place + p * O, width, relu, L)
+                    else:
+                        for p in range(P):
+                            if p < rest:
+                                acc[p] = acc[p] + _gradient(dy, active, place + p * O, width, relu, L)
                 for p in range(P):
                     write(db, db_start + p * O + o, acc[p], width)
 

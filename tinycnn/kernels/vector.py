@@ -18,10 +18,11 @@ shape, not once for a layer. `tile_shape` chooses P and L, and explains how.
 What this file is not: a vector library. It checks no bounds; the layers check every shape before they call a kernel.
 """
 
-import math
 import operator
 import platform
 from functools import cache
+from itertools import product
+from math import ceil, inf
 
 import llvmlite.binding
 import numpy as np
@@ -47,7 +48,7 @@ def vector_registers() -> tuple[int, int]:
 
 
 @cache
-def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = math.inf, multiple: int = 1) -> tuple[int, int]:
+def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = inf, multiple: int = 1) -> tuple[int, int]:
     """The tile (P, L) that covers an output of `rows` × `columns` in the least time; a row of columns is contiguous.
 
     L is V = 1, 2 or 4 vectors. A step of the tile reads V vectors of w and P numbers of x, and does P·V multiply-adds:
@@ -65,7 +66,7 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = math.inf
     It is a multiple of `multiple`, which must be at most 7.
     """
     lanes = register_lanes(dtype)
-    usable = vector_registers()[1] * 15 // 16
+    usable = usable_registers()
     shapes = [
         (P, V * lanes)
         for V, numbers in ((1, 4), (2, 1), (4, 1))
@@ -75,8 +76,25 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = math.inf
     return min(shapes, key=lambda shape: _time(shape, rows, columns, lanes, steps))
 
 
+def usable_registers() -> int:
+    """A sixteenth of them is to spare: a tile that spills to memory runs at a third of the speed."""
+    return vector_registers()[1] * 15 // 16
+
+
 @cache
-def tile_time(rows: int, columns: int, dtype: np.dtype, steps: float = math.inf, multiple: int = 1) -> float:
+def wide_tile(rows: int, held: int, multiple: int = 1) -> int:
+    """How many rows of one vector a tile has that holds `held` vectors of the other operand beside its sums.
+
+    So few tiles that they fit into the registers, and of these the smallest ones; a multiple of `multiple`.
+    """
+    room = usable_registers() - held - 1
+    largest = max(multiple, min(14, room) // multiple * multiple)
+    tiles = ceil(rows / largest)
+    return ceil(ceil(rows / tiles) / multiple) * multiple
+
+
+@cache
+def tile_time(rows: int, columns: int, dtype: np.dtype, steps: float = inf, multiple: int = 1) -> float:
     """The half cycles of one step of all the tiles of `tile_shape`, by the same model."""
     shape = tile_shape(rows, columns, dtype, steps, multiple)
     return _time(shape, rows, columns, register_lanes(dtype), steps)
@@ -86,7 +104,7 @@ def _time(shape: tuple[int, int], rows: int, columns: int, lanes: int, steps: fl
     (P, L), V = shape, shape[1] // lanes
     begin = 5 * P + 15 + (10 * P * V if columns < L and not _masks_are_free() else 0)
     step = max(P * V, P + 2 * V, 8) + (V + 1) / 2 + begin / steps
-    return math.ceil(rows / P) * math.ceil(columns / L) * step
+    return ceil(rows / P) * ceil(columns / L) * step
 
 
 def _masks_are_free() -> bool:
@@ -248,6 +266,38 @@ def multiply_add(typing_context, x, row, total):
         return builder.call(fma, [x_, row_, total_])
 
     return row(x if isinstance(x, Row) else row.dtype, row, total), code
+
+
+@intrinsic(prefer_literal=True)
+def multiply_add_rows(typing_context, acc, groups, group_step, count, step, x, i, rows, row_step):
+    """acc[g · count + r] += Σ_t x[i + g · group_step + r · step + t · row_step] · rows[t]  for g < groups, r < count.
+
+    Each number of x is loaded once for all the sums that it goes into. All but group_step, i and what the arrays hold
+    must be literals: every multiply-add is written out.
+    """
+
+    def code(context, builder, signature, arguments):
+        acc_, _, group_step_, _, _, x_, i_, rows_, _ = arguments
+        row = rows.dtype
+        sums = builder.bitcast(acc_, context.get_value_type(row).as_pointer())
+        fma = _llvm(builder, "llvm.fma", context.get_value_type(row), [context.get_value_type(row)] * 3)
+        uses = {}  # of each number of x: (which sum of a group, which row)
+        for r, t in product(range(count.literal_value), range(rows.count)):
+            offset = r * step.literal_value + t * row_step.literal_value
+            uses.setdefault(offset, []).append((r, t))
+        starts = [i_]
+        for _ in range(1, groups.literal_value):
+            starts.append(builder.add(starts[-1], group_step_))
+        for offset in sorted(uses):
+            for g, start in enumerate(starts):
+                place = builder.add(start, ir.Constant(_I64, offset))
+                x_row = _broadcast(builder, builder.load(builder.gep(x_, [place])), row.lanes)
+                for r, t in uses[offset]:
+                    slot = builder.gep(sums, [ir.Constant(_I64, g * count.literal_value + r)])
+                    builder.store(builder.call(fma, [x_row, builder.extract_value(rows_, t), builder.load(slot)]), slot)
+        return context.get_dummy_value()
+
+    return types.void(acc, groups, types.intp, count, step, x, types.intp, rows, row_step), code
 
 
 def _operator(symbol, instruction: str) -> None:
