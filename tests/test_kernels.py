@@ -370,6 +370,9 @@ for name, rows, task in (
     ("with a pool", P // 2 * 2, convolution._convolve_task(P // 2 * 2, L, float32, 2, 2, True)),
     ("its weight gradient", P, convolution._weight_gradient_task(1, P, L, float32)),
     ("over kernel rows", R, convolution._weight_gradient_task(3, R // 3, narrow, float32)),
+    ("held", 12 * 5, convolution._convolve_task(12, S, float32, 1, 1, False, 5, 1)),
+    ("held, with a pool", 6 * 3, convolution._convolve_task(6, S, float32, 2, 2, True, 3, 1)),
+    ("held, its weight gradient", 2 * 5 * 4, convolution._weight_gradient_task(2, 5, S, float32, 2, 2, True, 4, 1)),
     ("narrow", 12, convolution._narrow_task(4, 3, narrow, float32)),
     ("dense", P, dense._product_task(P, L, float32)),
     ("its weight gradient", P, dense._weight_gradient_task(P, L, float32)),
@@ -392,7 +395,7 @@ def test_tiles_are_unrolled(tmp_path, processor):
     printed = subprocess.run(
         [sys.executable, "-c", COUNT_MULTIPLY_ADDS], capture_output=True, text=True, env=variables, check=True
     ).stdout
-    assert len(printed.splitlines()) == 9
+    assert len(printed.splitlines()) == 12
     for line in printed.splitlines():
         _, count, rows = line.rsplit(" ", 2)
         assert int(count) >= int(rows), printed
@@ -437,6 +440,38 @@ def test_empty_batches():
 def test_tile_shape_fits_the_registers(monkeypatch, registers, rows, columns, expected):
     monkeypatch.setattr(vector, "vector_registers", lambda: registers)
     assert vector.tile_shape.__wrapped__(rows, columns, np.dtype(np.float32)) == expected
+
+
+@pytest.mark.parametrize(
+    ("registers", "rows", "held", "multiple", "expected"),
+    [
+        ((64, 32), 24, 5, 1, 12),  # two tiles of 12, none sticks out
+        ((64, 32), 26, 3, 1, 13),
+        ((64, 32), 26, 3, 2, 14),  # whole windows of a pool
+        ((64, 32), 5, 3, 1, 5),
+        ((32, 16), 24, 5, 1, 8),  # fifteen registers: eight sums, five of w, a number of x
+        ((32, 16), 26, 3, 2, 10),
+        ((32, 16), 24, 9, 1, 5),
+        ((16, 32), 24, 5, 1, 12),  # NEON
+    ],
+)
+def test_wide_tile_fits_the_registers(monkeypatch, registers, rows, held, multiple, expected):
+    monkeypatch.setattr(vector, "vector_registers", lambda: registers)
+    assert vector.wide_tile.__wrapped__(rows, held, multiple) == expected
+
+
+@pytest.mark.parametrize(
+    ("registers", "kernel_h", "K", "expected"),
+    [
+        ((64, 32), 5, 5, (5, 5, 16)),  # 25 sums, 4 pixels of dy and a number of x in 30 registers
+        ((64, 32), 3, 3, (3, 3, 16)),
+        ((64, 32), 3, 9, (1, 9, 16)),  # two kernel rows would fit, but the third be alone
+        ((32, 16), 5, 5, (2, 5, 8)),  # three tiles of ten sums, not five of five, which would wait for each other
+    ],
+)
+def test_weight_gradient_tile_of_few_rows(monkeypatch, registers, kernel_h, K, expected):
+    monkeypatch.setattr(vector, "vector_registers", lambda: registers)
+    assert convolution._weight_gradient_tile(kernel_h, K, 16, np.dtype(np.float32)) == expected
 
 
 @pytest.mark.parametrize(
