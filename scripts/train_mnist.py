@@ -4,11 +4,12 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numba
 
-from tinycnn import command_line
+from tinycnn import command_line, together
 from tinycnn.experiment import Settings, run
 from tinycnn.presets import PRESETS
 
@@ -36,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.threads:
             numba.set_num_threads(options.threads)
-        metrics = run(settings, say=_nothing if options.quiet else print, progress=not options.quiet)
+        with together.one_by_one() if options.one_by_one else nullcontext():
+            metrics = run(settings, say=_nothing if options.quiet else print, progress=not options.quiet)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -115,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     add("--out", metavar="DIR", help="where the results go (default: runs/PRESET)")
     add("--resume", action="store_true", help="go on with the training that stopped in the same --out")
     add("--threads", type=whole(1), metavar="N", help="CPU threads (default: all)")
+    add("--one-by-one", action="store_true", help="call every layer's own code, for whoever has changed it (slower)")
     add("--show", action="store_true", help="open the pictures in windows at the end")
     add("--quiet", action="store_true", help="print the final result only")
     return result

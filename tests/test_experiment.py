@@ -469,5 +469,5 @@ def test_as_a_command(options):
     assert "test accuracy" in result.stdout
     result = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True)
     options = "preset epochs batch-size learning-rate optimizer momentum weight-decay schedule seed validation limit"
-    for option in f"{options} data-dir out threads no-augment quiet".split():
+    for option in f"{options} data-dir out threads no-augment one-by-one quiet".split():
         assert f"--{option} " in result.stdout

@@ -1,6 +1,7 @@
 """What layers do together comes out bit for bit as if they had not."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -203,6 +204,20 @@ def test_a_method_that_was_put_into_a_layer_is_called(monkeypatch, random, train
         model.parameter_gradients(np.ones((2, 5, 5, 4)))
         expected += 2 * [(2, 5, 5, 4)]
     assert seen == expected
+
+
+def test_one_by_one(monkeypatch, random):
+    """Whoever has changed a layer wants to see what comes of it, and it is undone after the with block."""
+    model = Sequential([Conv2D(4, 3), MaxPool2D(2), ReLU(), BatchNorm(), ReLU()], (12, 12, 1))
+    calls, forward, backward = [], ReLU.forward, ReLU.backward
+    monkeypatch.setattr(ReLU, "forward", lambda *a: calls.append("forward") or forward(*a))
+    monkeypatch.setattr(ReLU, "backward", lambda *a: calls.append("backward") or backward(*a))
+    x = random.normal(size=(2, 12, 12, 1)).astype(np.float32)
+    for expected in (4, 0):
+        calls.clear()
+        with together.one_by_one() if expected else nullcontext():
+            model.parameter_gradients(model.forward(x, training=True))
+        assert len(calls) == expected
 
 
 def test_a_forward_of_another_batch_in_between_is_named(random):

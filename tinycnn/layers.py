@@ -6,7 +6,8 @@ Every layer has two methods that do all the work:
     backward(dy) -> dx                     the gradient by its input; overwrites the gradients of its parameters
 
 A layer learns its input shape, its dtype and its random start from the model (`build`). The formulas and where they
-come from are in `tinycnn/reference.py`.
+come from are in `tinycnn/reference.py`. Within a model some neighbours do both together, in kernels of their own, with
+the same results (`together.py`); `train_mnist.py --one-by-one` shows what a change to a layer here does to a training.
 
 What this file is not: a layer knows no loss, no optimizer and no other layer, and never changes a weight.
 """

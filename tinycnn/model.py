@@ -1,5 +1,7 @@
 """`Sequential`: a network as a list of layers. Forward goes down the list, backward goes up, and that is all there is.
 
+(Some neighbours do it together, which is faster: `together.py`.)
+
 It also builds the layers (shapes, weights), predicts, prints a summary, and saves and loads itself.
 
 What this file is not: no graph of layers, no loss and no optimizer; training is in `tinycnn/training.py`.

@@ -8,12 +8,14 @@
     Flatten, Dense              nobody sees what is between, so it need not be copied
 
 What comes out is the same bit for bit as one by one, and each layer remembers what it would have remembered alone. So
-what went forward together can go back one by one; only the layers' own `forward` and `backward` are not called.
+what went forward together can go back one by one. But the layers' own `forward` and `backward` are not called: inside
+`with one_by_one()` they are.
 
 What this file is not: arithmetic. It knows which layers can go together; how they do is in the kernels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 
 import numpy as np
@@ -23,7 +25,19 @@ from tinycnn.kernels.pooled_convolution import NONE
 from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, ReLU
 from tinycnn.more_layers import BatchNorm
 
+_together = True  # see `one_by_one`
 TOGETHER = ([Conv2D, MaxPool2D, ReLU], [Conv2D, MaxPool2D], [Conv2D, ReLU], [BatchNorm, ReLU], [Flatten, Dense])
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Inside the with block models call each layer's own forward and backward: for whoever has changed one."""
+    global _together
+    _together = False
+    try:
+        yield
+    finally:
+        _together = True
 
 
 def groups(layers: Sequence[Layer]) -> list[list[Layer]]:
@@ -131,12 +145,14 @@ def _may(group: list[Layer], method: str) -> bool:
 
     Nor can windows of a pool that overlap, or hold a single number: then there is little to win.
     """
+    if not _together or len(group) == 1:
+        return False
     for layer in group:
         if method in vars(layer):
             return False
         if type(layer) is MaxPool2D and (layer.stride != layer.pool_size or layer.pool_size == NONE):
             return False
-    return len(group) > 1
+    return True
 
 
 def _count(layers: list[Layer]) -> int:

@@ -14,11 +14,15 @@ The input gradient is a convolution as well: the kernel spread every dy[i, j] ov
 the kernel flipped, in and out channels swapped. dy then stands `stride` apart inside zeros, as x stands inside its
 padding. Both are set inside zeros one image at a time, in a scratch image that stays in the CPU's cache.
 
-Three kinds of shapes take another way to the same result, where it is faster:
+Some kinds of shapes take another way to the same result, where it is faster:
 
     3×3 kernels over many channels          `winograd.py` does with fewer multiplications
+    kernels over few channels, in a first   the rows of w below one kernel row stay in registers, so each number of x is
+    layer                                   loaded once a kernel row, for all pixels that see it (`held`)
     few output channels                     two neighbouring pixels are one with twice the channels (`_pairs_pay`)
     fewer still, as dx of a first layer     the lanes of a vector run over k (`_narrow_task`)
+
+The kernels for y and dw can also do what a pool and a ReLU behind the convolution do (`pooled_convolution.py`).
 
 What this file is not: it has no FFT or im2col; the direct sum already runs near the peak of the CPU.
 """

@@ -34,6 +34,7 @@ import numpy as np
 
 from tinycnn.kernels.elementwise import BYTE, relu_of
 from tinycnn.kernels.memory import copy, empty
+from tinycnn.kernels.minimal_filtering import A, A_transposed, B, B_transposed, G, G_transposed
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.vector import (
     choose,
@@ -165,95 +166,6 @@ def _plan(x_shape, y_shape, offset, S) -> tuple[int, tuple[int, ...], int]:
     return N * rows // group, sizes, scratch
 
 
-# -------------------------------------------------------------------------------- the matrices, for rows of channels
-
-
-@in_tasks
-def _B_transposed(d):
-    d0, d1, d2, d3, d4, d5 = d
-    even, odd = multiply_add(-9 / 4, d2, d4), multiply_add(-9 / 4, d1, d3)
-    even_2, odd_2 = multiply_add(-9 / 16, d2, d4), multiply_add(-9 / 16, d1, d3)
-    return (
-        multiply_add(81 / 64, d0, multiply_add(-45 / 16, d2, d4)),
-        multiply_add(3 / 4, odd, even),
-        multiply_add(-3 / 4, odd, even),
-        multiply_add(3 / 2, odd_2, even_2),
-        multiply_add(-3 / 2, odd_2, even_2),
-        multiply_add(81 / 64, d1, multiply_add(-45 / 16, d3, d5)),
-    )
-
-
-@in_tasks
-def _B(m, zero):
-    m0, m1, m2, m3, m4, m5 = m
-    even, even_2 = m1 + m2, m3 + m4
-    odd, odd_2 = multiply_add(3 / 4, m1 - m2, zero), multiply_add(3 / 2, m3 - m4, zero)
-    return (
-        multiply_add(81 / 64, m0, zero),
-        multiply_add(81 / 64, m5, multiply_add(-9 / 4, odd, multiply_add(-9 / 16, odd_2, zero))),
-        multiply_add(-45 / 16, m0, multiply_add(-9 / 4, even, multiply_add(-9 / 16, even_2, zero))),
-        multiply_add(-45 / 16, m5, odd + odd_2),
-        m0 + even + even_2,
-        m5,
-    )
-
-
-@in_tasks
-def _G(g, zero):
-    """g0 + g1·x + g2·x² at x = 0, ±3/4, ±3/2 and ∞, divided by the product of x's distances from the other points."""
-    g0, g1, g2 = g
-    even, odd = multiply_add(9 / 16, g2, g0), multiply_add(3 / 4, g1, zero)
-    even_2, odd_2 = multiply_add(9 / 4, g2, g0), multiply_add(3 / 2, g1, zero)
-    return (
-        multiply_add(64 / 81, g0, zero),
-        multiply_add(-128 / 243, even + odd, zero),
-        multiply_add(-128 / 243, even - odd, zero),
-        multiply_add(32 / 243, even_2 + odd_2, zero),
-        multiply_add(32 / 243, even_2 - odd_2, zero),
-        g2,
-    )
-
-
-@in_tasks
-def _G_transposed(s, zero):
-    s0, s1, s2, s3, s4, s5 = s
-    even, odd, even_2, odd_2 = s1 + s2, s1 - s2, s3 + s4, s3 - s4
-    return (
-        multiply_add(64 / 81, s0, multiply_add(-128 / 243, even, multiply_add(32 / 243, even_2, zero))),
-        multiply_add(-32 / 81, odd, multiply_add(16 / 81, odd_2, zero)),
-        multiply_add(8 / 27, even_2 - even, s5),
-    )
-
-
-@in_tasks
-def _A(y):
-    """y0 + y1·x + y2·x² + y3·x³ at x = 0, ±3/4, ±3/2 and ∞."""
-    y0, y1, y2, y3 = y
-    even, odd = multiply_add(9 / 16, y2, y0), multiply_add(9 / 16, y3, y1)
-    even_2, odd_2 = multiply_add(9 / 4, y2, y0), multiply_add(9 / 4, y3, y1)
-    return (
-        y0,
-        multiply_add(3 / 4, odd, even),
-        multiply_add(-3 / 4, odd, even),
-        multiply_add(3 / 2, odd_2, even_2),
-        multiply_add(-3 / 2, odd_2, even_2),
-        y3,
-    )
-
-
-@in_tasks
-def _A_transposed(m, constant):
-    """`constant` is added to each of the four."""
-    m0, m1, m2, m3, m4, m5 = m
-    even, odd, even_2, odd_2 = m1 + m2, m1 - m2, m3 + m4, m3 - m4
-    return (
-        m0 + even + even_2 + constant,
-        multiply_add(3 / 4, odd, multiply_add(3 / 2, odd_2, constant)),
-        multiply_add(9 / 16, even, multiply_add(9 / 4, even_2, constant)),
-        multiply_add(27 / 64, odd, multiply_add(27 / 8, odd_2, m5 + constant)),
-    )
-
-
 # ------------------------------------------------------------------------------------------------ forward
 
 
@@ -269,10 +181,10 @@ def _weights_task(S: int, dtype: np.dtype):
             width, zero = min(S, size - i), read(w, 0, 0, S)
             for b in range(3):  # the first half of the way, G w, stands where the end of U will
                 column = read_rows(w, b * size + i, 3 * size, 3, width, 3, S)
-                write_rows(u, (3 + b) * step + i, 6 * step, 6, width, _G(column, zero))
+                write_rows(u, (3 + b) * step + i, 6 * step, 6, width, G(column, zero))
             for a in range(6):
                 row = read_rows(u, (6 * a + 3) * step + i, step, 3, width, 3, S)
-                write_rows(u, 6 * a * step + i, step, 6, width, _G(row, zero))
+                write_rows(u, 6 * a * step + i, step, 6, width, G(row, zero))
 
     return transform_weights
 
@@ -310,10 +222,10 @@ def _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
                 d = start + i * row_size + 4 * column * C + c
                 for t in range(6):
                     d_column = read_rows(z, d + t * C, row_size, 6, S, 6, S)
-                    write_rows(scratch, half + t * S, 6 * S, 6, S, _B_transposed(d_column))
+                    write_rows(scratch, half + t * S, 6 * S, 6, S, B_transposed(d_column))
                 for t in range(6):
                     d_row = read_rows(scratch, half + 6 * t * S, S, 6, S, 6, S)
-                    write_rows(scratch, v + 6 * t * v_size + q * C + c, v_size, 6, S, _B_transposed(d_row))
+                    write_rows(scratch, v + 6 * t * v_size + q * C + c, v_size, 6, S, B_transposed(d_row))
 
 
 @in_tasks
@@ -362,7 +274,7 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
                         o = min(block, O - S)
                         for t in range(6):
                             m_column = read_rows(scratch, here + t * m_size + o, 6 * m_size, 6, S, 6, S)
-                            m_column = _A_transposed(m_column, read(x, 0, 0, S))
+                            m_column = A_transposed(m_column, read(x, 0, 0, S))
                             write_rows(scratch, half + t * S, 6 * S, 4, S, m_column)
                         if pool:
                             to = ((n * (out_h // 2) + i // 2) * (out_w // 2) + 2 * column) * O + o
@@ -373,7 +285,7 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
                         for a in range(min(4, out_h - i)):
                             m_row = read_rows(scratch, half + 6 * a * S, S, 6, S, 6, S)
                             to = ((n * out_h + i + a) * out_w + 4 * column) * O + o
-                            pixels = _A_transposed(m_row, read(b, o, S, S))
+                            pixels = A_transposed(m_row, read(b, o, S, S))
                             if relu:
                                 pixels, active_pixels = _relu_of_four(pixels, read(x, 0, 0, S), read(active, 0, 0, S))
                                 write_rows(active, to, O, out_w - 4 * column, S, active_pixels)
@@ -398,8 +310,8 @@ def _write_maxima(scratch, half, bias, y, winners, active, to, windows, steps, r
     """y = the maxima of the patch's four windows of 2×2, from Aᵀ M; and winners; and the ReLU's active."""
     (down, across), zero, none = steps, read(scratch, 0, 0, S), read(winners, 0, 0, S)  # no lanes: zeros
     for i in range(windows[0]):
-        top = _A_transposed(read_rows(scratch, half + 12 * i * S, S, 6, S, 6, S), bias)
-        bottom = _A_transposed(read_rows(scratch, half + (12 * i + 6) * S, S, 6, S, 6, S), bias)
+        top = A_transposed(read_rows(scratch, half + 12 * i * S, S, 6, S, 6, S), bias)
+        bottom = A_transposed(read_rows(scratch, half + (12 * i + 6) * S, S, 6, S, 6, S), bias)
         left = _maximum(top[0], top[1], bottom[0], bottom[1], none)
         right = _maximum(top[2], top[3], bottom[2], bottom[3], none)
         here = to + i * down
@@ -483,11 +395,11 @@ def _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, ha
                         there = out_w - 4 * column if i + a < out_h else 0
                         dy_row = _masked(dy, active, here, O, there, width, relu, S)
                     total = total + ((dy_row[0] + dy_row[1]) + (dy_row[2] + dy_row[3]))
-                    write_rows(scratch, half + 6 * a * S, S, 6, S, _A(dy_row))
+                    write_rows(scratch, half + 6 * a * S, S, 6, S, A(dy_row))
                 here = e + (row * columns + column) * O + o
                 for t in range(6):
                     dy_column = read_rows(scratch, half + t * S, 6 * S, 4, S, 4, S)
-                    write_rows(scratch, here + t * e_size, 6 * e_size, 6, width, _A(dy_column))
+                    write_rows(scratch, here + t * e_size, 6 * e_size, 6, width, A(dy_column))
         write(db, db_start + o, total, width)
 
 
@@ -558,14 +470,14 @@ def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S):
                 here = m + (row * columns + column) * C + c
                 for t in range(6):
                     m_column = read_rows(scratch, here + t * m_size, 6 * m_size, 6, width, 6, S)
-                    write_rows(scratch, half + (36 * column + t) * S, 6 * S, 6, S, _B(m_column, zero))
+                    write_rows(scratch, half + (36 * column + t) * S, 6 * S, 6, S, B(m_column, zero))
             for a in range(6):
                 to = start + (i + a) * row_size + c
                 left_0 = left_1 = zero  # what the patch to the left adds to this one
                 for column in range(columns + 1):
                     count = 6 if column < columns else 0
                     m_row = read_rows(scratch, half + (36 * column + 6 * a) * S, S, count, S, 6, S)
-                    z0, z1, z2, z3, z4, z5 = _B(m_row, zero)
+                    z0, z1, z2, z3, z4, z5 = B(m_row, zero)
                     pixels = z0 + left_0, z1 + left_1, z2, z3
                     if a < 2 and i > 0:  # and the one above
                         pixels = _sums(pixels, read_rows(z, to, C, 4, width, 4, S))
@@ -599,9 +511,9 @@ def _backward_end_task(S: int, dtype: np.dtype):
                 write(sums, t * step + i, total, width)
             for t in range(6):
                 column = read_rows(sums, t * step + i, 6 * step, 6, width, 6, S)
-                write_rows(sums, t * step + i, 6 * step, 3, width, _G_transposed(column, zero))
+                write_rows(sums, t * step + i, 6 * step, 3, width, G_transposed(column, zero))
             for a in range(3):
                 row = read_rows(sums, 6 * a * step + i, step, 6, width, 6, S)
-                write_rows(dw, 3 * a * size + i, size, 3, width, _G_transposed(row, zero))
+                write_rows(dw, 3 * a * size + i, size, 3, width, G_transposed(row, zero))
 
     return backward_end
