@@ -107,10 +107,6 @@ class Layer:
         """What backward will need."""
         self._memory = (output_shape, *what)
 
-    def forget(self) -> None:
-        """What was remembered is not needed any more: its memory can be used again, while it is still in the cache."""
-        self._memory = None
-
     def recall(self, dy: np.ndarray) -> tuple[np.ndarray, ...]:
         """dy as the kernels take it, and what was remembered."""
         output_shape, *what = self.remembered()

@@ -72,8 +72,8 @@ class Sequential:
         x = self._check(x)
         if training:
             before_training_step(self, len(x))  # it may let a second process compile backward's kernels
-            for layer in reversed(self.layers):  # the first layers used their memory last: they get it again
-                layer.forget()
+            for layer in reversed(self.layers):  # the first ones used their memory last: they get it again, still near
+                layer._memory = None
         if training or len(x) <= self._piece:
             return self.forward_through_layers(x, training)
         pieces = [x[i : i + self._piece] for i in range(0, len(x), self._piece)]

@@ -7,7 +7,8 @@
     BatchNorm, ReLU             one pass over the numbers instead of two
     Flatten, Dense              nobody sees what is between, so it need not be copied
 
-What comes out is the same bit for bit as one by one, and each layer remembers what it would have remembered alone. So
+What comes out is the same bit for bit as one by one (but for the rounding of a first convolution's bias gradient), and
+each layer remembers what it would have remembered alone. So
 what went forward together can go back one by one. But the layers' own `forward` and `backward` are not called: inside
 `with one_by_one()` they are.
 
@@ -25,6 +26,7 @@ from tinycnn.kernels.pooled_convolution import NONE
 from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, ReLU
 from tinycnn.more_layers import BatchNorm
 
+METHODS = frozenset(("forward", "backward", "parameter_gradients"))
 _together = True  # see `one_by_one`
 TOGETHER = ([Conv2D, MaxPool2D, ReLU], [Conv2D, MaxPool2D], [Conv2D, ReLU], [BatchNorm, ReLU], [Flatten, Dense])
 
@@ -44,7 +46,7 @@ def groups(layers: Sequence[Layer]) -> list[list[Layer]]:
     """The layers in the same order, those that may go together in one list."""
     result, rest = [], list(layers)
     while rest:
-        count = _count(rest)
+        count = _count(rest) if result or type(rest[0]) is not Flatten else 1  # a copy of what the caller may change
         result.append(rest[:count])
         rest = rest[count:]
     return result
@@ -53,7 +55,7 @@ def groups(layers: Sequence[Layer]) -> list[list[Layer]]:
 def forward(group: list[Layer], x: np.ndarray, training: bool) -> np.ndarray:
     """What the group's layers make of x, all together or one by one."""
     first, last = group[0], group[-1]
-    if not _may(group, "forward"):
+    if not _may(group):
         for layer in group:
             x = layer.forward(x, training)
         return x
@@ -73,7 +75,7 @@ def forward(group: list[Layer], x: np.ndarray, training: bool) -> np.ndarray:
 def backward(group: list[Layer], dy: np.ndarray) -> np.ndarray:
     """The gradient by the group's input; fills the gradients of its parameters."""
     first, last = group[0], group[-1]
-    if not _may(group, "backward"):
+    if not _may(group):
         for layer in reversed(group):
             dy = layer.backward(dy)
         return dy
@@ -91,7 +93,7 @@ def parameter_gradients(group: list[Layer], dy: np.ndarray) -> None:
     """backward for the group with the first layer that learns: nobody asks for what would come before it."""
     first = next((i for i, layer in enumerate(group) if layer.parameters()), 0)
     conv = group[first]
-    if isinstance(conv, Conv2D) and _may(group, "backward"):
+    if isinstance(conv, Conv2D) and _may(group):
         gradients = pooled_convolution.weight_gradient(*_behind(group, dy), conv.kernel_size, *_sizes(group))
         conv.weight.grad[:], conv.bias.grad[:] = gradients
         return
@@ -103,6 +105,8 @@ def parameter_gradients(group: list[Layer], dy: np.ndarray) -> None:
 def _convolve_and_pool(group: list[Layer], x: np.ndarray, training: bool) -> np.ndarray:
     conv, pool, relu = _parts(group)
     x, w, b, output_size = conv.ready(x)
+    if pool and (output_size[0] < pool.pool_size[0] or output_size[1] < pool.pool_size[1]):
+        return pool.forward(conv.forward(x))  # which tells what is wrong
     y, winners, active = pooled_convolution.convolve_and_pool(x, w, b, output_size, *_sizes(group), relu is not None)
     if training:
         between = len(x), *output_size, conv.filters
@@ -140,7 +144,7 @@ def _sizes(group: list[Layer]) -> tuple:
     return conv.stride, conv.padding, pool.pool_size if pool else NONE
 
 
-def _may(group: list[Layer], method: str) -> bool:
+def _may(group: list[Layer]) -> bool:
     """Whether the group may go together: one into which somebody has put a method, to listen, wants it to be called.
 
     Nor can windows of a pool that overlap, or hold a single number: then there is little to win.
@@ -148,7 +152,7 @@ def _may(group: list[Layer], method: str) -> bool:
     if not _together or len(group) == 1:
         return False
     for layer in group:
-        if method in vars(layer):
+        if not METHODS.isdisjoint(vars(layer)):
             return False
         if type(layer) is MaxPool2D and (layer.stride != layer.pool_size or layer.pool_size == NONE):
             return False

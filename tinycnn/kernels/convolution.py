@@ -58,7 +58,6 @@ from tinycnn.kernels.vector import (
 
 HELD = 9  # rows of w below a row of the kernel: if there are no more, they stay in registers
 PIXELS = 4  # of dy that then stay there for dw, at most
-FEW = 7  # rows of dw in a kernel row: several kernel rows share a tile if they have no more
 NEAR = 24 << 10  # bytes that stay in a core's nearest cache (32 to 64 KiB), beside what else a loop needs
 
 
@@ -267,37 +266,24 @@ def direct_weight_gradient(
 
 def _weight_gradient_tile(kernel_h: int, K: int, out_channels: int, dtype: np.dtype) -> tuple[int, int, int]:
     """(kernel rows, rows of dw below each, output channels) of the tile. K: rows of dw for each kernel row."""
-    rows, multiple, _ = _weight_gradient_rows(kernel_h, K)
-    if K <= HELD:
-        most = (usable_registers() - PIXELS - 1) // K
-        # a core has up to eight multiply-adds under way at once
-        A = min(range(1, min(kernel_h, most) + 1), key=lambda A: (-(-kernel_h // A) * max(A * K, 8), -A))
-        return A, K, register_lanes(dtype)
-    P, L = tile_shape(rows, out_channels, dtype, multiple=multiple)
-    return max(1, P // K), min(P, K), L
-
-
-def _weight_gradient_rows(kernel_h: int, K: int) -> tuple[int, int, int]:
-    """(rows of dw that tiles cover, a tile's rows are a multiple of, how often): few are taken for all kernel rows."""
-    return (kernel_h * K, K, 1) if K <= FEW else (K, 1, kernel_h)
+    if K > HELD:
+        return 1, *tile_shape(K, out_channels, dtype)
+    most = (usable_registers() - PIXELS - 1) // K
+    # a core has up to eight multiply-adds under way at once
+    A = min(range(1, min(kernel_h, most) + 1), key=lambda A: (ceil(kernel_h / A) * max(A * K, 8), -A))
+    return A, K, register_lanes(dtype)
 
 
 @cache
 def pairs_pay_in_dw(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dtype) -> bool:
     """Whether to take two neighbouring pixels for one in dw, as `_pairs_pay` in y. That halves the number of steps."""
-    kernel_h, kernel_w, channels, out_channels = w_shape
+    _, kernel_w, channels, out_channels = w_shape
     K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
     if out_w % 2:
         return False
     if K <= HELD:
         return _pairs_fill_vectors(K, K_pairs, out_channels, dtype)
-
-    def time(K: int, columns: int) -> float:
-        """The half cycles of a step of all tiles."""
-        rows, multiple, times = _weight_gradient_rows(kernel_h, K)
-        return times * tile_time(rows, columns, dtype, multiple=multiple)
-
-    return time(K_pairs, 2 * out_channels) / 2 < 0.9 * time(K, out_channels)
+    return tile_time(K_pairs, 2 * out_channels, dtype) / 2 < 0.9 * tile_time(K, out_channels, dtype)
 
 
 def _input_size(output_size: tuple[int, int], kernel_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
@@ -571,7 +557,7 @@ def _weight_gradient_task(
                                 for j in range(out_w):
                                     dy_row = read(dy_rows, dy_start + ((i - i_first) * out_w + j) * O + o, width, L)
                                     for p in range(P):
-                                        acc[p] = multiply_add(z[here + j * step + p // R * row + p % R], dy_row, acc[p])
+                                        acc[p] = multiply_add(z[here + j * step + p], dy_row, acc[p])  # A is 1
                             for p in range(P):
                                 # The rows before were already summed by the tile before.
                                 if a + p // R >= tile_a and k + p % R >= tile_k:

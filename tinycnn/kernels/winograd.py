@@ -86,7 +86,7 @@ def convolve(
     pool: bool = False,
     relu: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """As `convolution.convolve`, for a kernel of 3×3 that moves by one pixel; then as `convolution.convolve_and_pool`,
+    """As `convolution.convolve`, for a kernel of 3×3 that moves by one pixel; then what `pooled_convolution.py` says,
     with windows of 2×2 if `pool`: a patch holds four of them.
 
     x (N, H, W, C), w (3, 3, C, O), b (O,), contiguous and of one dtype; N ≥ 1, C and O ≥ 16
