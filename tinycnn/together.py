@@ -8,9 +8,8 @@
     Flatten, Dense              nobody sees what is between, so it need not be copied
 
 What comes out is the same bit for bit as one by one (but for the rounding of a first convolution's bias gradient), and
-each layer remembers what it would have remembered alone. So
-what went forward together can go back one by one. But the layers' own `forward` and `backward` are not called: inside
-`with one_by_one()` they are.
+each layer remembers what it would have remembered alone, so what went forward together can go back one by one. Only the
+layers' own `forward` and `backward` are not called; inside `with one_by_one()` they are.
 
 What this file is not: arithmetic. It knows which layers can go together; how they do is in the kernels.
 """
@@ -92,14 +91,14 @@ def backward(group: list[Layer], dy: np.ndarray) -> np.ndarray:
 def parameter_gradients(group: list[Layer], dy: np.ndarray) -> None:
     """backward for the group with the first layer that learns: nobody asks for what would come before it."""
     first = next((i for i, layer in enumerate(group) if layer.parameters()), 0)
-    conv = group[first]
-    if isinstance(conv, Conv2D) and _may(group):
-        gradients = pooled_convolution.weight_gradient(*_behind(group, dy), conv.kernel_size, *_sizes(group))
-        conv.weight.grad[:], conv.bias.grad[:] = gradients
+    learner = group[first]
+    if isinstance(learner, Conv2D) and _may(group):
+        gradients = pooled_convolution.weight_gradient(*_behind(group, dy), learner.kernel_size, *_sizes(group))
+        learner.weight.grad[:], learner.bias.grad[:] = gradients
         return
     for layer in reversed(group[first + 1 :]):
         dy = layer.backward(dy)
-    conv.parameter_gradients(dy)
+    learner.parameter_gradients(dy)
 
 
 def _convolve_and_pool(group: list[Layer], x: np.ndarray, training: bool) -> np.ndarray:

@@ -53,14 +53,14 @@ def convolve_and_pool(
     x (N, H, W, C), w (kh, kw, C, O), b (O,), contiguous and of one dtype
     -> y (N, out_h // pool_h, out_w // pool_w, O), winners (or None without a pool), active (or None without a ReLU).
     """
-    way, sizes_of_y, plan_of_it = _way(x.shape, w.shape, x.dtype, output_size, stride, offset, pool, with_relu)
+    way, shape, plan_of_it = _way(x.shape, w.shape, x.dtype, output_size, stride, offset, pool, with_relu)
     if way == "winograd":
         return winograd.convolve(x, w, b, output_size, offset, pool != NONE, with_relu)
     if way == "direct":
         kernel, _, columns, parts, scratch, sizes = plan_of_it
-        y = empty(sizes_of_y, x.dtype)
-        winners = empty(sizes_of_y, BYTE) if pool != NONE else None
-        active = empty(sizes_of_y, BYTE) if with_relu else None
+        y = empty(shape, x.dtype)
+        winners = empty(shape, BYTE) if pool != NONE else None
+        active = empty(shape, BYTE) if with_relu else None
         w, unused = in_columns(w, columns) if columns else w, y
         behind = unused if winners is None else winners, unused if active is None else active
         run(kernel, parts, sizes, x, w, b, y, *behind, scratch=scratch)
@@ -80,12 +80,8 @@ def _way(x_shape, w_shape, dtype, output_size, stride, offset, pool, with_relu):
     shape = (x_shape[0], *size, w_shape[3])
     if _by_winograd(x_shape, w_shape, output_size, stride, pool):
         return "winograd", shape, None
-    if (
-        min(shape) > 0
-        and pool[1] <= 7
-        and prod(pool) <= 256
-        and is_direct(x_shape, w_shape, dtype, output_size, stride)
-    ):
+    fits = min(shape) > 0 and pool[1] <= 7 and prod(pool) <= 256  # pixels of a tile, and numbers of a byte
+    if fits and is_direct(x_shape, w_shape, dtype, output_size, stride):
         covered = size[0] * pool[0], size[1] * pool[1]
         found = plan(x_shape, w_shape, dtype, covered, stride, offset, (1, 1), pool, with_relu)
         if not found[1]:  # narrow

@@ -83,9 +83,9 @@ def usable_registers() -> int:
 
 @cache
 def wide_tile(rows: int, held: int, multiple: int = 1) -> int:
-    """How many rows of one vector a tile has that holds `held` vectors of the other operand beside its sums.
+    """P for a tile of single vectors that holds `held` rows of w in registers beside its sums, and a number of x.
 
-    So few tiles that they fit into the registers, and of these the smallest ones; a multiple of `multiple`.
+    As few tiles as cover so many rows, and then the smallest; at most 14, a multiple of `multiple`.
     """
     room = usable_registers() - held - 1
     largest = max(multiple, min(14, room) // multiple * multiple)
@@ -94,9 +94,9 @@ def wide_tile(rows: int, held: int, multiple: int = 1) -> int:
 
 
 @cache
-def tile_time(rows: int, columns: int, dtype: np.dtype, steps: float = inf, multiple: int = 1) -> float:
+def tile_time(rows: int, columns: int, dtype: np.dtype, steps: float = inf) -> float:
     """The half cycles of one step of all the tiles of `tile_shape`, by the same model."""
-    shape = tile_shape(rows, columns, dtype, steps, multiple)
+    shape = tile_shape(rows, columns, dtype, steps)
     return _time(shape, rows, columns, register_lanes(dtype), steps)
 
 
