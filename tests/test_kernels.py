@@ -476,17 +476,19 @@ def test_wide_tile_fits_the_registers(monkeypatch, registers, rows, held, multip
 
 
 @pytest.mark.parametrize(
-    ("registers", "kernel_h", "K", "expected"),
+    ("registers", "w_shape", "expected"),
     [
-        ((64, 32), 5, 5, (5, 5, 16)),  # 25 sums, 4 pixels of dy and a number of x in 30 registers
-        ((64, 32), 3, 3, (3, 3, 16)),
-        ((64, 32), 3, 9, (1, 9, 16)),  # two kernel rows would fit, but the third be alone
-        ((32, 16), 5, 5, (2, 5, 8)),  # three tiles of ten sums, not five of five, which would wait for each other
+        ((64, 32), (5, 5, 1, 16), (5, 5, 16)),  # 25 sums, 4 pixels of dy and a number of x in 30 registers
+        ((64, 32), (3, 3, 1, 16), (3, 3, 16)),
+        ((64, 32), (3, 3, 1, 32), (3, 3, 32)),  # 18 sums, 8 vectors of dy and a number of x
+        ((64, 32), (3, 3, 3, 16), (1, 9, 16)),  # two kernel rows would fit, but the third be alone
+        ((32, 16), (5, 5, 1, 16), (2, 5, 8)),  # three tiles of ten sums, not five of five, which would wait in turn
+        ((32, 16), (3, 3, 1, 32), (3, 3, 8)),
     ],
 )
-def test_weight_gradient_tile_of_few_rows(monkeypatch, registers, kernel_h, K, expected):
+def test_weight_gradient_tile_of_few_rows(monkeypatch, registers, w_shape, expected):
     monkeypatch.setattr(vector, "vector_registers", lambda: registers)
-    assert convolution._weight_gradient_tile(kernel_h, K, 16, np.dtype(np.float32)) == expected
+    assert convolution._weight_gradient_tile(w_shape, np.dtype(np.float32)) == expected
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ from tinycnn.kernels.vector import (
     write,
 )
 
-HELD = 9  # rows of w below a row of the kernel: if there are no more, they stay in registers
+HELD = 9  # rows of w below a row of the kernel: if there are no more, they stay in registers,
+WORTH_HOLDING = 8  # if the whole kernel has so many
 PIXELS = 4  # of dy that then stay there for dw, at most
 NEAR = 24 << 10  # bytes that stay in a core's nearest cache (32 to 64 KiB), beside what else a loop needs
 
@@ -109,7 +110,7 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 
     out_channels = w_shape[3]
     P, L = tile_shape(output_size[1], out_channels, dtype, w_shape[1] * w_shape[2], multiple=pool[1])
     narrow, K = _is_narrow(w_shape, L), w_shape[1] * w_shape[2]
-    if not narrow and K <= HELD:
+    if not narrow and _is_held(w_shape):
         L = register_lanes(dtype)
         P = wide_tile(output_size[1], K, pool[1])
         kernel = _convolve_task(P, L, dtype, *pool, relu, K, stride[1] * w_shape[2])
@@ -142,6 +143,12 @@ def in_columns(w: np.ndarray, L: int) -> np.ndarray:
     return copy(result.reshape(rows, -1, L).transpose(1, 0, 2))
 
 
+def _is_held(w_shape: tuple[int, ...]) -> bool:
+    """Whether the rows of w below a kernel row, or pixels of dy, are to stay in registers beside the sums."""
+    kernel_h, K = w_shape[0], w_shape[1] * w_shape[2]
+    return K <= HELD and kernel_h * K >= WORTH_HOLDING
+
+
 def _is_narrow(w_shape: tuple[int, ...], L: int) -> bool:
     """Whether so few output channels leave most lanes of a vector empty, and those of a kernel row would fill it."""
     _, kernel_w, channels, out_channels = w_shape
@@ -160,7 +167,7 @@ def _pairs_pay(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dt
     K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
     if out_w % 2 or out_w == 0 or _is_narrow(w_shape, tile_shape(out_w, out_channels, dtype, K)[1]):
         return False
-    if K <= HELD:
+    if _is_held(w_shape):
         return _pairs_fill_vectors(K, K_pairs, out_channels, dtype)
     pairs = tile_time(out_w // 2, 2 * out_channels, dtype, K_pairs) * K_pairs
     return pairs < 0.9 * tile_time(out_w, out_channels, dtype, K) * K
@@ -237,13 +244,13 @@ def direct_weight_gradient(
     x, dy, output_size, kernel_size, stride, offset, pool=(1, 1), winners=None, active=None
 ) -> tuple[np.ndarray, np.ndarray]:
     """`convolve_weight_gradient` as the direct sum; or with winners what `pooled_convolution.weight_gradient` does."""
-    (kernel_h, kernel_w), channels, out_channels = kernel_size, x.shape[3], dy.shape[3]
+    channels, out_channels = x.shape[3], dy.shape[3]
     dw = empty((*kernel_size, channels, out_channels), x.dtype)
     if not dy.size:
         dw[:] = 0
         return dw, dw.sum(axis=(0, 1, 2))
     parts = min(PARTS, len(x))
-    A, R, L = _weight_gradient_tile(kernel_h, kernel_w * channels, out_channels, x.dtype)
+    A, R, L = _weight_gradient_tile(dw.shape, x.dtype)
     dw_parts = empty((parts, *dw.shape), x.dtype)
     db_parts = empty((parts, A * R, out_channels), x.dtype)
     z_size = _input_size(output_size, kernel_size, stride)
@@ -255,7 +262,7 @@ def direct_weight_gradient(
     sizes = (parts, *x.shape, *kernel_size, *output_size, out_channels, *z_size, *stride, *offset, scratch, rows)
     pooled = winners is not None
     held = (0, 0)
-    if kernel_w * channels <= HELD:
+    if _is_held(dw.shape):
         held = max(n for n in range(1, PIXELS + 1) if output_size[1] % n == 0), stride[1] * channels
     kernel = _weight_gradient_task(A, R, L, x.dtype, *(pool if pooled else (0, 0)), active is not None, *held)
     unpooled = rows * output_size[1] * out_channels if pooled else 0  # in the scratch memory, behind z
@@ -264,14 +271,18 @@ def direct_weight_gradient(
     return np.add.reduce(dw_parts, axis=0, out=dw), np.add.reduce(db_parts, axis=(0, 1))
 
 
-def _weight_gradient_tile(kernel_h: int, K: int, out_channels: int, dtype: np.dtype) -> tuple[int, int, int]:
-    """(kernel rows, rows of dw below each, output channels) of the tile. K: rows of dw for each kernel row."""
-    if K > HELD:
+def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:
+    """(kernel rows, rows of dw below each, output channels) of the tile."""
+    kernel_h, kernel_w, channels, out_channels = w_shape
+    K, lanes, usable = kernel_w * channels, register_lanes(dtype), usable_registers()
+    if not _is_held(w_shape):
         return 1, *tile_shape(K, out_channels, dtype)
-    most = (usable_registers() - PIXELS - 1) // K
+    if out_channels % (2 * lanes) == 0 and 2 * (kernel_h * K + PIXELS) + 1 <= usable:
+        return kernel_h, K, 2 * lanes
+    most = (usable - PIXELS - 1) // K
     # a core has up to eight multiply-adds under way at once
     A = min(range(1, min(kernel_h, most) + 1), key=lambda A: (ceil(kernel_h / A) * max(A * K, 8), -A))
-    return A, K, register_lanes(dtype)
+    return A, K, lanes
 
 
 @cache
@@ -281,7 +292,7 @@ def pairs_pay_in_dw(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: 
     K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
     if out_w % 2:
         return False
-    if K <= HELD:
+    if _is_held(w_shape):
         return _pairs_fill_vectors(K, K_pairs, out_channels, dtype)
     return tile_time(K_pairs, 2 * out_channels, dtype) / 2 < 0.9 * tile_time(K, out_channels, dtype)
 
