@@ -470,9 +470,9 @@ def test_tile_shape_fits_the_registers(monkeypatch, registers, rows, columns, ex
         ((16, 32), 24, 5, 1, 12),  # NEON
     ],
 )
-def test_wide_tile_fits_the_registers(monkeypatch, registers, rows, held, multiple, expected):
+def test_holding_tile_fits_the_registers(monkeypatch, registers, rows, held, multiple, expected):
     monkeypatch.setattr(vector, "vector_registers", lambda: registers)
-    assert vector.wide_tile.__wrapped__(rows, held, multiple) == expected
+    assert vector.holding_tile.__wrapped__(rows, held, multiple) == expected
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from tinycnn.kernels.vector import (
     clear_numbers,
     copy_numbers,
     equals,
+    holding_tile,
     multiply_add,
     multiply_add_rows,
     not_at_most,
@@ -52,7 +53,6 @@ from tinycnn.kernels.vector import (
     tile_shape,
     tile_time,
     usable_registers,
-    wide_tile,
     write,
 )
 
@@ -112,7 +112,7 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 
     narrow, K = _is_narrow(w_shape, L), w_shape[1] * w_shape[2]
     if not narrow and _is_held(w_shape):
         L = register_lanes(dtype)
-        P = wide_tile(output_size[1], K, pool[1])
+        P = holding_tile(output_size[1], K, pool[1])
         kernel = _convolve_task(P, L, dtype, *pool, relu, K, stride[1] * w_shape[2])
     elif narrow:
         kernel = _narrow_task(max(1, P // out_channels), out_channels, L, dtype)
@@ -258,7 +258,7 @@ def direct_weight_gradient(
     # Tile after tile meets the same rows of z and dy, so only as many at a time as stay near; but at least 32 pixels,
     # or the tile would mostly be fetched and put back. A window of the pool is never cut.
     row_bytes = (stride[0] * z_size[1] * channels + output_size[1] * out_channels) * x.itemsize
-    rows = -(-max(NEAR // row_bytes, -(-32 // output_size[1])) // pool[0]) * pool[0]
+    rows = ceil(max(NEAR // row_bytes, ceil(32 / output_size[1])) / pool[0]) * pool[0]
     sizes = (parts, *x.shape, *kernel_size, *output_size, out_channels, *z_size, *stride, *offset, scratch, rows)
     pooled = winners is not None
     held = (0, 0)

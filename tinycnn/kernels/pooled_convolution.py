@@ -112,8 +112,8 @@ def weight_gradient(
     w_shape = (*kernel_size, x.shape[3], dy.shape[3])
     if _by_winograd(x.shape, w_shape, output_size, stride, pool):
         return winograd.convolve_backward(x, dy, None, output_size, offset, winners, active)[1:]
-    direct = not (stride == (1, 1) and winograd.pays(x.shape, w_shape, output_size))
-    direct = direct and not pairs_pay_in_dw(output_size[1], w_shape, stride[1], x.dtype)
+    winograd_apart = stride == (1, 1) and winograd.pays(x.shape, w_shape, output_size)  # its windows are another size
+    direct = not winograd_apart and not pairs_pay_in_dw(output_size[1], w_shape, stride[1], x.dtype)
     if direct and pool != NONE and winners.dtype == BYTE and dy.size:
         return direct_weight_gradient(x, dy, output_size, kernel_size, stride, offset, pool, winners, active)
     return convolve_weight_gradient(x, _in_front(dy, winners, active, output_size, pool), kernel_size, stride, offset)

@@ -82,7 +82,7 @@ def usable_registers() -> int:
 
 
 @cache
-def wide_tile(rows: int, held: int, multiple: int = 1) -> int:
+def holding_tile(rows: int, held: int, multiple: int = 1) -> int:
     """P for a tile of single vectors that holds `held` rows of w in registers beside its sums, and a number of x.
 
     As few tiles as cover so many rows, and then the smallest; at most 14, a multiple of `multiple`.
