@@ -20,7 +20,7 @@ Some kinds of shapes take another way to the same result, where it is faster:
     kernels over few channels, in a first   the rows of w below one kernel row stay in registers, so each number of x is
     layer                                   loaded once a kernel row, for all pixels that see it (`held`)
     few output channels                     two neighbouring pixels are one with twice the channels (`_pairs_pay`)
-    fewer still, as dx of a first layer     the lanes of a vector run over k (`_narrow_task`)
+    fewer still, as dx of a first layer     the lanes of a vector are input channels (`narrow_convolution.py`)
 
 The kernels for y and dw can also do what a pool and a ReLU behind the convolution do (`pooled_convolution.py`).
 
@@ -32,7 +32,7 @@ from math import ceil, prod
 
 import numpy as np
 
-from tinycnn.kernels import winograd
+from tinycnn.kernels import narrow_convolution, winograd
 from tinycnn.kernels.elementwise import BYTE, relu_of, where_active
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, parts_for, run, task
@@ -41,6 +41,7 @@ from tinycnn.kernels.vector import (
     clear_numbers,
     copy_numbers,
     equals,
+    filled_lanes,
     holding_tile,
     multiply_add,
     multiply_add_rows,
@@ -48,7 +49,6 @@ from tinycnn.kernels.vector import (
     read,
     read_rows,
     register_lanes,
-    sum_of_lanes,
     tile,
     tile_shape,
     tile_time,
@@ -79,6 +79,8 @@ def convolve(
     """
     if stride == spread == (1, 1) and winograd.pays(x.shape, w.shape, output_size):
         return winograd.convolve(x, w, b, output_size, offset)[0]
+    if narrow_convolution.pays(w.shape, x.dtype):
+        return narrow_convolution.convolve(x, w, b, output_size, stride, offset, spread)
     if spread == (1, 1) and _pairs_pay(output_size[1], w.shape, stride[1], x.dtype):
         pairs = (output_size[0], output_size[1] // 2), (stride[0], 2 * stride[1])
         return convolve(x, _for_pairs(w, stride[1]), np.concatenate((b, b)), *pairs, offset).reshape(
@@ -86,12 +88,8 @@ def convolve(
         )
     y = empty((len(x), *output_size, w.shape[3]), x.dtype)
     if y.size:
-        kernel, narrow, columns, parts, scratch, sizes = plan(
-            x.shape, w.shape, x.dtype, output_size, stride, offset, spread
-        )
-        if narrow:
-            w = copy(w.transpose(3, 0, 1, 2))
-        elif columns:
+        kernel, columns, parts, scratch, sizes = plan(x.shape, w.shape, x.dtype, output_size, stride, offset, spread)
+        if columns:
             w = in_columns(w, columns)
         run(kernel, parts, sizes, x, w, b, y, scratch=scratch)
     return y
@@ -99,9 +97,10 @@ def convolve(
 
 @lru_cache(maxsize=1000)
 def is_direct(x_shape, w_shape, dtype, output_size, stride) -> bool:
-    """Whether `convolve` goes the direct way: neither Winograd's nor by pairs of pixels."""
+    """Whether `convolve` goes the direct way, none of the others."""
     by_winograd = stride == (1, 1) and winograd.pays(x_shape, w_shape, output_size)
-    return not by_winograd and not _pairs_pay(output_size[1], w_shape, stride[1], dtype)
+    narrow = narrow_convolution.pays(w_shape, dtype)
+    return not (by_winograd or narrow or _pairs_pay(output_size[1], w_shape, stride[1], dtype))
 
 
 @lru_cache(maxsize=1000)
@@ -109,13 +108,11 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 
     """Everything about a convolution that only depends on its sizes: the same again at every step."""
     out_channels = w_shape[3]
     P, L = tile_shape(output_size[1], out_channels, dtype, w_shape[1] * w_shape[2], multiple=pool[1])
-    narrow, K = _is_narrow(w_shape, L), w_shape[1] * w_shape[2]
-    if not narrow and _is_held(w_shape):
-        L = register_lanes(dtype)
+    if _is_held(w_shape):
+        K = w_shape[1] * w_shape[2]
+        L = filled_lanes(out_channels, dtype)
         P = holding_tile(output_size[1], K, pool[1])
         kernel = _convolve_task(P, L, dtype, *pool, relu, K, stride[1] * w_shape[2])
-    elif narrow:
-        kernel = _narrow_task(max(1, P // out_channels), out_channels, L, dtype)
     else:
         kernel = _convolve_task(P, L, dtype, *pool, relu)
     rows = x_shape[0] * output_size[0] // pool[0]
@@ -127,9 +124,9 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 
     # Tile after tile meets the same L columns of w. If there are pixels enough, it pays to move those of a large w to
     # stand side by side, and to fill up too few of them.
     moved = out_channels < L or (out_channels > L and prod(w_shape) * dtype.itemsize > NEAR)
-    columns = L if moved and not narrow and pixels > 500 else 0  # in a group, or 0: w as it is
+    columns = L if moved and pixels > 500 else 0  # in a group, or 0: w as it is
     sizes = (*sizes, *z_size, *stride, *offset, *spread, scratch, columns)
-    return kernel, narrow, columns, parts, scratch, sizes
+    return kernel, columns, parts, scratch, sizes
 
 
 def in_columns(w: np.ndarray, L: int) -> np.ndarray:
@@ -149,12 +146,6 @@ def _is_held(w_shape: tuple[int, ...]) -> bool:
     return K <= HELD and kernel_h * K >= WORTH_HOLDING
 
 
-def _is_narrow(w_shape: tuple[int, ...], L: int) -> bool:
-    """Whether so few output channels leave most lanes of a vector empty, and those of a kernel row would fill it."""
-    _, kernel_w, channels, out_channels = w_shape
-    return 2 * out_channels < L <= kernel_w * channels
-
-
 @cache
 def _pairs_pay(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dtype) -> bool:
     """Whether to compute two neighbouring pixels as one with twice the channels.
@@ -165,7 +156,7 @@ def _pairs_pay(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dt
     """
     _, kernel_w, channels, out_channels = w_shape
     K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
-    if out_w % 2 or out_w == 0 or _is_narrow(w_shape, tile_shape(out_w, out_channels, dtype, K)[1]):
+    if out_w % 2 or out_w == 0:
         return False
     if _is_held(w_shape):
         return _pairs_fill_vectors(K, K_pairs, out_channels, dtype)
@@ -208,8 +199,10 @@ def convolve_input_gradient(
 
     dy (N, out_h, out_w, O), w (kh, kw, C, O), contiguous and of one dtype -> dx (N, *input_size, C).
     """
-    flipped = copy(w[::-1, ::-1].transpose(0, 1, 3, 2))
+    flipped = w[::-1, ::-1].transpose(0, 1, 3, 2)
     offset = w.shape[0] - 1 - padding[0], w.shape[1] - 1 - padding[1]
+    if not narrow_convolution.pays(flipped.shape, w.dtype):  # else that makes the copy
+        flipped = copy(flipped)
     return convolve(dy, flipped, np.zeros(w.shape[2], w.dtype), input_size, offset=offset, spread=stride)
 
 
@@ -249,32 +242,43 @@ def direct_weight_gradient(
     if not dy.size:
         dw[:] = 0
         return dw, dw.sum(axis=(0, 1, 2))
-    parts = min(PARTS, len(x))
-    A, R, L = _weight_gradient_tile(dw.shape, x.dtype)
+    pool = pool if winners is not None else (0, 0)
+    kernel, parts, sums, scratch, sizes = _weight_gradient_plan(
+        x.shape, dw.shape, x.dtype, output_size, stride, offset, pool, active is not None
+    )
     dw_parts = empty((parts, *dw.shape), x.dtype)
-    db_parts = empty((parts, A * R, out_channels), x.dtype)
+    db_parts = empty((parts, sums, out_channels), x.dtype)
+    others = [array for array in (winners, active) if array is not None]
+    run(kernel, parts, sizes, x, dy, dw_parts, db_parts, *others, scratch=scratch)
+    return np.add.reduce(dw_parts, axis=0, out=dw), np.add.reduce(db_parts, axis=(0, 1))
+
+
+@lru_cache(maxsize=1000)
+def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, pool, relu):
+    """Everything about it that only depends on the sizes."""
+    *kernel_size, channels, out_channels = w_shape
+    parts = min(PARTS, x_shape[0])
+    A, R, L = _weight_gradient_tile(w_shape, dtype)
     z_size = _input_size(output_size, kernel_size, stride)
-    scratch = _scratch_size(x.shape, z_size, offset, (1, 1))
+    scratch = _scratch_size(x_shape, z_size, offset, (1, 1))
     # Tile after tile meets the same rows of z and dy, so only as many at a time as stay near; but at least 32 pixels,
     # or the tile would mostly be fetched and put back. A window of the pool is never cut.
-    row_bytes = (stride[0] * z_size[1] * channels + output_size[1] * out_channels) * x.itemsize
-    rows = ceil(max(NEAR // row_bytes, ceil(32 / output_size[1])) / pool[0]) * pool[0]
-    sizes = (parts, *x.shape, *kernel_size, *output_size, out_channels, *z_size, *stride, *offset, scratch, rows)
-    pooled = winners is not None
+    row_bytes = (stride[0] * z_size[1] * channels + output_size[1] * out_channels) * dtype.itemsize
+    rows = max(NEAR // row_bytes, ceil(32 / output_size[1]))
+    rows = ceil(rows / pool[0]) * pool[0] if pool[0] else rows
+    sizes = (parts, *x_shape, *kernel_size, *output_size, out_channels, *z_size, *stride, *offset, scratch, rows)
     held = (0, 0)
-    if _is_held(dw.shape):
+    if _is_held(w_shape):
         held = max(n for n in range(1, PIXELS + 1) if output_size[1] % n == 0), stride[1] * channels
-    kernel = _weight_gradient_task(A, R, L, x.dtype, *(pool if pooled else (0, 0)), active is not None, *held)
-    unpooled = rows * output_size[1] * out_channels if pooled else 0  # in the scratch memory, behind z
-    others = [array for array in (winners, active) if array is not None]
-    run(kernel, parts, sizes, x, dy, dw_parts, db_parts, *others, scratch=scratch + unpooled)
-    return np.add.reduce(dw_parts, axis=0, out=dw), np.add.reduce(db_parts, axis=(0, 1))
+    kernel = _weight_gradient_task(A, R, L, dtype, *pool, relu, *held)
+    unpooled = rows * output_size[1] * out_channels if pool[0] else 0  # in the scratch memory, behind z
+    return kernel, parts, A * R, scratch + unpooled, sizes
 
 
 def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:
     """(kernel rows, rows of dw below each, output channels) of the tile."""
     kernel_h, kernel_w, channels, out_channels = w_shape
-    K, lanes, usable = kernel_w * channels, register_lanes(dtype), usable_registers()
+    K, lanes, usable = kernel_w * channels, filled_lanes(out_channels, dtype), usable_registers()
     if not _is_held(w_shape):
         return 1, *tile_shape(K, out_channels, dtype)
     if out_channels % (2 * lanes) == 0 and 2 * (kernel_h * K + PIXELS) + 1 <= usable:
@@ -314,10 +318,10 @@ def _set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset, spread):
     (first, last), (H, W, C) = rows, x_shape
     # Pixels that stay neighbours are copied as one run.
     runs, run = (1, W) if spread[1] == 1 else (W, 1)
-    for row in range(first, last):
-        i = (row - offset[0]) // spread[0]
-        if i < 0 or i >= H or i * spread[0] != row - offset[0]:
-            continue
+    i_first = max(0, -((offset[0] - first) // spread[0]))  # rounded up
+    i_last = min(H, (last - 1 - offset[0]) // spread[0] + 1)
+    for i in range(i_first, i_last):
+        row = offset[0] + i * spread[0]
         for j in range(runs):
             column = offset[1] + j * spread[1]
             left, right = max(0, column), min(z_w, column + run)
@@ -417,52 +421,6 @@ def _convolve_task(
             first = (n + 1) * out_h
 
     return convolve_tiles
-
-
-@cache
-def _narrow_task(P: int, O: int, L: int, dtype: np.dtype):
-    """The same convolution for so few output channels that they would leave most lanes of a vector empty.
-
-    The lanes run over k instead, so w is (O, kernel_h, K) here, and each sum's lanes are added up at its end.
-    """
-    Q = P * O
-
-    @task(dtype, dtype, dtype, dtype, dtype)
-    def convolve_narrow_tiles(part, sizes, scratch, x, w, b, y):
-        (
-            parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, _,
-            z_h, z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size,
-        ) = numbers(sizes, 19)  # fmt: skip
-        K, step = kernel_w * C, stride_w * C
-        acc = tile(Q, L, x)
-        z, start, row = x, 0, W * C
-        if scratch_size:
-            z, row = scratch, z_w * C
-            clear_numbers(scratch, 0, scratch_size)
-
-        for n in range(part * N // parts, (part + 1) * N // parts):
-            if scratch_size:
-                _set_inside_zeros(
-                    x, n * H * W * C, z, start, (0, z_h), (H, W, C), z_w, (offset_h, offset_w), (spread_h, spread_w)
-                )
-            else:
-                start = n * H * row
-            for i in range(out_h):
-                for tile_j in range(0, out_w, P):
-                    j = min(tile_j, out_w - P)
-                    for q in range(Q):
-                        acc[q] = read(x, 0, 0, L)  # no lanes: zeros
-                    for a in range(kernel_h):
-                        here = start + (i * stride_h + a) * row + j * step
-                        for k in range(0, K, L):
-                            width = min(L, K - k)
-                            for q in range(Q):
-                                w_row = read(w, (q % O * kernel_h + a) * K + k, width, L)
-                                acc[q] = multiply_add(read(z, here + q // O * step + k, width, L), w_row, acc[q])
-                    for q in range(Q):
-                        y[((n * out_h + i) * out_w + j) * O + q] = b[q % O] + sum_of_lanes(acc[q])
-
-    return convolve_narrow_tiles
 
 
 @in_tasks

@@ -57,7 +57,7 @@ def convolve_and_pool(
     if way == "winograd":
         return winograd.convolve(x, w, b, output_size, offset, pool != NONE, with_relu)
     if way == "direct":
-        kernel, _, columns, parts, scratch, sizes = plan_of_it
+        kernel, columns, parts, scratch, sizes = plan_of_it
         y = empty(shape, x.dtype)
         winners = empty(shape, BYTE) if pool != NONE else None
         active = empty(shape, BYTE) if with_relu else None
@@ -83,9 +83,7 @@ def _way(x_shape, w_shape, dtype, output_size, stride, offset, pool, with_relu):
     fits = min(shape) > 0 and pool[1] <= 7 and prod(pool) <= 256  # pixels of a tile, and numbers of a byte
     if fits and is_direct(x_shape, w_shape, dtype, output_size, stride):
         covered = size[0] * pool[0], size[1] * pool[1]
-        found = plan(x_shape, w_shape, dtype, covered, stride, offset, (1, 1), pool, with_relu)
-        if not found[1]:  # narrow
-            return "direct", shape, found
+        return "direct", shape, plan(x_shape, w_shape, dtype, covered, stride, offset, (1, 1), pool, with_relu)
     return "apart", shape, None
 
 

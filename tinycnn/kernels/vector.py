@@ -65,7 +65,7 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = inf, mul
     the best shape depends on the output. P never exceeds `rows`, and 14: more gains nothing and costs compile time.
     It is a multiple of `multiple`, which must be at most 7.
     """
-    lanes = register_lanes(dtype)
+    lanes = filled_lanes(columns, dtype)
     usable = usable_registers()
     shapes = [
         (P, V * lanes)
@@ -97,7 +97,7 @@ def holding_tile(rows: int, held: int, multiple: int = 1) -> int:
 def tile_time(rows: int, columns: int, dtype: np.dtype, steps: float = inf) -> float:
     """The half cycles of one step of all the tiles of `tile_shape`, by the same model."""
     shape = tile_shape(rows, columns, dtype, steps)
-    return _time(shape, rows, columns, register_lanes(dtype), steps)
+    return _time(shape, rows, columns, filled_lanes(columns, dtype), steps)
 
 
 def _time(shape: tuple[int, int], rows: int, columns: int, lanes: int, steps: float) -> float:
@@ -115,6 +115,15 @@ def _masks_are_free() -> bool:
 def register_lanes(dtype: np.dtype) -> int:
     """How many numbers a vector register holds."""
     return vector_registers()[0] // np.dtype(dtype).itemsize
+
+
+def filled_lanes(columns: int, dtype: np.dtype) -> int:
+    """The lanes of a vector register; or of half of one, if so few columns would leave the other half empty.
+
+    No CPU takes longer for half a vector, and AMD's Zen 4 half the time.
+    """
+    lanes = register_lanes(dtype)
+    return lanes // 2 if 2 * columns <= lanes else lanes
 
 
 def row_lanes(dtype: np.dtype) -> int:
@@ -278,26 +287,71 @@ def multiply_add_rows(typing_context, acc, groups, group_step, count, step, x, i
 
     def code(context, builder, signature, arguments):
         acc_, _, group_step_, _, _, x_, i_, rows_, _ = arguments
-        row = rows.dtype
-        sums = builder.bitcast(acc_, context.get_value_type(row).as_pointer())
-        fma = _llvm(builder, "llvm.fma", context.get_value_type(row), [context.get_value_type(row)] * 3)
-        uses = {}  # of each number of x: (which sum of a group, which row)
-        for r, t in product(range(count.literal_value), range(rows.count)):
-            offset = r * step.literal_value + t * row_step.literal_value
-            uses.setdefault(offset, []).append((r, t))
         starts = [i_]
         for _ in range(1, groups.literal_value):
             starts.append(builder.add(starts[-1], group_step_))
-        for offset in sorted(uses):
-            for g, start in enumerate(starts):
-                place = builder.add(start, ir.Constant(_I64, offset))
-                x_row = _broadcast(builder, builder.load(builder.gep(x_, [place])), row.lanes)
-                for r, t in uses[offset]:
-                    slot = builder.gep(sums, [ir.Constant(_I64, g * count.literal_value + r)])
-                    builder.store(builder.call(fma, [x_row, builder.extract_value(rows_, t), builder.load(slot)]), slot)
+        uses = {}  # of each number of x: (which sum, which row)
+        for r, t in product(range(count.literal_value), range(rows.count)):
+            for g in range(groups.literal_value):
+                place = r * step.literal_value + t * row_step.literal_value, g
+                uses.setdefault(place, []).append((g * count.literal_value + r, t))
+
+        def number(place):
+            pointer = builder.gep(x_, [builder.add(starts[place[1]], ir.Constant(_I64, place[0]))])
+            return _broadcast(builder, builder.load(pointer), rows.dtype.lanes)
+
+        _multiply_add_each(context, builder, rows.dtype, acc_, uses, number, rows_)
         return context.get_dummy_value()
 
     return types.void(acc, groups, types.intp, count, step, x, types.intp, rows, row_step), code
+
+
+@intrinsic(prefer_literal=True)
+def multiply_add_windows(
+    typing_context, acc, count, stride, outputs, x, i, column, width, spread, pixel, zeros, lanes, rows
+):
+    """acc[p · outputs + o] += Σ_t z[column + p · stride + t] · rows[t · outputs + o]  for p < count.
+
+    z[v · spread], a row, is x[i + v · pixel : … + lanes] for 0 <= v < width, the others are zero. zeros: so many.
+    Each row of x is loaded once for all the sums that it goes into, as by `multiply_add_rows`.
+    """
+
+    def code(context, builder, signature, arguments):
+        acc_, _, _, _, x_, i_, column_, width_, _, _, zeros_, _, rows_ = arguments
+        uses = {}  # of each row of x: (which sum, which of rows)
+        for p, r in product(range(count.literal_value), range(rows.count)):
+            t, o = divmod(r, outputs.literal_value)
+            uses.setdefault(p * stride.literal_value + t, []).append((p * outputs.literal_value + o, r))
+
+        def row(place):
+            here_ = builder.add(column_, ir.Constant(_I64, place))
+            v_ = builder.sdiv(here_, ir.Constant(_I64, spread.literal_value))
+            inside = builder.icmp_unsigned("<", v_, width_)  # a negative number would be a large one
+            if spread.literal_value > 1:
+                v_times_spread = builder.mul(v_, ir.Constant(_I64, spread.literal_value))
+                inside = builder.and_(inside, builder.icmp_signed("==", v_times_spread, here_))
+            pointer = builder.gep(x_, [builder.add(i_, builder.mul(v_, ir.Constant(_I64, pixel.literal_value)))])
+            pointer = builder.select(inside, pointer, zeros_)
+            return _read(context, builder, rows.dtype, pointer, ir.Constant(_I64, 0), lanes.literal_value)
+
+        _multiply_add_each(context, builder, rows.dtype, acc_, uses, row, rows_)
+        return context.get_dummy_value()
+
+    signature = types.void(
+        acc, count, stride, outputs, x, types.intp, types.intp, types.intp, spread, pixel, zeros, lanes, rows
+    )
+    return signature, code
+
+
+def _multiply_add_each(context, builder, row: Row, acc_, uses: dict, load, rows_) -> None:
+    """acc[q] += load(place) · rows[t] for all (q, t) in uses[place], place after place."""
+    vector = context.get_value_type(row)
+    sums, fma = builder.bitcast(acc_, vector.as_pointer()), _llvm(builder, "llvm.fma", vector, [vector] * 3)
+    for place in sorted(uses):
+        x_row = load(place)
+        for q, t in uses[place]:
+            slot = builder.gep(sums, [ir.Constant(_I64, q)])
+            builder.store(builder.call(fma, [x_row, builder.extract_value(rows_, t), builder.load(slot)]), slot)
 
 
 def _operator(symbol, instruction: str) -> None:
@@ -362,22 +416,50 @@ def choose(typing_context, truths, a, b):
     return b(truths, a, b), code
 
 
-@intrinsic
-def sum_of_lanes(typing_context, row):
-    """The sum of the row's numbers, halves added to halves."""
+@intrinsic(prefer_literal=True)
+def sums_of_lanes(typing_context, acc, first, count):
+    """A row: the sums of the numbers of acc[first], acc[first + 1], … so many, at most L; then zeros.
+
+    Two rows become one, half of it what is left of either, until there is one row.
+    """
+    row = acc.dtype
 
     def code(context, builder, signature, arguments):
-        (row_,) = arguments
-        while row_.type.count > 1:
-            half = row_.type.count // 2
-            halves = [
-                builder.shuffle_vector(row_, row_, ir.Constant(ir.VectorType(_I32, half), list(range(i, i + half))))
-                for i in (0, half)
-            ]
-            row_ = builder.fadd(*halves)
-        return builder.extract_element(row_, ir.Constant(_I32, 0))
+        vector = context.get_value_type(row)
+        sums, zeros = builder.bitcast(arguments[0], vector.as_pointer()), ir.Constant(vector, None)
+        rows = [
+            builder.load(builder.gep(sums, [ir.Constant(_I64, first.literal_value + q)]))
+            for q in range(count.literal_value)
+        ]
+        rows += [zeros] * (row.lanes - len(rows))
+        while len(rows) > 1:
+            lanes = [ir.Constant(ir.VectorType(_I32, row.lanes), half) for half in _to_add(row.lanes, len(rows))]
+            pairs = zip(rows[::2], rows[1::2], strict=True)
+            rows = [builder.fadd(*(builder.shuffle_vector(a, b, half) for half in lanes)) for a, b in pairs]
+        return rows[0]
 
-    return row.dtype(row), code
+    return row(acc, first, count), code
+
+
+def _to_add(lanes: int, rows: int) -> list[list[int]]:
+    """Which lanes of two rows to add to which, if so many rows are left: those with an even place to the odd ones.
+
+    At first within each four, which is faster, and then four by four.
+    """
+    if lanes < 4 or 4 * rows > lanes:
+        group, size = min(4, lanes), 1
+    else:
+        group, size = lanes, 4
+    return [
+        [
+            place + i
+            for start in range(0, lanes, group)
+            for row in (0, lanes)
+            for place in range(row + start + odd, row + start + group, 2 * size)
+            for i in range(size)
+        ]
+        for odd in (0, size)
+    ]
 
 
 @intrinsic

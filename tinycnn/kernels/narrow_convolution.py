@@ -1,0 +1,160 @@
+"""Convolution to few output channels, as the input gradient of a first layer is one: `convolve`.
+
+The tile of convolution.py has output channels side by side, and would leave most lanes of a vector empty. Here a row
+is L channels of the input, a *chunk*, and each sum is a row as well, whose lanes are added up at its end:
+
+    acc[p, o] = Σ_a Σ_chunks Σ_t  z[n, i·stride_h + a, (j + p)·stride_w + t, chunk] · w[a, t, chunk, o]    (rows)
+    y[n, i, j + p, o] = b[o] + the sum of the lanes of acc[p, o]
+
+The tile is P pixels × all output channels. The rows of w for a chunk and a kernel row stay in registers beside it (or
+those for one t, where they are too many), so every row of z is loaded once for all pixels and channels that see it.
+Nothing is set inside zeros: what lies outside of x is a row of zeros that is read instead.
+
+What this file is not: another operation. `convolution.convolve` comes here where it is faster.
+"""
+
+from functools import cache, lru_cache
+from math import ceil, prod
+
+import numpy as np
+
+from tinycnn.kernels.memory import copy, empty
+from tinycnn.kernels.parallel import numbers, parts_for, run, task
+from tinycnn.kernels.vector import (
+    filled_lanes,
+    multiply_add_windows,
+    read,
+    read_rows,
+    register_lanes,
+    sums_of_lanes,
+    tile,
+    usable_registers,
+    write,
+)
+
+MOST_SUMS = 16  # in a tile: more gain nothing
+
+
+@cache
+def pays(w_shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Whether input channels fill more than twice as many lanes as output channels: to add lanes up takes time."""
+    channels, out_channels = w_shape[2:]
+    L, lanes = filled_lanes(channels, dtype), register_lanes(dtype)
+    return 2 * out_channels < lanes and channels / (ceil(channels / L) * L) > 2 * out_channels / lanes
+
+
+def convolve(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray,
+    output_size: tuple[int, int],
+    stride: tuple[int, int],
+    offset: tuple[int, int],
+    spread: tuple[int, int],
+) -> np.ndarray:
+    """As `convolution.convolve`; w need not be contiguous."""
+    y = empty((len(x), *output_size, w.shape[3]), x.dtype)
+    if y.size:
+        kernel, parts, sizes, P, L = _plan(x.shape, w.shape, x.dtype, output_size, stride, offset, spread)
+        bias = np.empty((P, len(b)), b.dtype)
+        bias[:] = b
+        run(kernel, parts, sizes, x, np.zeros(L, x.dtype), _in_chunks(w, L), bias, y)
+    return y
+
+
+def _in_chunks(w: np.ndarray, L: int) -> np.ndarray:
+    """w (kh, kw, C, O) -> (kh, chunks, kw, O, L), filled up with zeros."""
+    kernel_h, kernel_w, channels, out_channels = w.shape
+    if channels % L:
+        filled = np.zeros((kernel_h, kernel_w, ceil(channels / L) * L, out_channels), w.dtype)
+        filled[:, :, :channels] = w
+        w = filled
+    return copy(w.reshape(kernel_h, kernel_w, -1, L, out_channels).transpose(0, 2, 1, 4, 3))
+
+
+@lru_cache(maxsize=1000)
+def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
+    """Everything that only depends on the sizes."""
+    kernel_h, kernel_w, channels, out_channels = w_shape
+    L = filled_lanes(channels, dtype)
+    P, B = _tile(output_size[1], kernel_w, out_channels, L)
+    kernel = _task(P, B, L, kernel_w, channels, out_channels, stride, spread, dtype)
+    rows = x_shape[0] * output_size[0]
+    parts = parts_for(rows, rows * output_size[1] * prod(w_shape))
+    sizes = (parts, *x_shape[:3], kernel_h, *output_size, *offset, channels // L)
+    return kernel, parts, sizes, P, L
+
+
+def _tile(out_w: int, kernel_w: int, out_channels: int, L: int) -> tuple[int, int]:
+    """(P, B): pixels of a tile, and how many t the rows of w are held for, all or one.
+
+    The sums, the rows of w and, for they are read ahead, three of z must fit into the registers.
+    """
+    for B in (kernel_w, 1):
+        most = min(MOST_SUMS, 2 * L, usable_registers() - 3 - B * out_channels) // out_channels
+        if most >= min(2, out_w):
+            break
+    return ceil(out_w / ceil(out_w / max(1, most))), B
+
+
+@cache
+def _task(P: int, B: int, L: int, kernel_w: int, C: int, O: int, stride, spread, dtype: np.dtype):
+    chunks, rest = C // L, C % L
+    sums, rows = P * O, B * O
+    first_sums, other_sums = min(sums, L), max(0, sums - L)
+    known_chunks = chunks if chunks == 1 or kernel_w == 1 else 0  # or LLVM would read all of them ahead
+    (stride_h, stride_w), (spread_h, spread_w) = stride, spread
+
+    @task(dtype, dtype, dtype, dtype, dtype)
+    def convolve_narrow_tiles(part, sizes, x, zeros, w, b, y):
+        parts, N, H, W, kernel_h, out_h, out_w, offset_h, offset_w, run_time_chunks = numbers(sizes, 10)
+        acc = tile(sums, L, x)
+        w_step = (C + L - 1) // L * kernel_w * O * L  # from one row of the kernel to the next
+
+        # This part computes the rows from `first` to `last`, counted through all images.
+        first, last = part * N * out_h // parts, (part + 1) * N * out_h // parts
+        n, i = first // out_h, first % out_h
+        for line in range(first, last):
+            for tile_j in range(0, out_w, P):
+                j = min(tile_j, out_w - P)  # the last tile may repeat pixels of the one before it
+                column = j * stride_w - offset_w
+                for q in range(sums):
+                    acc[q] = read(x, 0, 0, L)  # no lanes: zeros
+                for a in range(kernel_h):
+                    z_i = i * stride_h + a - offset_h
+                    if z_i < 0 or z_i >= H * spread_h or z_i % spread_h:
+                        continue  # a row of zeros
+                    here, there = (n * H + z_i // spread_h) * W * C, a * w_step
+                    for chunk in range(known_chunks or run_time_chunks):
+                        for t in range(0, kernel_w, B):
+                            w_rows = read_rows(w, there + (chunk * kernel_w + t) * O * L, L, rows, L, rows, L)
+                            multiply_add_windows(
+                                acc, P, stride_w, O, x, here + chunk * L, column + t, W, spread_w, C, zeros, L, w_rows
+                            )
+                    if rest:
+                        for t in range(0, kernel_w, B):
+                            w_rows = read_rows(w, there + (chunks * kernel_w + t) * O * L, L, rows, L, rows, L)
+                            multiply_add_windows(
+                                acc,
+                                P,
+                                stride_w,
+                                O,
+                                x,
+                                here + chunks * L,
+                                column + t,
+                                W,
+                                spread_w,
+                                C,
+                                zeros,
+                                rest,
+                                w_rows,
+                            )
+                place = (line * out_w + j) * O
+                write(y, place, read(b, 0, first_sums, L) + sums_of_lanes(acc, 0, first_sums), first_sums)
+                if other_sums:
+                    write(y, place + L, read(b, L, other_sums, L) + sums_of_lanes(acc, L, other_sums), other_sums)
+            i += 1
+            if i == out_h:
+                n, i = n + 1, 0
+
+    return convolve_narrow_tiles
