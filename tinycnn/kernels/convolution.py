@@ -58,7 +58,7 @@ from tinycnn.kernels.vector import (
 
 HELD = 9  # rows of w below a row of the kernel: if there are no more, they stay in registers,
 WORTH_HOLDING = 8  # if the whole kernel has so many
-PIXELS = 4  # of dy that then stay there for dw, at most
+PIXELS, MOST_PIXELS = 4, 7  # of dy for which then is room there in dw, and that stay there at most
 NEAR = 24 << 10  # bytes that stay in a core's nearest cache (32 to 64 KiB), beside what else a loop needs
 
 
@@ -269,7 +269,9 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
     sizes = (parts, *x_shape, *kernel_size, *output_size, out_channels, *z_size, *stride, *offset, scratch, rows)
     held = (0, 0)
     if _is_held(w_shape):
-        held = max(n for n in range(1, PIXELS + 1) if output_size[1] % n == 0), stride[1] * channels
+        V = L // filled_lanes(out_channels, dtype)
+        room = (usable_registers() - 1) // V - A * R
+        held = max(n for n in range(1, min(MOST_PIXELS, room) + 1) if output_size[1] % n == 0), stride[1] * channels
     kernel = _weight_gradient_task(A, R, L, dtype, *pool, relu, *held)
     unpooled = rows * output_size[1] * out_channels if pool[0] else 0  # in the scratch memory, behind z
     return kernel, parts, A * R, scratch + unpooled, sizes
