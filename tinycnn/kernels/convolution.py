@@ -118,6 +118,9 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 
     rows = x_shape[0] * output_size[0] // pool[0]
     pixels = rows * pool[0] * output_size[1]
     parts = parts_for(rows, pixels * prod(w_shape))
+    # So few rows can't be shared out evenly, but their groups of output channels can.
+    shares = out_channels // L if 1 < parts < PARTS and out_channels % L == 0 else 1
+    parts *= shares
     z_size = _input_size(output_size, w_shape[:2], stride)
     scratch = _scratch_size(x_shape, z_size, offset, spread)
     sizes = (parts, *x_shape, *w_shape[:2], *output_size, out_channels)
@@ -125,7 +128,7 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 
     # stand side by side, and to fill up too few of them.
     moved = out_channels < L or (out_channels > L and prod(w_shape) * dtype.itemsize > NEAR)
     columns = L if moved and pixels > 500 else 0  # in a group, or 0: w as it is
-    sizes = (*sizes, *z_size, *stride, *offset, *spread, scratch, columns)
+    sizes = (*sizes, *z_size, *stride, *offset, *spread, scratch, columns, shares)
     return kernel, columns, parts, scratch, sizes
 
 
@@ -354,8 +357,8 @@ def _convolve_task(
     def convolve_tiles(part, sizes, scratch, x, w, b, y, winners, active):
         (
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
-            _, z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size, columns,
-        ) = numbers(sizes, 20)  # fmt: skip
+            _, z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size, columns, shares,
+        ) = numbers(sizes, 21)  # fmt: skip
         K, step = kernel_w * C, stride_w * C
         acc = tile(P, L, x)
         z, start, row = x, 0, W * C
@@ -363,8 +366,9 @@ def _convolve_task(
             z, row = scratch, z_w * C
             clear_numbers(scratch, 0, scratch_size)
 
-        # This part computes the rows from `first` to `last`, counted through all images, those of a window together.
-        windows = N * out_h // pool_h
+        # This part computes the rows from `first` to `last`, counted through all images, those of a window together;
+        # all groups of their channels, or one share of them.
+        windows, share, part, parts = N * out_h // pool_h, part % shares, part // shares, parts // shares
         first, last = part * windows // parts * pool_h, (part + 1) * windows // parts * pool_h
         while first < last:
             n = first // out_h
@@ -376,7 +380,7 @@ def _convolve_task(
                 )
             else:
                 start = n * H * row
-            for group in range(0, O, L):
+            for group in range(share * L, O, shares * L):
                 # Reading only some lanes takes longer: columns are filled up with zeros; else the last group may repeat
                 # channels of the one before it.
                 o = group if columns else min(group, max(0, O - L))
