@@ -18,6 +18,7 @@ from tinycnn.kernels import (
     batch_norm,
     convolution,
     elementwise,
+    narrow_convolution,
     optimizers,
     parallel,
     pooled_convolution,
@@ -164,6 +165,65 @@ def test_winograd_equals_reference(dtype, batch, size, channels, filters, paddin
             np.testing.assert_allclose(actual, wanted, rtol=1e-12, atol=1e-12 * max(1, np.abs(wanted).max()))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(
+    size=st.tuples(st.sampled_from([1, 3]), st.integers(3, 9), st.sampled_from([5, 12])),
+    wide_and_narrow=st.sampled_from([(8, 1), (16, 2), (40, 2), (20, 3), (19, 3), (40, 6)]),
+    kernel_and_stride=st.sampled_from([((2, 3), (1, 1)), ((3, 5), (1, 1)), ((1, 1), (1, 1)), ((3, 3), (2, 2))]),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    seed=st.integers(0, 99),
+)
+@example((3, 9, 12), (40, 6), ((3, 5), (1, 1)), (1, 2), 0)  # the rows of w for one column of the kernel are held
+@example((3, 9, 12), (19, 3), ((3, 3), (2, 2)), (2, 1), 0)  # whole and other chunks; dx reads dy spread
+def test_convolution_from_many_to_few_channels(dtype, size, wide_and_narrow, kernel_and_stride, padding, seed):
+    """y of such a convolution, and dx of one from few to many."""
+    (many, few), (kernel, stride), random = wide_and_narrow, kernel_and_stride, np.random.default_rng(seed)
+    x, w, b = (random.normal(size=s).astype(dtype) for s in ((*size, many), (*kernel, many, few), (few,)))
+    wide = [a.astype(np.float64) for a in (x, w, b)]
+    exact = reference.conv2d(*wide, stride, padding)
+    y = convolve(x, w, b, exact.shape[1:3], stride, padding)
+    assert_within(y, exact, w[..., 0].size + 1, reference.conv2d(*map(np.abs, wide), stride, padding))
+
+    back = np.ascontiguousarray(w.swapaxes(2, 3)).astype(dtype)
+    x = random.normal(size=(*size, few))
+    dy = random.normal(size=(*exact.shape[:3], many)).astype(dtype)
+    wide = dy.astype(np.float64), x, back.astype(np.float64)
+    exact, *_ = reference.conv2d_backward(*wide, stride, padding)
+    magnitude, *_ = reference.conv2d_backward(*map(np.abs, wide), stride, padding)
+    dx = convolve_input_gradient(dy, back, size[1:], stride, padding)
+    assert_within(dx, exact, w[..., 0].size, magnitude)
+
+
+@pytest.mark.parametrize(
+    ("registers", "many", "few", "pays"),
+    [
+        ((64, 32), 16, 1, True),
+        ((64, 32), 8, 3, True),
+        ((64, 32), 16, 7, True),
+        ((64, 32), 16, 8, False),  # fill half a vector themselves
+        ((64, 32), 3, 3, False),  # three of eight lanes, either way
+        ((32, 16), 16, 3, True),
+        ((32, 16), 16, 4, False),
+        ((16, 32), 16, 1, True),  # NEON
+    ],
+)
+def test_narrow_convolution_pays(monkeypatch, registers, many, few, pays):
+    monkeypatch.setattr(vector, "vector_registers", lambda: registers)
+    assert narrow_convolution.pays.__wrapped__((3, 3, many, few), np.dtype(np.float32)) is pays
+
+
+def test_narrow_convolution_shows_not_a_number_where_it_is_seen(random):
+    """Nowhere else, though what lies outside of the image, and beyond the last channel, is read as zeros."""
+    for value in (np.nan, np.inf):
+        x, w = random.normal(size=(1, 7, 7, 19)), random.normal(size=(3, 3, 19, 1))
+        x[0, 0, 6, 18] = value
+        y = convolve(x, w, np.zeros(1), (7, 7), (1, 1), (1, 1))
+        seen = np.zeros((7, 7), bool)
+        seen[:2, 5:] = True
+        np.testing.assert_array_equal(np.isfinite(y[0, :, :, 0]), ~seen)
+        assert np.isnan(y).any() == np.isnan(value)
+
+
 def test_winograd_is_used_where_it_pays(random, monkeypatch):
     """The layers' functions give the same, up to rounding, whether they hand over to Winograd's way or not."""
     x, w, b = (random.normal(size=s) for s in ((17, 14, 12, 32), (3, 3, 32, 16), (16,)))
@@ -297,6 +357,7 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads):
             *direct_pooled_gradients(x, w, b, (10, 9), (0, 0)),
             *direct_pooled_gradients(x[..., :1].copy(), w[:, :, :1].copy(), b, (12, 11), (1, 1)),
             *convolve_backward(x, dy, w, (1, 1), (0, 0)),
+            convolve_input_gradient(dy, w[:, :, :1], (12, 11), (1, 1), (0, 0)),
             dense(dy.reshape(19, -1), w.reshape(-1, 24)[:1].repeat(2160, 0), b),
             dense_weight_gradient(dy.reshape(19, -1), x[:, 0, 0]),
             dense_input_gradient(x[:, 0, 0], w.reshape(-1, 8)),
@@ -342,6 +403,7 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
             *batch_norm.scale_and_shift(dy.reshape(-1, 24), b, b, b, relu=True),
             *convolve_backward(x, dy, w, (1, 1), (1, 1)),
             convolve_input_gradient(dy[..., :3].copy(), few, (side, side), (1, 1), (1, 1)),
+            convolve(x, few, b[:3], (side, side), (1, 1), (1, 1)),
             *convolve_and_pool(x, w, b, (side, side), (1, 1), (1, 1), (2, 3), True),
             dense(x.reshape(3 * side, -1), x.reshape(-1, 17)[: 17 * side], b[:17]),
             dense_input_gradient(dy.reshape(3 * side, -1), dy.reshape(-1, 24 * side)),
@@ -361,6 +423,7 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
         convolution,
         dense_kernels,
         elementwise,
+        narrow_convolution,
         parallel,
         pooled_convolution,
         pooling,
@@ -375,10 +438,9 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
 # Tiles of every kind of task, the first the largest: 13 × 32 numbers with AVX-512, 6 × 16 with AVX2.
 COUNT_MULTIPLY_ADDS = """
 import numpy as np
-from tinycnn.kernels import convolution, dense, vector, winograd
+from tinycnn.kernels import convolution, dense, narrow_convolution, vector, winograd
 float32 = np.dtype(np.float32)
 P, L = vector.tile_shape(26, 64, float32)
-_, narrow = vector.tile_shape(12, 8, float32)
 S = vector.register_lanes(float32)
 dw, dx = vector.tile_shape(8, 64, float32), vector.tile_shape(10, 64, float32)
 for name, rows, task in (
@@ -388,7 +450,7 @@ for name, rows, task in (
     ("held", 12 * 5, convolution._convolve_task(12, S, float32, 1, 1, False, 5, 1)),
     ("held, with a pool", 6 * 3, convolution._convolve_task(6, S, float32, 2, 2, True, 3, 1)),
     ("held, its weight gradient", 2 * 5 * 4, convolution._weight_gradient_task(2, 5, S, float32, 2, 2, True, 4, 1)),
-    ("narrow", 12, convolution._narrow_task(4, 3, narrow, float32)),
+    ("narrow", 2 * 2 * 3, narrow_convolution._task(2, 3, S, 3, S + 3, 2, (1, 1), (1, 1), float32)),
     ("dense", P, dense._product_task(P, L, float32)),
     ("its weight gradient", P, dense._weight_gradient_task(P, L, float32)),
     ("patches", dx[0], winograd._convolve_task(*dx, S, float32)),
@@ -442,7 +504,8 @@ def test_empty_batches():
         ((64, 32), 4, 64, (4, 64)),  # few rows: four vectors each keep the multipliers busy
         ((64, 32), 12, 10, (12, 16)),  # fewer channels than lanes
         ((64, 32), 12, 40, (12, 16)),  # three blocks of one vector: of four, one would multiply zeros
-        ((64, 32), 1, 1, (1, 16)),
+        ((64, 32), 12, 8, (12, 8)),  # half a vector, filled
+        ((64, 32), 1, 1, (1, 8)),
         ((32, 16), 7, 16, (4, 16)),  # a tile of 7 × 2 vectors would fill all sixteen registers, and spill
         ((32, 16), 24, 16, (6, 16)),  # AVX2: 12 sums, 2 vectors of w and a number of x in 16 registers
         ((32, 16), 24, 8, (8, 8)),  # sixteen registers hold a dozen sums, but not the numbers that are read ahead too
@@ -489,6 +552,36 @@ def test_holding_tile_fits_the_registers(monkeypatch, registers, rows, held, mul
 def test_weight_gradient_tile_of_few_rows(monkeypatch, registers, w_shape, expected):
     monkeypatch.setattr(vector, "vector_registers", lambda: registers)
     assert convolution._weight_gradient_tile(w_shape, np.dtype(np.float32)) == expected
+
+
+@pytest.mark.parametrize(
+    ("registers", "columns", "expected"),
+    [((64, 32), 8, 8), ((64, 32), 9, 16), ((64, 32), 24, 16), ((32, 16), 5, 8), ((32, 16), 4, 4), ((16, 32), 1, 2)],
+)
+def test_filled_lanes(monkeypatch, registers, columns, expected):
+    monkeypatch.setattr(vector, "vector_registers", lambda: registers)
+    assert vector.filled_lanes(columns, np.dtype(np.float32)) == expected
+
+
+@pytest.mark.parametrize(
+    ("registers", "out_w", "kernel_w", "out_channels", "L", "expected"),
+    [
+        ((64, 32), 28, 3, 1, 16, (14, 3)),
+        ((64, 32), 28, 3, 1, 8, (14, 3)),  # two rows of sums
+        ((64, 32), 28, 5, 3, 16, (4, 5)),  # 12 sums and 15 rows of w, and three of z, in 30 registers
+        ((64, 32), 14, 5, 6, 16, (2, 1)),  # 30 rows of w are too many, those for one column are not
+        ((64, 32), 1, 3, 7, 16, (1, 1)),
+        ((32, 16), 28, 3, 1, 8, (7, 3)),  # nine sums would fit; four tiles of seven are as many as of nine
+        ((32, 16), 28, 3, 3, 8, (3, 1)),
+        ((16, 32), 28, 3, 1, 4, (7, 3)),  # NEON
+    ],
+)
+def test_narrow_tile_fits_the_registers(monkeypatch, registers, out_w, kernel_w, out_channels, L, expected):
+    monkeypatch.setattr(vector, "vector_registers", lambda: registers)
+    P, B = narrow_convolution._tile(out_w, kernel_w, out_channels, L)
+    assert expected == (P, B)
+    assert P * out_channels <= 2 * L
+    assert P * out_channels + B * out_channels + 3 <= registers[1] * 15 // 16
 
 
 @pytest.mark.parametrize(

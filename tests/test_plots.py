@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib import colormaps
+from matplotlib.image import imread
 
 from tinycnn import plots
 
@@ -119,15 +120,35 @@ def test_filters_show_the_change(random):
 
 def test_feature_maps_draw_every_layer(random):
     maps = [("conv", random.normal(size=(18, 18, 20))), ("flat", random.normal(size=30)), ("zero", np.zeros((2, 2, 1)))]
-    (axes,) = plots.feature_maps(np.eye(18), maps).axes
-    assert [t.get_text() for t in axes.texts] == ["image", "conv", "flat", "zero"]
-    mosaic, viridis = axes.images[0].get_array(), colormaps["viridis"]
-    np.testing.assert_array_equal(mosaic[:36, :36], viridis(np.eye(18).repeat(2, 0).repeat(2, 1), bytes=True))
+    figure, viridis = plots.feature_maps(np.eye(18), maps), colormaps["viridis"]
+    assert [t.get_text() for t in figure.texts[1:]] == ["image", "conv", "flat", "zero"]
+    image, conv, _, zero = (strip.get_array() for strip in figure.images)
+    np.testing.assert_array_equal(image[:36, :36], viridis(np.eye(18).repeat(2, 0).repeat(2, 1), bytes=True))
     channel = maps[0][1][..., 17]  # in the second row of 16
     shades = (channel - maps[0][1].min()) / np.ptp(maps[0][1])
-    expected = viridis(shades.astype(np.float32).repeat(2, 0).repeat(2, 1), bytes=True)
-    np.testing.assert_array_equal(mosaic[44 + 38 : 44 + 74, 38:74], expected)
-    assert not mosaic[:36, 36:38].any()  # the gaps are transparent
+    np.testing.assert_array_equal(conv[38:74, 38:74], viridis(shades.repeat(2, 0).repeat(2, 1), bytes=True))
+    assert not conv[:36, 36:38].any()  # the gaps are transparent
+    np.testing.assert_array_equal(zero[:36, :36], viridis(np.zeros((36, 36)), bytes=True))
+
+
+def test_feature_maps_are_all_inside_the_picture(random, tmp_path):
+    """Each strip stands beside its name, below the one before it."""
+    maps = [(f"conv{i}", random.normal(size=(9, 9, 32))) for i in range(3)]
+    figure = plots.feature_maps(np.eye(9), maps)
+    plots.save(figure, tmp_path / "maps.png")
+    pixels = imread(tmp_path / "maps.png")
+    height, width = pixels.shape[:2]
+    tops = [height - image.oy - image.get_array().shape[0] for image in figure.images]
+    assert tops == sorted(tops)
+    assert tops[0] > 0
+    assert min(image.oy for image in figure.images) >= 0
+    for image, name in zip(figure.images, figure.texts[1:], strict=True):
+        rows = image.get_array().shape[0]
+        top = round(height - image.oy - rows)
+        strip = (255 * pixels[top : top + rows, round(image.ox) : round(image.ox) + 36]).round()
+        np.testing.assert_array_equal(strip[:36, :, :3], image.get_array()[:36, :36, :3])
+        assert image.ox + image.get_array().shape[1] <= width
+        assert name.get_position()[1] * height == pytest.approx(height - top - rows / 2)
 
 
 def test_saliency_has_one_scale_for_both_signs(random):

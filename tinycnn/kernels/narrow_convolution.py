@@ -58,7 +58,7 @@ def convolve(
         kernel, parts, sizes, P, L = _plan(x.shape, w.shape, x.dtype, output_size, stride, offset, spread)
         bias = np.empty((P, len(b)), b.dtype)
         bias[:] = b
-        run(kernel, parts, sizes, x, np.zeros(L, x.dtype), _in_chunks(w, L), bias, y)
+        run(kernel, parts, sizes, x, _in_chunks(w, L), bias, y)
     return y
 
 
@@ -105,8 +105,8 @@ def _task(P: int, B: int, L: int, kernel_w: int, C: int, O: int, stride, spread,
     known_chunks = chunks if chunks == 1 or kernel_w == 1 else 0  # or LLVM would read all of them ahead
     (stride_h, stride_w), (spread_h, spread_w) = stride, spread
 
-    @task(dtype, dtype, dtype, dtype, dtype)
-    def convolve_narrow_tiles(part, sizes, x, zeros, w, b, y):
+    @task(dtype, dtype, dtype, dtype)
+    def convolve_narrow_tiles(part, sizes, x, w, b, y):
         parts, N, H, W, kernel_h, out_h, out_w, offset_h, offset_w, run_time_chunks = numbers(sizes, 10)
         acc = tile(sums, L, x)
         w_step = (C + L - 1) // L * kernel_w * O * L  # from one row of the kernel to the next
@@ -128,27 +128,17 @@ def _task(P: int, B: int, L: int, kernel_w: int, C: int, O: int, stride, spread,
                     for chunk in range(known_chunks or run_time_chunks):
                         for t in range(0, kernel_w, B):
                             w_rows = read_rows(w, there + (chunk * kernel_w + t) * O * L, L, rows, L, rows, L)
+                            place = here + chunk * L
                             multiply_add_windows(
-                                acc, P, stride_w, O, x, here + chunk * L, column + t, W, spread_w, C, zeros, L, w_rows
-                            )
+                                acc, P, stride_w, O, x, place, column + t, W, spread_w, C, L, w_rows
+                            )  # fmt: skip
                     if rest:
                         for t in range(0, kernel_w, B):
                             w_rows = read_rows(w, there + (chunks * kernel_w + t) * O * L, L, rows, L, rows, L)
+                            place = here + chunks * L
                             multiply_add_windows(
-                                acc,
-                                P,
-                                stride_w,
-                                O,
-                                x,
-                                here + chunks * L,
-                                column + t,
-                                W,
-                                spread_w,
-                                C,
-                                zeros,
-                                rest,
-                                w_rows,
-                            )
+                                acc, P, stride_w, O, x, place, column + t, W, spread_w, C, rest, w_rows
+                            )  # fmt: skip
                 place = (line * out_w + j) * O
                 write(y, place, read(b, 0, first_sums, L) + sums_of_lanes(acc, 0, first_sums), first_sums)
                 if other_sums:

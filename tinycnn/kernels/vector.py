@@ -307,40 +307,37 @@ def multiply_add_rows(typing_context, acc, groups, group_step, count, step, x, i
 
 
 @intrinsic(prefer_literal=True)
-def multiply_add_windows(
-    typing_context, acc, count, stride, outputs, x, i, column, width, spread, pixel, zeros, lanes, rows
-):
+def multiply_add_windows(typing_context, acc, count, stride, outputs, x, i, column, width, spread, pixel, lanes, rows):
     """acc[p · outputs + o] += Σ_t z[column + p · stride + t] · rows[t · outputs + o]  for p < count.
 
-    z[v · spread], a row, is x[i + v · pixel : … + lanes] for 0 <= v < width, the others are zero. zeros: so many.
-    Each row of x is loaded once for all the sums that it goes into, as by `multiply_add_rows`.
+    z[v · spread], a row, is x[i + v · pixel : … + lanes] for 0 <= v < width; the others are zero.
+    Each row of z is loaded once for all the sums that it goes into, as a number by `multiply_add_rows`.
     """
 
     def code(context, builder, signature, arguments):
-        acc_, _, _, _, x_, i_, column_, width_, _, _, zeros_, _, rows_ = arguments
-        uses = {}  # of each row of x: (which sum, which of rows)
+        acc_, _, _, _, x_, i_, column_, width_, _, _, _, rows_ = arguments
+        uses = {}  # of each row of z: (which sum, which of rows)
         for p, r in product(range(count.literal_value), range(rows.count)):
             t, o = divmod(r, outputs.literal_value)
             uses.setdefault(p * stride.literal_value + t, []).append((p * outputs.literal_value + o, r))
+        spread_, pixel_ = (ir.Constant(_I64, literal.literal_value) for literal in (spread, pixel))
+        zeros = ir.Constant(context.get_value_type(rows.dtype), None)
+        zeros_ = builder.bitcast(cgutils.alloca_once_value(builder, zeros), x_.type)
 
         def row(place):
             here_ = builder.add(column_, ir.Constant(_I64, place))
-            v_ = builder.sdiv(here_, ir.Constant(_I64, spread.literal_value))
+            v_ = builder.sdiv(here_, spread_)
             inside = builder.icmp_unsigned("<", v_, width_)  # a negative number would be a large one
-            if spread.literal_value > 1:
-                v_times_spread = builder.mul(v_, ir.Constant(_I64, spread.literal_value))
-                inside = builder.and_(inside, builder.icmp_signed("==", v_times_spread, here_))
-            pointer = builder.gep(x_, [builder.add(i_, builder.mul(v_, ir.Constant(_I64, pixel.literal_value)))])
+            inside = builder.and_(inside, builder.icmp_signed("==", builder.mul(v_, spread_), here_))
+            pointer = builder.gep(x_, [builder.add(i_, builder.mul(v_, pixel_))])
             pointer = builder.select(inside, pointer, zeros_)
             return _read(context, builder, rows.dtype, pointer, ir.Constant(_I64, 0), lanes.literal_value)
 
         _multiply_add_each(context, builder, rows.dtype, acc_, uses, row, rows_)
         return context.get_dummy_value()
 
-    signature = types.void(
-        acc, count, stride, outputs, x, types.intp, types.intp, types.intp, spread, pixel, zeros, lanes, rows
-    )
-    return signature, code
+    x_types = x, types.intp, types.intp, types.intp
+    return types.void(acc, count, stride, outputs, *x_types, spread, pixel, lanes, rows), code
 
 
 def _multiply_add_each(context, builder, row: Row, acc_, uses: dict, load, rows_) -> None:
