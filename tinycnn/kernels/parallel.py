@@ -158,7 +158,7 @@ def run(kernel: Task, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray, s
         arrays = (empty((parts, scratch), dtype) if scratch else arrays[0], *arrays)
         stride = scratch * dtype.itemsize // _FLOAT.itemsize
     # Only their addresses count: one type for all spares compiling `_call_in_parallel` again for every mixture.
-    memory = [a.ravel() if a.dtype == _FLOAT else np.frombuffer(a, _FLOAT, count=0) for a in arrays]
+    memory = [a.ravel() if a.dtype == _FLOAT else np.ndarray(0, _FLOAT, a) for a in arrays]
     unused = memory[:1] * (MOST_ARRAYS - len(arrays))
     flags_and_sizes = _flags_and(parts, sizes)
     if parts > 1:
