@@ -54,6 +54,7 @@ from tinycnn.kernels.vector import (
 
 LEVEL = 2  # of optimisation: level 3 takes a fifth longer to compile and gains nothing, these tiles being small enough
 GROUP = 30  # patches that are transformed together: enough to fill tiles, few enough to stay in the cache
+COPIES = 2  # of the transformed weights, each for one half of the parts: see `_transformed`
 ODD = 16  # numbers between 36 matrices that are used at once: they would compete for the same places in the cache
 
 
@@ -99,7 +100,7 @@ def convolve(
     y = empty((len(x), rows, columns, O), x.dtype)
     winners, active = (empty(y.shape, BYTE) if needed else None for needed in (pool, relu))
     kernel = _convolve_task(*_products_tile(O, x.dtype), S, x.dtype)
-    arrays = x, _transformed(w, S), b, y, *(y if array is None else array for array in (winners, active))
+    arrays = x, _transformed(w, S, parts), b, y, *(y if array is None else array for array in (winners, active))
     run(kernel, parts, (parts, *sizes, pool, relu), *arrays, scratch=scratch)
     return y, winners, active
 
@@ -130,7 +131,7 @@ def convolve_backward(
     if w is None:
         u = dx = empty((0,), x.dtype)
     else:
-        u, dx = _transformed(copy(w.transpose(0, 1, 3, 2)), S), empty(x.shape, x.dtype)
+        u, dx = _transformed(copy(w.transpose(0, 1, 3, 2)), S, parts), empty(x.shape, x.dtype)
     sizes = parts, *sizes, dx.size, winners is not None, active is not None
     behind = (dy if array is None else array for array in (winners, active))
     run(kernel, parts, sizes, x, dy, u, dx, sums, db_parts, *behind, scratch=scratch)
@@ -138,11 +139,14 @@ def convolve_backward(
     return dx, dw, np.add.reduce(db_parts, axis=0)
 
 
-def _transformed(w: np.ndarray, S: int) -> np.ndarray:
-    """U = G w Gᵀ: a matrix for each of the 36 products."""
-    size = w[0, 0].size
-    u = empty((36, size + ODD), w.dtype)
-    run(_weights_task(S, w.dtype), 1, (size,), w, u)
+def _transformed(w: np.ndarray, S: int, parts: int) -> np.ndarray:
+    """U = G w Gᵀ: a matrix for each of the 36 products; and all of them once more, for the other half of the parts.
+
+    What one core has written takes long to reach another: longer than to compute it there again.
+    """
+    size, copies = w[0, 0].size, min(COPIES, parts)
+    u = empty((copies, 36, size + ODD), w.dtype)
+    run(_weights_task(S, w.dtype), copies, (size,), w, u)
     return u
 
 
@@ -178,13 +182,13 @@ def _weights_task(S: int, dtype: np.dtype):
         (size,) = numbers(sizes, 1)
         step = size + ODD
         for i in range(0, size, S):
-            width, zero = min(S, size - i), read(w, 0, 0, S)
+            width, zero, to = min(S, size - i), read(w, 0, 0, S), part * 36 * step + i
             for b in range(3):  # the first half of the way, G w, stands where the end of U will
                 column = read_rows(w, b * size + i, 3 * size, 3, width, 3, S)
-                write_rows(u, (3 + b) * step + i, 6 * step, 6, width, G(column, zero))
+                write_rows(u, to + (3 + b) * step, 6 * step, 6, width, G(column, zero))
             for a in range(6):
-                row = read_rows(u, (6 * a + 3) * step + i, step, 3, width, 3, S)
-                write_rows(u, 6 * a * step + i, step, 6, width, G(row, zero))
+                row = read_rows(u, to + (6 * a + 3) * step, step, 3, width, 3, S)
+                write_rows(u, to + 6 * a * step, step, 6, width, G(row, zero))
 
     return transform_weights
 
@@ -229,7 +233,7 @@ def _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
 
 
 @in_tasks
-def _products(scratch, v, v_size, patches, K, u, O, m, m_size, P, L):
+def _products(scratch, v, v_size, patches, K, u, u_start, O, m, m_size, P, L):
     """M[t] = V[t] · U[t] for the 36 matrices, from and to the scratch memory.  V[t] (patches, K), U[t] (K, O)."""
     acc = tile(P, L, scratch)
     for t in range(36):
@@ -240,7 +244,7 @@ def _products(scratch, v, v_size, patches, K, u, O, m, m_size, P, L):
                     acc[p] = read(scratch, 0, 0, L)  # no lanes: zeros
                 here = v + t * v_size + q * K
                 for k in range(K):
-                    u_row = read(u, t * (K * O + ODD) + k * O + o, width, L)
+                    u_row = read(u, u_start + t * (K * O + ODD) + k * O + o, width, L)
                     for p in range(P):
                         acc[p] = multiply_add(scratch[here + p * K + k], u_row, acc[p])
                 for p in range(P):
@@ -258,13 +262,14 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
         v, m = 0, 36 * v_size
         half = m + 36 * m_size
         z_start = half + 36 * columns * S
+        u_start = part * min(COPIES, parts) // parts * 36 * (C * O + ODD)
         clear_numbers(scratch, v, 36 * v_size)  # beyond the patches stands anything, and subnormal numbers are slow
         clear_numbers(scratch, z_start, z_size)
         last = (part + 1) * N * patch_rows // parts
         for first in range(part * N * patch_rows // parts, last, group):
             rows = min(group, last - first)
             _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
-            _products(scratch, v, v_size, rows * columns, C, u, O, m, m_size, P, L)
+            _products(scratch, v, v_size, rows * columns, C, u, u_start, O, m, m_size, P, L)
             # y = Aᵀ M A + b
             for row in range(rows):
                 n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
@@ -355,6 +360,7 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
         half = e + 36 * e_size
         z_start = half + 36 * columns * S
         dz_start = z_start + z_size
+        u_start = part * min(COPIES, parts) // parts * 36 * (C * O + ODD)
         clear_numbers(scratch, e, 36 * e_size)  # as V in forward
         clear_numbers(scratch, z_start, z_size)
         clear_numbers(sums, part * 36 * (C * O + ODD), 36 * (C * O + ODD))
@@ -366,7 +372,7 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
             _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, db, part * O, S)
             _add_products(scratch, v, v_size, e, e_size, rows * columns, C, O, sums, 36 * part, R, L_out)
             if dx_size:  # V has served; the products E[t] · U[t] take its place
-                _products(scratch, e, e_size, rows * columns, O, u, C, v, v_size, P, L_in)
+                _products(scratch, e, e_size, rows * columns, O, u, u_start, C, v, v_size, P, L_in)
                 _add_up_patches(dx, sizes, first, rows, scratch, v, half, dz_start, S)
 
     return backward_patches
