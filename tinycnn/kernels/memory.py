@@ -21,6 +21,7 @@ ALIGNMENT = 64  # bytes of a cache line: a vector that lies in two lines costs t
 
 _waiting: dict[int, list["_Block"]] = {}  # unused blocks by their size
 _waiting_bytes = 0
+_notepads: list[np.ndarray] = []  # that wait; more than one only if several threads of Python compute at once
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -38,9 +39,28 @@ def copy(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
     return result
 
 
+def take_notepads(threads: int, size: int) -> np.ndarray:
+    """A row of at least so many bytes for each thread, as float32: memory for notes, until it is put back.
+
+    It is the same one again and again, of the largest size that was asked for. So every thread writes where it wrote
+    before, which its core still has at hand. Memory that another core wrote last takes several times as long.
+    """
+    notepads = _notepads.pop() if _notepads else None
+    if notepads is None or notepads.nbytes < threads * size:
+        size = -(-size // ALIGNMENT) * ALIGNMENT
+        notepads = np.ndarray((threads, size // 4), np.float32, _block(threads * size))
+    return notepads
+
+
+def put_back(notepads: np.ndarray) -> None:
+    """What `take_notepads` returned is not used any more."""
+    _notepads.append(notepads)
+
+
 def give_back() -> None:
     """Leave all blocks that wait to the operating system: for after the training, when something else needs memory."""
     global _waiting_bytes
+    _notepads.clear()
     _waiting.clear()
     _waiting_bytes = 0
 

@@ -34,14 +34,14 @@ from typing import TypeVar
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, config, njit, prange, types
+from numba import cfunc, config, get_thread_id, njit, prange, types
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from tinycnn.kernels.memory import empty
+from tinycnn.kernels.memory import put_back, take_notepads
 
 PARTS = 8  # more would scale to more cores, but sums over a batch need memory for each part
 WORTH_SHARING = 1 << 19  # simple operations; a second thread takes about as long to get going as one does so many
@@ -147,16 +147,17 @@ def run(kernel: Task, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray, s
 
     The arrays must be contiguous and of the dtypes that the kernel takes. scratch: so many numbers of the first one's
     dtype, of arbitrary value, are the part's to write into, and stand before the arrays. (They are the thread's, in
-    fact, and still in its core's cache when the next part begins.)
+    fact, and still in its core's cache when the next part begins, or the next kernel.)
     """
     if _noted is not None:
         _noted.append(kernel)
         return
-    stride = 0  # from one's scratch memory to the next one's, in float32 numbers
+    notepads = None
+    if scratch:
+        notepads = take_notepads(config.NUMBA_NUM_THREADS, scratch * arrays[0].dtype.itemsize)
     if scratch is not None:
-        dtype = arrays[0].dtype
-        arrays = (empty((parts, scratch), dtype) if scratch else arrays[0], *arrays)
-        stride = scratch * dtype.itemsize // _FLOAT.itemsize
+        arrays = (notepads if scratch else arrays[0], *arrays)
+    stride = notepads.shape[1] if scratch else 0  # from a thread's scratch memory to the next one's
     # Only their addresses count: one type for all spares compiling `_call_in_parallel` again for every mixture.
     memory = [a.ravel() if a.dtype == _FLOAT else np.ndarray(0, _FLOAT, a) for a in arrays]
     unused = memory[:1] * (MOST_ARRAYS - len(arrays))
@@ -164,6 +165,8 @@ def run(kernel: Task, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray, s
     if parts > 1:
         flags_and_sizes = flags_and_sizes.copy()
     _in_parallel()(kernel.address, parts, stride, flags_and_sizes, *memory, *unused)
+    if scratch:
+        put_back(notepads)
 
 
 @contextmanager
@@ -244,13 +247,13 @@ def _call_in_parallel(address, parts, stride, numbers, a, b, c, d, e, f, g, h, i
         _call(address, 0, parts, numbers, 0, a, b, c, d, e, f, g, h, i)
         return
     # A thread gets neighbouring parts for its own, the same ones of every kernel, so it finds what it wrote itself in
-    # the cache of its core. Then it takes what others have not begun: another program may keep their cores busy. All
-    # that happens in the thread's first turn of this loop, so the scratch memory of that turn serves all its parts.
+    # the cache of its core. Then it takes what others have not begun: another program may keep their cores busy.
     for own in prange(parts):
+        offset = get_thread_id() * stride
         for turn in range(parts):
             part = (own + turn) % parts
             if numbers[part] == 0 and _is_first(numbers, part):
-                _call(address, part, parts, numbers, own * stride, a, b, c, d, e, f, g, h, i)
+                _call(address, part, parts, numbers, offset, a, b, c, d, e, f, g, h, i)
 
 
 @functools.cache
