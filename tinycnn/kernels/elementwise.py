@@ -1,4 +1,4 @@
-"""The operations that go number by number as hot loops: ReLU, Normalize, and copies.
+"""The operations that go number by number as hot loops: ReLU, Normalize, copies, and sums of a few arrays.
 
 Each formula stands where it is used (`tinycnn/layers.py`, `tinycnn/more_layers.py`). They are here because NumPy would
 walk through the memory once for every operation in them, on one core and with a new array each time.
@@ -12,7 +12,7 @@ import numpy as np
 
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import in_tasks, numbers, parts_for, run, task
-from tinycnn.kernels.vector import choose, copy_numbers, equals, more_than, not_at_most, read
+from tinycnn.kernels.vector import choose, copy_numbers, equals, more_than, not_at_most, read, row_lanes, write
 
 BYTE = np.dtype(np.uint8)
 
@@ -63,6 +63,15 @@ def copy_shared(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return y
 
 
+def sum_of_parts(x: np.ndarray) -> np.ndarray:
+    """y = x[0] + x[1] + …, in this order.  x (parts, …), contiguous."""
+    y = empty(x.shape[1:], x.dtype)
+    if y.size:
+        parts = parts_for(y.size, 8 * x.size)
+        run(_sum_of_parts_task(row_lanes(x.dtype), x.dtype), parts, (parts, len(x), y.size), x, y)
+    return y
+
+
 def _run(kernel, count: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None:
     if count:
         parts = parts_for(count, 8 * count)
@@ -109,6 +118,22 @@ def _normalize_task(C: int, source: np.dtype, dtype: np.dtype):
                 y[i * C + c] = (number(x[i * C + c]) / most - mean[c]) / std[c]
 
     return normalize
+
+
+@cache
+def _sum_of_parts_task(L: int, dtype: np.dtype):
+    @task(dtype, dtype)
+    def sum_of_parts(part, sizes, x, y):
+        parts, count, size = numbers(sizes, 3)
+        last = (part + 1) * size // parts
+        for i in range(part * size // parts, last, L):
+            width = min(L, last - i)
+            total = read(x, i, width, L)
+            for other in range(1, count):
+                total = total + read(x, other * size + i, width, L)
+            write(y, i, total, width)
+
+    return sum_of_parts
 
 
 @cache

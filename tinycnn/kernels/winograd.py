@@ -32,7 +32,7 @@ from functools import cache
 
 import numpy as np
 
-from tinycnn.kernels.elementwise import BYTE, relu_of
+from tinycnn.kernels.elementwise import BYTE, relu_of, sum_of_parts
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.minimal_filtering import A, A_transposed, B, B_transposed, G, G_transposed
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
@@ -94,12 +94,13 @@ def convolve(
     -> y (N, *output_size, O) or (N, out_h // 2, out_w // 2, O), winners or None, active or None.
     """
     O, S = w.shape[3], register_lanes(x.dtype)
-    groups, sizes, scratch = _plan(x.shape, (*output_size, O), offset, S)
+    P, L = _products_tile(O, x.dtype)
+    groups, sizes, scratch = _plan(x.shape, (*output_size, O), offset, S, P)
     parts = max(1, min(PARTS, groups))
     rows, columns = (size // 2 if pool else size for size in output_size)
     y = empty((len(x), rows, columns, O), x.dtype)
     winners, active = (empty(y.shape, BYTE) if needed else None for needed in (pool, relu))
-    kernel = _convolve_task(*_products_tile(O, x.dtype), S, x.dtype)
+    kernel = _convolve_task(P, L, S, x.dtype)
     arrays = x, _transformed(w, S, parts), b, y, *(y if array is None else array for array in (winners, active))
     run(kernel, parts, (parts, *sizes, pool, relu), *arrays, scratch=scratch)
     return y, winners, active
@@ -122,21 +123,21 @@ def convolve_backward(
     dtype; N ≥ 1, C and O ≥ 16 -> dx (N, H, W, C), dw (3, 3, C, O), db (O,).
     """
     C, O, S = x.shape[3], dy.shape[3], register_lanes(x.dtype)
-    _, sizes, scratch = _plan(x.shape, (*output_size, O), offset, S)
+    P, L = _products_tile(C, x.dtype)
+    _, sizes, scratch = _plan(x.shape, (*output_size, O), offset, S, P)
     parts = min(PARTS, len(x))  # of whole images: the patches of one overlap in dx
-    dw = empty((3, 3, C, O), x.dtype)
-    sums, db_parts = empty((parts, 36, C * O + ODD), x.dtype), empty((parts, O), x.dtype)
+    dw_parts, db_parts = empty((parts, 3, 3, C, O), x.dtype), empty((parts, O), x.dtype)
     # rows of dw fill tiles of 8 well: the usual numbers of channels are multiples of it
-    kernel = _backward_task(*tile_shape(8, O, x.dtype), *_products_tile(C, x.dtype), S, x.dtype)
+    kernel = _backward_task(*tile_shape(8, O, x.dtype), P, L, S, x.dtype)
     if w is None:
         u = dx = empty((0,), x.dtype)
     else:
         u, dx = _transformed(copy(w.transpose(0, 1, 3, 2)), S, parts), empty(x.shape, x.dtype)
     sizes = parts, *sizes, dx.size, winners is not None, active is not None
     behind = (dy if array is None else array for array in (winners, active))
-    run(kernel, parts, sizes, x, dy, u, dx, sums, db_parts, *behind, scratch=scratch)
-    run(_backward_end_task(S, x.dtype), PARTS, (parts, C * O), sums, dw)
-    return dx, dw, np.add.reduce(db_parts, axis=0)
+    scratch += 36 * (C * O + ODD)  # the sums behind dw
+    run(kernel, parts, sizes, x, dy, u, dx, dw_parts, db_parts, *behind, scratch=scratch)
+    return dx, sum_of_parts(dw_parts), np.add.reduce(db_parts, axis=0)
 
 
 def _transformed(w: np.ndarray, S: int, parts: int) -> np.ndarray:
@@ -155,12 +156,12 @@ def _products_tile(columns: int, dtype: np.dtype) -> tuple[int, int]:
 
 
 @cache
-def _plan(x_shape, y_shape, offset, S) -> tuple[int, tuple[int, ...], int]:
+def _plan(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
     """(whole groups of patches, the sizes that the tasks need, numbers of scratch memory)."""
     (N, H, W, C), (out_h, out_w, O) = x_shape, y_shape
     rows, columns = -(-out_h // 4), -(-out_w // 4)  # of patches in an image
     group = max(1, round(GROUP / columns))  # rows of patches
-    room = group * columns + 16  # a tile may reach beyond the last patch
+    room = -(-group * columns // P) * P  # for patches: a tile may reach beyond the last one
     v_size, m_size, half_size = room * C + ODD, room * O + ODD, 36 * columns * S  # forward needs 36 * S of the last
     z_h, z_w = 4 * rows + 2, 4 * columns + 2
     as_it_is = offset == (0, 0) and z_h <= H and z_w <= W
@@ -348,10 +349,10 @@ def _maximum(a, b, c, d, none):
 
 @cache
 def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtype):
-    """dx, and for each part the sums over its patches of Vᵀ[t] · E[t] and of dy."""
+    """dx, and for each part dw and db of its patches."""
 
     @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
-    def backward_patches(part, sizes, scratch, x, dy, u, dx, sums, db, winners, active):
+    def backward_patches(part, sizes, scratch, x, dy, u, dx, dw, db, winners, active):
         (
             parts, N, _, _, C, _, _, O, _, _,
             patch_rows, columns, group, v_size, e_size, _, z_size, dx_size,
@@ -360,20 +361,31 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
         half = e + 36 * e_size
         z_start = half + 36 * columns * S
         dz_start = z_start + z_size
+        sums = dz_start + z_size
         u_start = part * min(COPIES, parts) // parts * 36 * (C * O + ODD)
         clear_numbers(scratch, e, 36 * e_size)  # as V in forward
         clear_numbers(scratch, z_start, z_size)
-        clear_numbers(sums, part * 36 * (C * O + ODD), 36 * (C * O + ODD))
+        clear_numbers(scratch, sums, 36 * (C * O + ODD))
         clear_numbers(db, part * O, O)
         last = (part + 1) * N // parts * patch_rows
         for first in range(part * N // parts * patch_rows, last, group):
             rows = min(group, last - first)
             _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
             _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, db, part * O, S)
-            _add_products(scratch, v, v_size, e, e_size, rows * columns, C, O, sums, 36 * part, R, L_out)
+            _add_products(scratch, v, v_size, e, e_size, rows * columns, C, O, sums, R, L_out)
             if dx_size:  # V has served; the products E[t] · U[t] take its place
                 _products(scratch, e, e_size, rows * columns, O, u, u_start, C, v, v_size, P, L_in)
                 _add_up_patches(dx, sizes, first, rows, scratch, v, half, dz_start, S)
+        # dw = Gᵀ (the sums) G, for S pairs of channels at once
+        size = C * O
+        for i in range(0, size, S):
+            width, zero, here = min(S, size - i), read(scratch, 0, 0, S), sums + i
+            for t in range(6):
+                column = read_rows(scratch, here + t * (size + ODD), 6 * (size + ODD), 6, width, 6, S)
+                write_rows(scratch, half + t * S, 6 * S, 3, S, G_transposed(column, zero))
+            for a in range(3):
+                row = read_rows(scratch, half + 6 * a * S, S, 6, S, 6, S)
+                write_rows(dw, (9 * part + 3 * a) * size + i, size, 3, width, G_transposed(row, zero))
 
     return backward_patches
 
@@ -439,7 +451,7 @@ def _unpooled(dy, winners, active, here, O, count, width, cell, relu, S):
 
 
 @in_tasks
-def _add_products(scratch, v, v_size, e, e_size, patches, C, O, sums, sums_start, R, L):
+def _add_products(scratch, v, v_size, e, e_size, patches, C, O, sums, R, L):
     """sums[t] += Vᵀ[t] · E[t] for the 36 matrices.  V[t] (patches, C), E[t] (patches, O)."""
     acc = tile(R, L, scratch)
     for t in range(36):
@@ -447,16 +459,16 @@ def _add_products(scratch, v, v_size, e, e_size, patches, C, O, sums, sums_start
             width = min(L, O - o)
             for tile_k in range(0, C, R):
                 k = min(tile_k, C - R)
-                here = (sums_start + t) * (C * O + ODD) + k * O + o
+                here = sums + t * (C * O + ODD) + k * O + o
                 for r in range(R):
-                    acc[r] = read(sums, here + r * O, width, L)
+                    acc[r] = read(scratch, here + r * O, width, L)
                 for q in range(patches):
                     e_row = read(scratch, e + t * e_size + q * O + o, width, L)
                     for r in range(R):
                         acc[r] = multiply_add(scratch[v + t * v_size + q * C + k + r], e_row, acc[r])
                 for r in range(R):
                     if k + r >= tile_k:  # the rows before were already summed by the tile before
-                        write(sums, here + r * O, acc[r], width)
+                        write(scratch, here + r * O, acc[r], width)
 
 
 @in_tasks
@@ -497,29 +509,3 @@ def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S):
 def _sums(a, b):
     (a0, a1, a2, a3), (b0, b1, b2, b3) = a, b
     return a0 + b0, a1 + b1, a2 + b2, a3 + b3
-
-
-@cache
-def _backward_end_task(S: int, dtype: np.dtype):
-    """dw = Gᵀ (the sums of all parts) G, for S pairs of channels at once. It uses the first part's place for sums."""
-
-    @task(dtype, dtype, level=LEVEL)
-    def backward_end(part, sizes, sums, dw):
-        parts, size = numbers(sizes, 2)
-        step, blocks = size + ODD, (size + S - 1) // S
-        for block in range(part * blocks // PARTS, (part + 1) * blocks // PARTS):
-            i = block * S
-            width, zero = min(S, size - i), read(sums, 0, 0, S)
-            for t in range(36):
-                total = read(sums, t * step + i, width, S)
-                for other in range(1, parts):
-                    total = total + read(sums, (other * 36 + t) * step + i, width, S)
-                write(sums, t * step + i, total, width)
-            for t in range(6):
-                column = read_rows(sums, t * step + i, 6 * step, 6, width, 6, S)
-                write_rows(sums, t * step + i, 6 * step, 3, width, G_transposed(column, zero))
-            for a in range(3):
-                row = read_rows(sums, 6 * a * step + i, step, 6, width, 6, S)
-                write_rows(dw, 3 * a * size + i, size, 3, width, G_transposed(row, zero))
-
-    return backward_end
