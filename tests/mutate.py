@@ -42,10 +42,11 @@ TARGETS = {  # the file: the tests that know it best, the fastest first
     "tinycnn/rebuild.py": ["tests/test_fuzz.py", "-k", "not hundreds"],
     "tinycnn/kernels/batch_norm.py": ["tests/test_kernels.py", "-k", "batch_norm or moments"],
     "tinycnn/kernels/convolution.py": ["tests/test_kernels.py", "-k", "convolution or winograd_is or two_pixels"],
+    "tinycnn/kernels/narrow_convolution.py": ["tests/test_kernels.py", "-k", "narrow or few_channels"],
     "tinycnn/kernels/pooled_convolution.py": ["tests/test_together.py"],
     "tinycnn/kernels/dense.py": ["tests/test_kernels.py", "-k", "dense"],
     "tinycnn/kernels/cross_entropy.py": ["tests/test_loss.py"],
-    "tinycnn/kernels/elementwise.py": ["tests/test_kernels.py", "-k", "number_by"],
+    "tinycnn/kernels/elementwise.py": ["tests/test_kernels.py", "-k", "number_by or sum_of_parts"],
     "tinycnn/kernels/memory.py": ["tests/test_memory.py"],
     "tinycnn/kernels/optimizers.py": ["tests/test_kernels.py", "tests/test_optim.py", "-k", "steps or optim"],
     "tinycnn/kernels/parallel.py": ["tests/test_parallel.py", "tests/test_kernels.py", "tests/test_memory.py"],
@@ -53,6 +54,7 @@ TARGETS = {  # the file: the tests that know it best, the fastest first
     "tinycnn/kernels/resampling.py": ["tests/test_augment.py"],
     "tinycnn/kernels/vector.py": ["tests/test_kernels.py"],
     "tinycnn/kernels/winograd.py": ["tests/test_kernels.py", "-k", "winograd"],
+    "tinycnn/kernels/minimal_filtering.py": ["tests/test_kernels.py", "-k", "winograd"],
 }
 OPERATORS = {
     ast.Add: ("+", "-"),

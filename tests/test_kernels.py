@@ -424,12 +424,12 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
         dense_kernels,
         elementwise,
         narrow_convolution,
-        parallel,
         pooled_convolution,
         pooling,
         winograd,
     ):
         monkeypatch.setattr(module, "empty", not_empty)
+    monkeypatch.setattr(parallel, "take_notepads", lambda threads, size: np.full((threads, size), np.nan).view("f4"))
     for actual, wanted in zip(everything(), expected, strict=True):
         np.testing.assert_array_equal(actual, wanted)
         assert np.isfinite(actual).all()
@@ -476,6 +476,16 @@ def test_tiles_are_unrolled(tmp_path, processor):
     for line in printed.splitlines():
         _, count, rows = line.rsplit(" ", 2)
         assert int(count) >= int(rows), printed
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 3), (3, 5, 7), (8, 100_003)])  # the last in eight parts
+def test_sum_of_parts(random, dtype, shape):
+    x = random.normal(size=shape).astype(dtype)
+    total = x[0].copy()
+    for other in x[1:]:
+        total += other
+    np.testing.assert_array_equal(elementwise.sum_of_parts(x), total)
 
 
 def test_empty_batches():

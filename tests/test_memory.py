@@ -35,6 +35,7 @@ def nothing_waits(monkeypatch):
     """As in a new process."""
     monkeypatch.setattr(memory, "_waiting", {})
     monkeypatch.setattr(memory, "_waiting_bytes", 0)
+    monkeypatch.setattr(memory, "_notepads", [])
 
 
 def test_a_block_is_used_again(nothing_waits):
@@ -48,6 +49,27 @@ def test_a_block_is_used_again(nothing_waits):
     assert address(memory.empty((99, 999), FLOAT32)) == place  # a little smaller
     assert address(memory.empty((50, 500), np.dtype(np.float64))) == place
     assert address(memory.empty((10, 1700), FLOAT32)) != place  # not a fifth of it
+
+
+def test_a_thread_gets_the_same_notepad_again(nothing_waits):
+    """Of the largest size that was asked for: a smaller one has its rows at the same places."""
+    first = memory.take_notepads(3, 1000)
+    assert first.shape == (3, 256)  # whole cache lines
+    assert first.dtype == FLOAT32
+    assert address(first) % memory.ALIGNMENT == 0
+    second = memory.take_notepads(3, 1000)
+    assert not np.shares_memory(first, second)  # somebody else computes at the same time
+    for notepads in (second, first):
+        memory.put_back(notepads)
+    assert memory.take_notepads(3, 10) is first
+    memory.put_back(first)
+    larger = memory.take_notepads(3, 2000)
+    assert larger.shape == (3, 512)
+    memory.put_back(larger)
+    assert memory.take_notepads(3, 1000) is larger
+    memory.put_back(larger)
+    memory.give_back()
+    assert memory._notepads == []
 
 
 def test_given_back_is_given_back(nothing_waits):

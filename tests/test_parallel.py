@@ -35,3 +35,21 @@ def test_one_thread_takes_the_parts_in_their_order(at_threads):
     turns = np.zeros(9, np.float32)
     at_threads(1, lambda: run(note, 8, (8, 3), np.zeros(8, np.float32), turns))
     np.testing.assert_array_equal(turns, [*range(8), 8])
+
+
+@task(np.dtype(np.float64), np.dtype(np.float64))
+def remember(part, sizes, scratch, found):
+    (size,) = numbers(sizes, 1)
+    for _ in range(50):
+        for i in range(size):
+            scratch[i] = part
+        for i in range(size):
+            found[part] += scratch[i]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_scratch_memory_is_a_threads_own(at_threads, threads):
+    """What a part notes there is still there when it looks, whatever the others do."""
+    found = np.zeros(8)
+    at_threads(threads, lambda: run(remember, 8, (10_000,), found, scratch=10_000))
+    np.testing.assert_array_equal(found, 50 * 10_000 * np.arange(8))

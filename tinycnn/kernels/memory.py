@@ -45,7 +45,10 @@ def take_notepads(threads: int, size: int) -> np.ndarray:
     It is the same one again and again, of the largest size that was asked for. So every thread writes where it wrote
     before, which its core still has at hand. Memory that another core wrote last takes several times as long.
     """
-    notepads = _notepads.pop() if _notepads else None
+    try:
+        notepads = _notepads.pop()
+    except IndexError:
+        notepads = None
     if notepads is None or notepads.nbytes < threads * size:
         size = -(-size // ALIGNMENT) * ALIGNMENT
         notepads = np.ndarray((threads, size // 4), np.float32, _block(threads * size))
