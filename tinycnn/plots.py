@@ -158,23 +158,16 @@ def feature_maps(image: np.ndarray, maps: list[tuple[str, np.ndarray]]) -> Figur
         else:
             strip = _stretched(shades.reshape(1, -1), cell // 2, width - gap)
         strips.append((name, strip))
-    height = above + sum(len(strip) + 8 for _, strip in strips)
-    figure = Figure(figsize=((left + width) / DPI, height / DPI), dpi=DPI)
-    figure.text(
-        (left + width / 2) / (left + width),
-        1 - 20 / height,
-        "One image through every layer",
-        size=12,
-        ha="center",
-        va="center",
-    )
-    bottom = height - above
+    all_across, all_down = left + width, above + sum(len(strip) + 8 for _, strip in strips)
+    figure = Figure(figsize=(all_across / DPI, all_down / DPI), dpi=DPI)
+    middle, title = (left + width / 2) / all_across, "One image through every layer"
+    figure.text(middle, 1 - 20 / all_down, title, size=12, ha="center", va="center")
+    bottom = all_down - above
     for name, strip in strips:  # one by one: Matplotlib needs fifteen times the memory of what it draws at once
         bottom -= len(strip)
         figure.figimage(colormaps["viridis"](strip, bytes=True), left, bottom, origin="upper")
-        figure.text(
-            (left - 8) / (left + width), (bottom + len(strip) / 2) / height, name, size=9, ha="right", va="center"
-        )
+        middle = (bottom + len(strip) / 2) / all_down
+        figure.text((left - 8) / all_across, middle, name, size=9, ha="right", va="center")
         bottom -= 8
     return figure
 

@@ -8,7 +8,9 @@ An array is never overwritten while anybody can see it: the block comes back whe
 gone, views and slices included. NumPy tells us so, because every view keeps the owner of its memory alive: `a.base`.
 (Whoever goes on to the base's base has found the block itself, and sees it used again.)
 
-What this file is not: it knows nothing of steps or layers; nobody has to reserve or give back anything.
+A kernel's own notes are another matter: they are over when it ends, and each thread has one place for all of them.
+
+What this file is not: it knows nothing of steps or layers; nobody has to reserve an array or give it back.
 """
 
 from math import prod
@@ -40,10 +42,10 @@ def copy(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
 
 
 def take_notepads(threads: int, size: int) -> np.ndarray:
-    """A row of at least so many bytes for each thread, as float32: memory for notes, until it is put back.
+    """A row of at least so many bytes for each thread, of arbitrary float32 numbers, until `put_back`.
 
-    It is the same one again and again, of the largest size that was asked for. So every thread writes where it wrote
-    before, which its core still has at hand. Memory that another core wrote last takes several times as long.
+    It is the same one again and again, as large as was ever asked for. So a thread writes where it wrote before, which
+    its core still has at hand; memory that another core wrote last would take several times as long.
     """
     try:
         notepads = _notepads.pop()

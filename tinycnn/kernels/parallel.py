@@ -152,12 +152,12 @@ def run(kernel: Task, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray, s
     if _noted is not None:
         _noted.append(kernel)
         return
-    notepads = None
+    stride = 0  # from a thread's scratch memory to the next one's
     if scratch:
         notepads = take_notepads(config.NUMBA_NUM_THREADS, scratch * arrays[0].dtype.itemsize)
+        stride = notepads.shape[1]
     if scratch is not None:
         arrays = (notepads if scratch else arrays[0], *arrays)
-    stride = notepads.shape[1] if scratch else 0  # from a thread's scratch memory to the next one's
     # Only their addresses count: one type for all spares compiling `_call_in_parallel` again for every mixture.
     memory = [a.ravel() if a.dtype == _FLOAT else np.ndarray(0, _FLOAT, a) for a in arrays]
     unused = memory[:1] * (MOST_ARRAYS - len(arrays))
