@@ -201,7 +201,9 @@ def test_convolution_from_many_to_few_channels(dtype, size, wide_and_narrow, ker
         ((64, 32), 8, 3, True),
         ((64, 32), 16, 7, True),
         ((64, 32), 16, 8, False),  # fill half a vector themselves
-        ((64, 32), 3, 3, False),  # three of eight lanes, either way
+        ((64, 32), 8, 4, False),
+        ((64, 32), 3, 3, False),
+        ((64, 32), 2, 1, False),
         ((32, 16), 16, 3, True),
         ((32, 16), 16, 4, False),
         ((16, 32), 16, 1, True),  # NEON

@@ -44,8 +44,8 @@ def copy(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
 def take_notepads(threads: int, size: int) -> np.ndarray:
     """A row of at least so many bytes for each thread, of arbitrary float32 numbers, until `put_back`.
 
-    It is the same one again and again, as large as was ever asked for. So a thread writes where it wrote before, which
-    its core still has at hand; memory that another core wrote last would take several times as long.
+    It is the same one again and again, as large as was asked for before. So a thread writes where it wrote before,
+    which its core still has at hand; memory that another core wrote last would take several times as long.
     """
     try:
         notepads = _notepads.pop()

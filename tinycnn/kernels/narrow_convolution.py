@@ -25,7 +25,6 @@ from tinycnn.kernels.vector import (
     multiply_add_windows,
     read,
     read_rows,
-    register_lanes,
     sums_of_lanes,
     tile,
     usable_registers,
@@ -37,10 +36,12 @@ MOST_SUMS = 16  # in a tile: more gain nothing
 
 @cache
 def pays(w_shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    """Whether input channels fill more than twice as many lanes as output channels: to add lanes up takes time."""
+    """Whether a pixel takes less than half the multiply-adds of rows: to add up lanes takes time as well.
+
+    Here they are one for each chunk and output channel, in convolution.py one for each channel.
+    """
     channels, out_channels = w_shape[2:]
-    L, lanes = filled_lanes(channels, dtype), register_lanes(dtype)
-    return 2 * out_channels < lanes and channels / (ceil(channels / L) * L) > 2 * out_channels / lanes
+    return 2 * ceil(channels / filled_lanes(channels, dtype)) * out_channels < channels
 
 
 def convolve(

@@ -51,7 +51,8 @@ def vector_registers() -> tuple[int, int]:
 def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = inf, multiple: int = 1) -> tuple[int, int]:
     """The tile (P, L) that covers an output of `rows` × `columns` in the least time; a row of columns is contiguous.
 
-    L is V = 1, 2 or 4 vectors. A step of the tile reads V vectors of w and P numbers of x, and does P·V multiply-adds:
+    L is V = 1, 2 or 4 vectors, halves of vectors where they suffice. A step of the tile reads V vectors of w and P
+    numbers of x, and does P·V multiply-adds:
 
         registers   P·V sums, V vectors of w and one number of x must fit, or four if each is used only once, for LLVM
                     reads them ahead; with a sixteenth of the registers to spare, for a tile that spills to memory runs
