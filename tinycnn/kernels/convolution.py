@@ -58,7 +58,7 @@ from tinycnn.kernels.vector import (
 
 HELD = 9  # rows of w below a row of the kernel: if there are no more, they stay in registers,
 WORTH_HOLDING = 8  # if the whole kernel has so many
-PIXELS, MOST_PIXELS = 4, 7  # of dy for which then is room there in dw, and that stay there at most
+PIXELS, MOST_PIXELS = 4, 7  # of dy: so many have room there beside a tile of dw, and up to so many stay if they have
 NEAR = 24 << 10  # bytes that stay in a core's nearest cache (32 to 64 KiB), beside what else a loop needs
 
 
