@@ -53,7 +53,7 @@ TARGETS = {  # the file: the tests that know it best, the fastest first
     "tinycnn/kernels/pooling.py": ["tests/test_kernels.py", "-k", "pool"],
     "tinycnn/kernels/resampling.py": ["tests/test_augment.py"],
     "tinycnn/kernels/vector.py": ["tests/test_kernels.py"],
-    "tinycnn/kernels/winograd.py": ["tests/test_kernels.py", "-k", "winograd"],
+    "tinycnn/kernels/winograd.py": ["tests/test_kernels.py", "tests/test_together.py", "-k", "winograd or together"],
     "tinycnn/kernels/minimal_filtering.py": ["tests/test_kernels.py", "-k", "winograd"],
 }
 OPERATORS = {
