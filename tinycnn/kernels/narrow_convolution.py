@@ -82,7 +82,7 @@ def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
     kernel = _task(P, B, L, kernel_w, channels, out_channels, stride, spread, dtype)
     rows = x_shape[0] * output_size[0]
     parts = parts_for(rows, rows * output_size[1] * prod(w_shape))
-    sizes = (parts, *x_shape[:3], kernel_h, *output_size, *offset, channels // L)
+    sizes = (parts, *x_shape[:3], kernel_h, *output_size, *offset, ceil(channels / L))
     return kernel, parts, sizes, P, L
 
 
@@ -100,17 +100,18 @@ def _tile(out_w: int, kernel_w: int, out_channels: int, L: int) -> tuple[int, in
 
 @cache
 def _task(P: int, B: int, L: int, kernel_w: int, C: int, O: int, stride, spread, dtype: np.dtype):
-    chunks, rest = C // L, C % L
+    chunks, rest = C // L, C % L  # whole ones, and channels of one more
     sums, rows = P * O, B * O
     first_sums, other_sums = min(sums, L), max(0, sums - L)
-    known_chunks = chunks if chunks == 1 or kernel_w == 1 else 0  # or LLVM would read all of them ahead
+    all_chunks = ceil(C / L)
+    known_chunks = all_chunks if all_chunks == 1 or kernel_w == 1 else 0  # or LLVM would read all of them ahead
     (stride_h, stride_w), (spread_h, spread_w) = stride, spread
 
     @task(dtype, dtype, dtype, dtype)
     def convolve_narrow_tiles(part, sizes, x, w, b, y):
         parts, N, H, W, kernel_h, out_h, out_w, offset_h, offset_w, run_time_chunks = numbers(sizes, 10)
         acc = tile(sums, L, x)
-        w_step = (C + L - 1) // L * kernel_w * O * L  # from one row of the kernel to the next
+        w_step = all_chunks * kernel_w * O * L  # from one row of the kernel to the next
 
         # This part computes the rows from `first` to `last`, counted through all images.
         first, last = part * N * out_h // parts, (part + 1) * N * out_h // parts
@@ -129,17 +130,11 @@ def _task(P: int, B: int, L: int, kernel_w: int, C: int, O: int, stride, spread,
                     for chunk in range(known_chunks or run_time_chunks):
                         for t in range(0, kernel_w, B):
                             w_rows = read_rows(w, there + (chunk * kernel_w + t) * O * L, L, rows, L, rows, L)
-                            place = here + chunk * L
-                            multiply_add_windows(
-                                acc, P, stride_w, O, x, place, column + t, W, spread_w, C, L, w_rows
-                            )  # fmt: skip
-                    if rest:
-                        for t in range(0, kernel_w, B):
-                            w_rows = read_rows(w, there + (chunks * kernel_w + t) * O * L, L, rows, L, rows, L)
-                            place = here + chunks * L
-                            multiply_add_windows(
-                                acc, P, stride_w, O, x, place, column + t, W, spread_w, C, rest, w_rows
-                            )  # fmt: skip
+                            place, v = here + chunk * L, column + t
+                            if rest and chunk == chunks:
+                                multiply_add_windows(acc, P, stride_w, O, x, place, v, W, spread_w, C, rest, w_rows)
+                            else:
+                                multiply_add_windows(acc, P, stride_w, O, x, place, v, W, spread_w, C, L, w_rows)
                 place = (line * out_w + j) * O
                 write(y, place, read(b, 0, first_sums, L) + sums_of_lanes(acc, 0, first_sums), first_sums)
                 if other_sums:

@@ -151,6 +151,12 @@ def _transformed(w: np.ndarray, S: int, parts: int) -> np.ndarray:
     return u
 
 
+@in_tasks
+def _own_copy(part, parts, size):
+    """Where the part's copy of U begins."""
+    return part * min(COPIES, parts) // parts * 36 * (size + ODD)
+
+
 def _products_tile(columns: int, dtype: np.dtype) -> tuple[int, int]:
     return tile_shape(10, columns, dtype)  # groups of about 30 patches fill tiles of 10 well; one shape compiles once
 
@@ -263,7 +269,7 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
         v, m = 0, 36 * v_size
         half = m + 36 * m_size
         z_start = half + 36 * columns * S
-        u_start = part * min(COPIES, parts) // parts * 36 * (C * O + ODD)
+        u_start = _own_copy(part, parts, C * O)
         clear_numbers(scratch, v, 36 * v_size)  # beyond the patches stands anything, and subnormal numbers are slow
         clear_numbers(scratch, z_start, z_size)
         last = (part + 1) * N * patch_rows // parts
@@ -362,7 +368,7 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
         z_start = half + 36 * columns * S
         dz_start = z_start + z_size
         sums = dz_start + z_size
-        u_start = part * min(COPIES, parts) // parts * 36 * (C * O + ODD)
+        u_start = _own_copy(part, parts, C * O)
         clear_numbers(scratch, e, 36 * e_size)  # as V in forward
         clear_numbers(scratch, z_start, z_size)
         clear_numbers(scratch, sums, 36 * (C * O + ODD))
