@@ -9,7 +9,7 @@ from hypothesis import example, given, reject
 from hypothesis import strategies as st
 
 from tinycnn import BatchNorm, Conv2D, Dense, Flatten, MaxPool2D, ReLU, Sequential, together
-from tinycnn.kernels import pooled_convolution
+from tinycnn.kernels import batch_norm, memory, pooled_convolution, winograd
 from tinycnn.together import groups
 
 
@@ -20,7 +20,10 @@ def one_by_one(model: Sequential, x: np.ndarray) -> np.ndarray:
 
 
 def assert_same_memory(model: Sequential, x: np.ndarray) -> tuple[Sequential, np.ndarray]:
-    """Together and one by one: the output and what is remembered. Returns the model that went one by one, and y."""
+    """Together and one by one: the output and what is remembered; and that of inference, which remembers nothing.
+
+    Returns the model that went one by one, and y.
+    """
     single, y = copy.deepcopy(model), x
     for layer in single.layers:
         y = layer.forward(y, training=True)
@@ -28,6 +31,7 @@ def assert_same_memory(model: Sequential, x: np.ndarray) -> tuple[Sequential, np
     for layer, other in zip(model.layers, single.layers, strict=True):
         for mine, its in zip(layer.remembered(), other.remembered(), strict=True):
             np.testing.assert_array_equal(mine, its)
+    np.testing.assert_array_equal(model.forward(x), one_by_one(single, x))
     return single, y
 
 
@@ -128,7 +132,6 @@ def test_batch_norm_and_relu(shape, frozen, random):
     x = random.normal(size=shape).astype(np.float32)
     x[0, ..., 0] = 0
     assert_same_training(model, x, random)
-    np.testing.assert_array_equal(model.forward(x), one_by_one(model, x))
 
 
 def test_flatten_and_dense(random):
@@ -184,6 +187,24 @@ def test_what_comes_between_is_never_written(random, monkeypatch, batch):
             monkeypatch.setattr(pooled_convolution, kernel, None)
     y = model.forward(random.normal(size=(batch, 28, 28, 1)).astype(np.float32), training=True)
     model.parameter_gradients(y)
+
+
+@pytest.mark.parametrize("batch", [1, 70])
+def test_inference_makes_no_notes_for_backward(random, monkeypatch, batch):
+    layers = [Conv2D(32, 3), MaxPool2D(2), ReLU(), Conv2D(64, 3), MaxPool2D(2), ReLU(), BatchNorm(), ReLU()]
+    model, dtypes = Sequential(layers, (28, 28, 1)), []
+
+    def empty(shape, dtype):
+        dtypes.append(dtype)
+        return memory.empty(shape, dtype)
+
+    for kernels in (pooled_convolution, winograd, batch_norm):
+        monkeypatch.setattr(kernels, "empty", empty)
+    x = random.normal(size=(batch, 28, 28, 1)).astype(np.float32)
+    model.forward(x)
+    assert np.uint8 not in dtypes
+    model.forward(x, training=True)
+    assert dtypes.count(np.uint8) == 5  # of two pools and three ReLUs
 
 
 class OwnReLU(ReLU):

@@ -100,7 +100,7 @@ class BatchNorm(Layer):
                     own[:] = moved
         sigma = np.sqrt(variance + variance.dtype.type(self.epsilon))
         scale, shift = self.value(self.gamma) / sigma, self.value(self.beta)
-        y, active = kernels.scale_and_shift(rows, mean, scale, shift, relu)
+        y, active = kernels.scale_and_shift(rows, mean, scale, shift, relu, training)
         if training:
             self.remember(x.shape, rows, mean, sigma, self.frozen)
         return y.reshape(x.shape), None if active is None else active.reshape(x.shape)

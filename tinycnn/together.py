@@ -106,7 +106,9 @@ def _convolve_and_pool(group: list[Layer], x: np.ndarray, training: bool) -> np.
     x, w, b, output_size = conv.ready(x)
     if pool and (output_size[0] < pool.pool_size[0] or output_size[1] < pool.pool_size[1]):
         return pool.forward(conv.forward(x))  # which tells what is wrong
-    y, winners, active = pooled_convolution.convolve_and_pool(x, w, b, output_size, *_sizes(group), relu is not None)
+    y, winners, active = pooled_convolution.convolve_and_pool(
+        x, w, b, output_size, *_sizes(group), relu is not None, training
+    )
     if training:
         between = len(x), *output_size, conv.filters
         conv.remember(between, x)

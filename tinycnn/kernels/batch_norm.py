@@ -36,16 +36,17 @@ def moments(
 
 
 def scale_and_shift(
-    x: np.ndarray, mean: np.ndarray, scale: np.ndarray, shift: np.ndarray, relu: bool = False
+    x: np.ndarray, mean: np.ndarray, scale: np.ndarray, shift: np.ndarray, relu: bool = False, remember: bool = True
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """y = (x − mean) · scale + shift, or max(that, 0) if relu; and active, bytes 0 and 1, or None if not relu.
+    """y = (x − mean) · scale + shift, or max(that, 0) if relu; and active, bytes 0 and 1.
 
-    x (M, C), contiguous; mean, scale, shift (C,) -> y (M, C), active (M, C).
+    x (M, C), contiguous; mean, scale, shift (C,) -> y (M, C), active (M, C), or None without relu or without remember.
     """
-    y, active = empty(x.shape, x.dtype), empty(x.shape, BYTE) if relu else None
+    y, active = empty(x.shape, x.dtype), empty(x.shape, BYTE) if relu and remember else None
     if y.size:
-        others = [active] if relu else []
-        run(_scale_and_shift_task(row_lanes(x.dtype), x.dtype, relu), PARTS, x.shape, x, mean, scale, shift, y, *others)
+        kernel = _scale_and_shift_task(row_lanes(x.dtype), x.dtype, relu)
+        others = [] if active is None else [active]
+        run(kernel, PARTS, (*x.shape, remember), x, mean, scale, shift, y, *others)
     return y, active
 
 
@@ -131,7 +132,7 @@ def _all_moments_task(dtype: np.dtype):
 def _scale_and_shift_task(L: int, dtype: np.dtype, relu: bool):
     @task(dtype, dtype, dtype, dtype, dtype, BYTE)
     def scale_and_shift(part, sizes, x, mean, scale, shift, y, active):
-        M, C = numbers(sizes, 2)
+        M, C, remember = numbers(sizes, 3)
         for c in range(0, C, L):
             width = min(L, C - c)
             mean_row, scale_row = read(mean, c, width, L), read(scale, c, width, L)
@@ -140,7 +141,8 @@ def _scale_and_shift_task(L: int, dtype: np.dtype, relu: bool):
                 row = (read(x, m * C + c, width, L) - mean_row) * scale_row + shift_row
                 if relu:
                     row, active_row = relu_of(row, read(x, 0, 0, L), read(active, 0, 0, L))  # no lanes: zeros
-                    write(active, m * C + c, active_row, width)
+                    if remember:
+                        write(active, m * C + c, active_row, width)
                 write(y, m * C + c, row, width)
 
     return scale_and_shift

@@ -104,7 +104,7 @@ def is_direct(x_shape, w_shape, dtype, output_size, stride) -> bool:
 
 
 @lru_cache(maxsize=1000)
-def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 1), relu=False):
+def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 1), relu=False, remember=False):
     """Everything about a convolution that only depends on its sizes: the same again at every step."""
     out_channels = w_shape[3]
     P, L = tile_shape(output_size[1], out_channels, dtype, w_shape[1] * w_shape[2], multiple=pool[1])
@@ -128,7 +128,7 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 
     # stand side by side, and to fill up too few of them.
     moved = out_channels < L or (out_channels > L and prod(w_shape) * dtype.itemsize > NEAR)
     columns = L if moved and pixels > 500 else 0  # in a group, or 0: w as it is
-    sizes = (*sizes, *z_size, *stride, *offset, *spread, scratch, columns, shares)
+    sizes = (*sizes, *z_size, *stride, *offset, *spread, scratch, columns, shares, remember)
     return kernel, columns, parts, scratch, sizes
 
 
@@ -357,8 +357,8 @@ def _convolve_task(
     def convolve_tiles(part, sizes, scratch, x, w, b, y, winners, active):
         (
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
-            _, z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size, columns, shares,
-        ) = numbers(sizes, 21)  # fmt: skip
+            _, z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size, columns, shares, remember,
+        ) = numbers(sizes, 22)  # fmt: skip
         K, step = kernel_w * C, stride_w * C
         acc = tile(P, L, x)
         z, start, row = x, 0, W * C
@@ -419,10 +419,12 @@ def _convolve_task(
                                     leads = not_at_most(cell, best)
                                     best = choose(leads, cell, best)
                                     winner = choose(leads, row_of_window * pool_w + p, winner)
-                                write(winners, place, winner, width)
+                                if remember:
+                                    write(winners, place, winner, width)
                             if relu and row_of_window == pool_h - 1:
                                 best, active_row = relu_of(best, read(y, 0, 0, L), read(active, 0, 0, L))
-                                write(active, place, active_row, width)
+                                if remember:
+                                    write(active, place, active_row, width)
                             write(y, place, best, width)
             first = (n + 1) * out_h
 

@@ -84,25 +84,22 @@ def _run_on_all(
 ) -> None:
     for dtype, total, places in of_dtypes:
         parts = parts_for(total, 32 * total)
-        run(task_of(dtype), parts, (parts, total, len(places), *sizes), places, np.array(rates, dtype))
+        run(task_of(dtype), parts, (parts, len(places), *sizes), places, np.array(rates, dtype))
 
 
 @cache
 def _sgd_task(dtype: np.dtype):
     @task(_INTEGER, dtype)
     def sgd(part, sizes, places, rates):
-        parts, total, count, nesterov = numbers(sizes, 4)
+        parts, count, nesterov = numbers(sizes, 3)
         learning_rate, momentum, weight_decay = rates[0], rates[1], rates[2]
-        first, last = part * total // parts, (part + 1) * total // parts
-        begin = 0  # of this parameter, counted through all of them
         for row in range(0, 4 * count, 4):
             size, value = places[row], memory_at(places[row + 1], rates)
             grad, velocity = memory_at(places[row + 2], rates), memory_at(places[row + 3], rates)
-            for i in range(max(0, first - begin), min(size, last - begin)):
+            for i in range(part * size // parts, (part + 1) * size // parts):
                 g = grad[i] + weight_decay * value[i]
                 velocity[i] = momentum * velocity[i] + g
                 value[i] -= learning_rate * (g + momentum * velocity[i] if nesterov else velocity[i])
-            begin += size
 
     return sgd
 
@@ -111,20 +108,17 @@ def _sgd_task(dtype: np.dtype):
 def _adam_task(dtype: np.dtype):
     @task(_INTEGER, dtype)
     def adam(part, sizes, places, rates):
-        parts, total, count = numbers(sizes, 3)
+        parts, count = numbers(sizes, 2)
         new_mean, new_square, decay = rates[0], rates[1], rates[2]
         step_size, square_correction, epsilon = rates[3], rates[4], rates[5]
-        first, last = part * total // parts, (part + 1) * total // parts
-        begin = 0
         for row in range(0, 5 * count, 5):
             size, value = places[row], memory_at(places[row + 1], rates)
             grad, mean = memory_at(places[row + 2], rates), memory_at(places[row + 3], rates)
             square = memory_at(places[row + 4], rates)
-            for i in range(max(0, first - begin), min(size, last - begin)):
+            for i in range(part * size // parts, (part + 1) * size // parts):
                 mean[i] += new_mean * (grad[i] - mean[i])
                 square[i] += new_square * (grad[i] * grad[i] - square[i])
                 value[i] -= decay * value[i]
                 value[i] -= step_size * mean[i] / (np.sqrt(square[i] / square_correction) + epsilon)
-            begin += size
 
     return adam

@@ -47,20 +47,23 @@ def convolve_and_pool(
     offset: Pair,
     pool: Pair,
     with_relu: bool,
+    remember: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """The first four arguments: as for `convolve`. pool: the size of its windows, which stand side by side.
 
+    remember: whether backward will need winners and active; else they are not made where that saves time.
+
     x (N, H, W, C), w (kh, kw, C, O), b (O,), contiguous and of one dtype
-    -> y (N, out_h // pool_h, out_w // pool_w, O), winners (or None without a pool), active (or None without a ReLU).
+    -> y (N, out_h // pool_h, out_w // pool_w, O), winners (None without a pool), active (None without a ReLU).
     """
-    way, shape, plan_of_it = _way(x.shape, w.shape, x.dtype, output_size, stride, offset, pool, with_relu)
+    way, shape, plan_of_it = _way(x.shape, w.shape, x.dtype, output_size, stride, offset, pool, with_relu, remember)
     if way == "winograd":
-        return winograd.convolve(x, w, b, output_size, offset, pool != NONE, with_relu)
+        return winograd.convolve(x, w, b, output_size, offset, pool != NONE, with_relu, remember)
     if way == "direct":
         kernel, columns, parts, scratch, sizes = plan_of_it
         y = empty(shape, x.dtype)
-        winners = empty(shape, BYTE) if pool != NONE else None
-        active = empty(shape, BYTE) if with_relu else None
+        winners = empty(shape, BYTE) if remember and pool != NONE else None
+        active = empty(shape, BYTE) if remember and with_relu else None
         w, unused = in_columns(w, columns) if columns else w, y
         behind = unused if winners is None else winners, unused if active is None else active
         run(kernel, parts, sizes, x, w, b, y, *behind, scratch=scratch)
@@ -74,7 +77,7 @@ def convolve_and_pool(
 
 
 @lru_cache(maxsize=1000)
-def _way(x_shape, w_shape, dtype, output_size, stride, offset, pool, with_relu):
+def _way(x_shape, w_shape, dtype, output_size, stride, offset, pool, with_relu, remember):
     """How to do it, the shape of y, and the `plan` if it is the direct sum."""
     size = output_size[0] // pool[0], output_size[1] // pool[1]
     shape = (x_shape[0], *size, w_shape[3])
@@ -83,7 +86,8 @@ def _way(x_shape, w_shape, dtype, output_size, stride, offset, pool, with_relu):
     fits = min(shape) > 0 and pool[1] <= 7 and prod(pool) <= 256  # pixels of a tile, and numbers of a byte
     if fits and is_direct(x_shape, w_shape, dtype, output_size, stride):
         covered = size[0] * pool[0], size[1] * pool[1]
-        return "direct", shape, plan(x_shape, w_shape, dtype, covered, stride, offset, (1, 1), pool, with_relu)
+        plan_of_it = plan(x_shape, w_shape, dtype, covered, stride, offset, (1, 1), pool, with_relu, remember)
+        return "direct", shape, plan_of_it
     return "apart", shape, None
 
 

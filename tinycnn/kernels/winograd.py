@@ -86,6 +86,7 @@ def convolve(
     offset: tuple[int, int],
     pool: bool = False,
     relu: bool = False,
+    remember: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """As `convolution.convolve`, for a kernel of 3×3 that moves by one pixel; then what `pooled_convolution.py` says,
     with windows of 2×2 if `pool`: a patch holds four of them.
@@ -99,10 +100,10 @@ def convolve(
     parts = max(1, min(PARTS, groups))
     rows, columns = (size // 2 if pool else size for size in output_size)
     y = empty((len(x), rows, columns, O), x.dtype)
-    winners, active = (empty(y.shape, BYTE) if needed else None for needed in (pool, relu))
+    winners, active = (empty(y.shape, BYTE) if remember and layer else None for layer in (pool, relu))
     kernel = _convolve_task(P, L, S, x.dtype)
     arrays = x, _transformed(w, S, parts), b, y, *(y if array is None else array for array in (winners, active))
-    run(kernel, parts, (parts, *sizes, pool, relu), *arrays, scratch=scratch)
+    run(kernel, parts, (parts, *sizes, pool, relu, remember), *arrays, scratch=scratch)
     return y, winners, active
 
 
@@ -264,8 +265,8 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
     def convolve_patches(part, sizes, scratch, x, u, b, y, winners, active):
         (
             parts, N, _, _, C, out_h, out_w, O, _, _,
-            patch_rows, columns, group, v_size, m_size, _, z_size, pool, relu,
-        ) = numbers(sizes, 19)  # fmt: skip
+            patch_rows, columns, group, v_size, m_size, _, z_size, pool, relu, remember,
+        ) = numbers(sizes, 20)  # fmt: skip
         v, m = 0, 36 * v_size
         half = m + 36 * m_size
         z_start = half + 36 * columns * S
@@ -292,7 +293,9 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
                             to = ((n * (out_h // 2) + i // 2) * (out_w // 2) + 2 * column) * O + o
                             windows = min(2, out_h // 2 - i // 2), min(2, out_w // 2 - 2 * column)
                             steps, bias = (out_w // 2 * O, O), read(b, o, S, S)
-                            _write_maxima(scratch, half, bias, y, winners, active, to, windows, steps, relu, S)
+                            _write_maxima(
+                                scratch, half, bias, y, winners, active, to, windows, steps, relu, remember, S
+                            )
                             continue
                         for a in range(min(4, out_h - i)):
                             m_row = read_rows(scratch, half + 6 * a * S, S, 6, S, 6, S)
@@ -300,7 +303,8 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
                             pixels = A_transposed(m_row, read(b, o, S, S))
                             if relu:
                                 pixels, active_pixels = _relu_of_four(pixels, read(x, 0, 0, S), read(active, 0, 0, S))
-                                write_rows(active, to, O, out_w - 4 * column, S, active_pixels)
+                                if remember:
+                                    write_rows(active, to, O, out_w - 4 * column, S, active_pixels)
                             write_rows(y, to, O, out_w - 4 * column, S, pixels)
 
     return convolve_patches
@@ -318,7 +322,7 @@ def _relu_of_four(pixels, zero, none):
 
 
 @in_tasks
-def _write_maxima(scratch, half, bias, y, winners, active, to, windows, steps, relu, S):
+def _write_maxima(scratch, half, bias, y, winners, active, to, windows, steps, relu, remember, S):
     """y = the maxima of the patch's four windows of 2×2, from Aᵀ M; and winners; and the ReLU's active."""
     (down, across), zero, none = steps, read(scratch, 0, 0, S), read(winners, 0, 0, S)  # no lanes: zeros
     for i in range(windows[0]):
@@ -327,7 +331,8 @@ def _write_maxima(scratch, half, bias, y, winners, active, to, windows, steps, r
         left = _maximum(top[0], top[1], bottom[0], bottom[1], none)
         right = _maximum(top[2], top[3], bottom[2], bottom[3], none)
         here = to + i * down
-        write_rows(winners, here, across, windows[1], S, (left[1], right[1]))
+        if remember:
+            write_rows(winners, here, across, windows[1], S, (left[1], right[1]))
         best = left[0], right[0]
         if relu:
             (best_left, left_active), (best_right, right_active) = (
@@ -335,7 +340,8 @@ def _write_maxima(scratch, half, bias, y, winners, active, to, windows, steps, r
                 relu_of(best[1], zero, none),
             )
             best = best_left, best_right
-            write_rows(active, here, across, windows[1], S, (left_active, right_active))
+            if remember:
+                write_rows(active, here, across, windows[1], S, (left_active, right_active))
         write_rows(y, here, across, windows[1], S, best)
 
 
