@@ -29,7 +29,7 @@ from tinycnn import (
     more_layers,
     optim,
 )
-from tinycnn.kernels import convolution
+from tinycnn.kernels import convolution_backward
 from tinycnn.loss import softmax
 
 
@@ -58,13 +58,12 @@ class Bug:
 
 
 def in_dx(change: Callable) -> Callable:
-    """A patch of `convolve` for its use as input gradient: change(dy, w, keywords) -> dy, w, keywords."""
+    """A patch of `convolve` as the input gradient calls it: change(dy, w, keywords) -> dy, w, keywords."""
 
     def patch(original):
-        def convolve(x, w, b, size, *positional, **keywords):
-            if keywords:
-                x, w, keywords = change(x, w, keywords)
-            return original(x, np.ascontiguousarray(w), b, size, *positional, **keywords)
+        def convolve(dy, w, b, size, **keywords):
+            dy, w, keywords = change(dy, w, keywords)
+            return original(dy, np.ascontiguousarray(w), b, size, **keywords)
 
         return convolve
 
@@ -235,7 +234,7 @@ BUGS = [
         "input",
         "dX convolves dy with the kernel as it is, not turned by 180 degrees.",
         "dX is right only where a kernel is symmetric; the layer still learns, the layers before it get nonsense.",
-        convolution,
+        convolution_backward,
         "convolve",
         in_dx(lambda dy, w, k: (dy, w[::-1, ::-1], k)),
     ),
@@ -245,7 +244,7 @@ BUGS = [
         "input",
         "dX uses w[a, b, c, o] with c and o in each other's place.",
         "Shapes fit only where a layer has as many filters as channels, and there it goes unseen.",
-        convolution,
+        convolution_backward,
         "convolve",
         in_dx(lambda dy, w, k: (dy, w.transpose(0, 1, 3, 2), k)),
     ),
@@ -255,7 +254,7 @@ BUGS = [
         "input",
         "dX is cut out of dz without moving by the padding.",
         "Every gradient arrives a few pixels away from where it belongs.",
-        convolution,
+        convolution_backward,
         "convolve",
         in_dx(lambda dy, w, k: (dy, w, {**k, "offset": (w.shape[0] - 1, w.shape[1] - 1)})),
     ),
@@ -265,7 +264,7 @@ BUGS = [
         "input",
         "dX takes neighbouring dy for neighbouring windows, though the kernel jumped.",
         "Right for stride 1, wrong for every other.",
-        convolution,
+        convolution_backward,
         "convolve",
         in_dx(lambda dy, w, k: (dy, w, {**k, "spread": (1, 1)})),
     ),
@@ -275,7 +274,7 @@ BUGS = [
         "conv2d_1.weight",
         "dW pairs dy[i, j] with the input at (i, j), not at (i · stride, j · stride).",
         "Right for stride 1, wrong for every other.",
-        convolution,
+        convolution_backward,
         "convolve_weight_gradient",
         in_arguments(lambda x, dy, kernel, stride, padding: (x, dy, kernel, (1, 1), padding)),
     ),
@@ -285,7 +284,7 @@ BUGS = [
         "conv2d_1.weight",
         "dW reads the input without the zeros around it.",
         "Right without padding, shifted with it.",
-        convolution,
+        convolution_backward,
         "convolve_weight_gradient",
         in_arguments(lambda x, dy, kernel, stride, padding: (x, dy, kernel, stride, (0, 0))),
     ),
@@ -295,7 +294,7 @@ BUGS = [
         "conv2d_1.bias",
         "db is left at zero.",
         "The biases never learn; with BatchNorm behind, nobody would notice.",
-        convolution,
+        convolution_backward,
         "convolve_weight_gradient",
         in_result(lambda result, *_: (result[0], 0 * result[1])),
     ),
@@ -305,7 +304,7 @@ BUGS = [
         "conv2d_1.weight",
         "dW[a, b] and dW[b, a] change places.",
         "Shapes fit for square kernels; with dy of ones and symmetric inputs even the numbers do.",
-        convolution,
+        convolution_backward,
         "convolve_weight_gradient",
         in_result(lambda result, *_: (result[0].transpose(1, 0, 2, 3), result[1])),
     ),
@@ -315,7 +314,7 @@ BUGS = [
         "conv2d_1.weight",
         "dW sums over all images but the last.",
         "A slightly noisier gradient: training looks normal.",
-        convolution,
+        convolution_backward,
         "convolve_weight_gradient",
         in_arguments(lambda x, dy, *sizes: (x[:-1], dy[:-1], *sizes)),
     ),

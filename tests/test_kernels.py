@@ -17,22 +17,19 @@ from tinycnn import more_reference, reference
 from tinycnn.kernels import (
     batch_norm,
     convolution,
+    convolution_backward,
     elementwise,
     narrow_convolution,
     optimizers,
     parallel,
     pooled_convolution,
     pooling,
-    vector,
+    tile_shape,
     winograd,
 )
 from tinycnn.kernels import dense as dense_kernels
-from tinycnn.kernels.convolution import (
-    convolve,
-    convolve_backward,
-    convolve_input_gradient,
-    convolve_weight_gradient,
-)
+from tinycnn.kernels.convolution import convolve
+from tinycnn.kernels.convolution_backward import convolve_backward, convolve_input_gradient, convolve_weight_gradient
 from tinycnn.kernels.dense import dense, dense_input_gradient, dense_weight_gradient
 from tinycnn.kernels.pooled_convolution import convolve_and_pool
 from tinycnn.kernels.pooling import max_pool, max_pool_backward
@@ -210,7 +207,7 @@ def test_convolution_from_many_to_few_channels(dtype, size, wide_and_narrow, ker
     ],
 )
 def test_narrow_convolution_pays(monkeypatch, registers, many, few, pays):
-    monkeypatch.setattr(vector, "vector_registers", lambda: registers)
+    monkeypatch.setattr(tile_shape, "vector_registers", lambda: registers)
     assert narrow_convolution.pays.__wrapped__((3, 3, many, few), np.dtype(np.float32)) is pays
 
 
@@ -423,6 +420,7 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
     for module in (
         batch_norm,
         convolution,
+        convolution_backward,
         dense_kernels,
         elementwise,
         narrow_convolution,
@@ -440,18 +438,18 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
 # Tiles of every kind of task, the first the largest: 13 × 32 numbers with AVX-512, 6 × 16 with AVX2.
 COUNT_MULTIPLY_ADDS = """
 import numpy as np
-from tinycnn.kernels import convolution, dense, narrow_convolution, vector, winograd
+from tinycnn.kernels import convolution, convolution_backward, dense, narrow_convolution, tile_shape, winograd
 float32 = np.dtype(np.float32)
-P, L = vector.tile_shape(26, 64, float32)
-S = vector.register_lanes(float32)
-dw, dx = vector.tile_shape(8, 64, float32), vector.tile_shape(10, 64, float32)
+P, L = tile_shape.tile_shape(26, 64, float32)
+S = tile_shape.register_lanes(float32)
+dw, dx = tile_shape.tile_shape(8, 64, float32), tile_shape.tile_shape(10, 64, float32)
 for name, rows, task in (
     ("convolution", P, convolution._convolve_task(P, L, float32)),
     ("with a pool", P // 2 * 2, convolution._convolve_task(P // 2 * 2, L, float32, 2, 2, True)),
-    ("its weight gradient", P, convolution._weight_gradient_task(1, P, L, float32)),
+    ("its weight gradient", P, convolution_backward._weight_gradient_task(1, P, L, float32)),
     ("held", 12 * 5, convolution._convolve_task(12, S, float32, 1, 1, False, 5, 1)),
     ("held, with a pool", 6 * 3, convolution._convolve_task(6, S, float32, 2, 2, True, 3, 1)),
-    ("held, its weight gradient", 2 * 5 * 4, convolution._weight_gradient_task(2, 5, S, float32, 2, 2, True, 4, 1)),
+    ("held, its weight gradient", 40, convolution_backward._weight_gradient_task(2, 5, S, float32, 2, 2, True, 4, 1)),
     ("narrow", 2 * 2 * 3, narrow_convolution._task(2, 3, S, 3, S + 3, 2, (1, 1), (1, 1), float32)),
     ("dense", P, dense._product_task(P, L, float32)),
     ("its weight gradient", P, dense._weight_gradient_task(P, L, float32)),
@@ -528,8 +526,8 @@ def test_empty_batches():
     ],
 )
 def test_tile_shape_fits_the_registers(monkeypatch, registers, rows, columns, expected):
-    monkeypatch.setattr(vector, "vector_registers", lambda: registers)
-    assert vector.tile_shape.__wrapped__(rows, columns, np.dtype(np.float32)) == expected
+    monkeypatch.setattr(tile_shape, "vector_registers", lambda: registers)
+    assert tile_shape.tile_shape.__wrapped__(rows, columns, np.dtype(np.float32)) == expected
 
 
 @pytest.mark.parametrize(
@@ -546,8 +544,8 @@ def test_tile_shape_fits_the_registers(monkeypatch, registers, rows, columns, ex
     ],
 )
 def test_holding_tile_fits_the_registers(monkeypatch, registers, rows, held, multiple, expected):
-    monkeypatch.setattr(vector, "vector_registers", lambda: registers)
-    assert vector.holding_tile.__wrapped__(rows, held, multiple) == expected
+    monkeypatch.setattr(tile_shape, "vector_registers", lambda: registers)
+    assert tile_shape.holding_tile.__wrapped__(rows, held, multiple) == expected
 
 
 @pytest.mark.parametrize(
@@ -562,8 +560,8 @@ def test_holding_tile_fits_the_registers(monkeypatch, registers, rows, held, mul
     ],
 )
 def test_weight_gradient_tile_of_few_rows(monkeypatch, registers, w_shape, expected):
-    monkeypatch.setattr(vector, "vector_registers", lambda: registers)
-    assert convolution._weight_gradient_tile(w_shape, np.dtype(np.float32)) == expected
+    monkeypatch.setattr(tile_shape, "vector_registers", lambda: registers)
+    assert convolution_backward._weight_gradient_tile(w_shape, np.dtype(np.float32)) == expected
 
 
 @pytest.mark.parametrize(
@@ -571,8 +569,8 @@ def test_weight_gradient_tile_of_few_rows(monkeypatch, registers, w_shape, expec
     [((64, 32), 8, 8), ((64, 32), 9, 16), ((64, 32), 24, 16), ((32, 16), 5, 8), ((32, 16), 4, 4), ((16, 32), 1, 2)],
 )
 def test_filled_lanes(monkeypatch, registers, columns, expected):
-    monkeypatch.setattr(vector, "vector_registers", lambda: registers)
-    assert vector.filled_lanes(columns, np.dtype(np.float32)) == expected
+    monkeypatch.setattr(tile_shape, "vector_registers", lambda: registers)
+    assert tile_shape.filled_lanes(columns, np.dtype(np.float32)) == expected
 
 
 @pytest.mark.parametrize(
@@ -589,7 +587,7 @@ def test_filled_lanes(monkeypatch, registers, columns, expected):
     ],
 )
 def test_narrow_tile_fits_the_registers(monkeypatch, registers, out_w, kernel_w, out_channels, L, expected):
-    monkeypatch.setattr(vector, "vector_registers", lambda: registers)
+    monkeypatch.setattr(tile_shape, "vector_registers", lambda: registers)
     P, B = narrow_convolution._tile(out_w, kernel_w, out_channels, L)
     assert expected == (P, B)
     assert P * out_channels <= 2 * L
@@ -608,12 +606,12 @@ def test_narrow_tile_fits_the_registers(monkeypatch, registers, out_w, kernel_w,
     ],
 )
 def test_vector_registers_of_other_processors(monkeypatch, machine, features, cpu_name, expected):
-    monkeypatch.setattr(vector.platform, "machine", lambda: machine)
+    monkeypatch.setattr(tile_shape.platform, "machine", lambda: machine)
     host = type("Features", (), {"flatten": lambda self: features})
-    monkeypatch.setattr(vector.llvmlite.binding, "get_host_cpu_features", host)
-    monkeypatch.setattr(vector.config, "CPU_NAME", cpu_name)
-    monkeypatch.setattr(vector.config, "CPU_FEATURES", None)
-    assert vector.vector_registers.__wrapped__() == expected
+    monkeypatch.setattr(tile_shape.llvmlite.binding, "get_host_cpu_features", host)
+    monkeypatch.setattr(tile_shape.config, "CPU_NAME", cpu_name)
+    monkeypatch.setattr(tile_shape.config, "CPU_FEATURES", None)
+    assert tile_shape.vector_registers.__wrapped__() == expected
 
 
 def test_two_pixels_as_one_are_the_same_convolution(random, monkeypatch):
@@ -622,10 +620,8 @@ def test_two_pixels_as_one_are_the_same_convolution(random, monkeypatch):
     dy = random.normal(size=(3, 4, 8, 7))
     results = []
     for pays in (False, True):
-        for name in ("_pairs_pay", "pairs_pay_in_dw"):
-            monkeypatch.setattr(
-                convolution, name, lambda out_w, shape, stride, dtype, pays=pays: pays and shape[3] == 7
-            )
+        for module, name in ((convolution, "_pairs_pay"), (convolution_backward, "pairs_pay_in_dw")):
+            monkeypatch.setattr(module, name, lambda out_w, shape, stride, dtype, pays=pays: pays and shape[3] == 7)
         results.append([convolve(x, w, b, (4, 8)), *convolve_weight_gradient(x, dy, (3, 2))])
     exact = [reference.conv2d(x, w, b), *reference.conv2d_backward(dy, x, w)[1:]]
     for direct, paired, formula in zip(*results, exact, strict=True):

@@ -19,7 +19,8 @@ from math import prod, sqrt
 import numpy as np
 
 from tinycnn.arguments import pair, whole
-from tinycnn.kernels.convolution import convolve, convolve_backward, convolve_weight_gradient
+from tinycnn.kernels.convolution import convolve
+from tinycnn.kernels.convolution_backward import convolve_backward, convolve_weight_gradient
 from tinycnn.kernels.dense import dense, dense_input_gradient, dense_weight_gradient
 from tinycnn.kernels.elementwise import copy_shared, relu, relu_backward
 from tinycnn.kernels.memory import copy

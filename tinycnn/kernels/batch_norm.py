@@ -14,7 +14,8 @@ import numpy as np
 from tinycnn.kernels.elementwise import BYTE, relu_of, where_active
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import PARTS, numbers, run, task
-from tinycnn.kernels.vector import multiply_add, read, row_lanes, write
+from tinycnn.kernels.tile_shape import row_lanes
+from tinycnn.kernels.vector import multiply_add, read, write
 
 
 def moments(

@@ -1,7 +1,6 @@
-"""Convolution as hot loops: `convolve`, `convolve_weight_gradient`, `convolve_input_gradient`, and both gradients
-together, `convolve_backward`.
+"""Convolution as hot loops: `convolve`. Its gradients are in `convolution_backward.py`.
 
-They do what the formulas in `tinycnn/reference.py` say, on NHWC arrays. In that layout the kernel_w × channels numbers
+It does what the formula in `tinycnn/reference.py` says, on NHWC arrays. In that layout the kernel_w × channels numbers
 under one row of a kernel are neighbours in memory, and so are the out_channels of one weight. A convolution is
 therefore a few nested loops over flat memory, with k running over kernel_w × channels:
 
@@ -10,9 +9,7 @@ therefore a few nested loops over flat memory, with k running over kernel_w × c
 The tile (see vector.py) is P neighbouring output pixels × L output channels. Each row of w that is loaded serves P
 multiply-adds, and the sums leave the registers only when they are finished.
 
-The input gradient is a convolution as well: the kernel spread every dy[i, j] over x, so every x gathers from dy with
-the kernel flipped, in and out channels swapped. dy then stands `stride` apart inside zeros, as x stands inside its
-padding. Both are set inside zeros one image at a time, in a scratch image that stays in the CPU's cache.
+Padding is zeros, and x is set inside them one image at a time, in a scratch image that stays in the CPU's cache.
 
 Some kinds of shapes take another way to the same result, where it is faster:
 
@@ -22,7 +19,7 @@ Some kinds of shapes take another way to the same result, where it is faster:
     few output channels                     two neighbouring pixels are one with twice the channels (`_pairs_pay`)
     fewer still, as dx of a first layer     the lanes of a vector are input channels (`narrow_convolution.py`)
 
-The kernels for y and dw can also do what a pool and a ReLU behind the convolution do (`pooled_convolution.py`).
+The kernel can also do what a pool and a ReLU behind the convolution do (`pooled_convolution.py`).
 
 What this file is not: it has no FFT or im2col; the direct sum already runs near the peak of the CPU.
 """
@@ -33,32 +30,31 @@ from math import ceil, prod
 import numpy as np
 
 from tinycnn.kernels import narrow_convolution, winograd
-from tinycnn.kernels.elementwise import BYTE, relu_of, where_active
+from tinycnn.kernels.elementwise import BYTE, relu_of
+from tinycnn.kernels.held_rows import multiply_add_rows
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, parts_for, run, task
+from tinycnn.kernels.tile_shape import (
+    filled_lanes,
+    holding_tile,
+    register_lanes,
+    tile_shape,
+    tile_time,
+)
 from tinycnn.kernels.vector import (
     choose,
     clear_numbers,
     copy_numbers,
-    equals,
-    filled_lanes,
-    holding_tile,
     multiply_add,
-    multiply_add_rows,
     not_at_most,
     read,
     read_rows,
-    register_lanes,
     tile,
-    tile_shape,
-    tile_time,
-    usable_registers,
     write,
 )
 
 HELD = 9  # rows of w below a row of the kernel: if there are no more, they stay in registers,
 WORTH_HOLDING = 8  # if the whole kernel has so many
-PIXELS, MOST_PIXELS = 4, 7  # of dy: so many have room there beside a tile of dw, and up to so many stay if they have
 NEAR = 24 << 10  # bytes that stay in a core's nearest cache (32 to 64 KiB), beside what else a loop needs
 
 
@@ -108,7 +104,7 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 
     """Everything about a convolution that only depends on its sizes: the same again at every step."""
     out_channels = w_shape[3]
     P, L = tile_shape(output_size[1], out_channels, dtype, w_shape[1] * w_shape[2], multiple=pool[1])
-    if _is_held(w_shape):
+    if is_held(w_shape):
         K = w_shape[1] * w_shape[2]
         L = filled_lanes(out_channels, dtype)
         P = holding_tile(output_size[1], K, pool[1])
@@ -121,8 +117,8 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 
     # So few rows can't be shared out evenly, but their groups of output channels can.
     shares = out_channels // L if 1 < parts < PARTS and out_channels % L == 0 else 1
     parts *= shares
-    z_size = _input_size(output_size, w_shape[:2], stride)
-    scratch = _scratch_size(x_shape, z_size, offset, spread)
+    z_size = size_of_z(output_size, w_shape[:2], stride)
+    scratch = scratch_size_for(x_shape, z_size, offset, spread)
     sizes = (parts, *x_shape, *w_shape[:2], *output_size, out_channels)
     # Tile after tile meets the same L columns of w. If there are pixels enough, it pays to move those of a large w to
     # stand side by side, and to fill up too few of them.
@@ -143,7 +139,7 @@ def in_columns(w: np.ndarray, L: int) -> np.ndarray:
     return copy(result.reshape(rows, -1, L).transpose(1, 0, 2))
 
 
-def _is_held(w_shape: tuple[int, ...]) -> bool:
+def is_held(w_shape: tuple[int, ...]) -> bool:
     """Whether the rows of w below a kernel row, or pixels of dy, are to stay in registers beside the sums."""
     kernel_h, K = w_shape[0], w_shape[1] * w_shape[2]
     return K <= HELD and kernel_h * K >= WORTH_HOLDING
@@ -161,13 +157,13 @@ def _pairs_pay(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dt
     K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
     if out_w % 2 or out_w == 0:
         return False
-    if _is_held(w_shape):
-        return _pairs_fill_vectors(K, K_pairs, out_channels, dtype)
+    if is_held(w_shape):
+        return pairs_fill_vectors(K, K_pairs, out_channels, dtype)
     pairs = tile_time(out_w // 2, 2 * out_channels, dtype, K_pairs) * K_pairs
     return pairs < 0.9 * tile_time(out_w, out_channels, dtype, K) * K
 
 
-def _pairs_fill_vectors(K: int, K_pairs: int, out_channels: int, dtype: np.dtype) -> bool:
+def pairs_fill_vectors(K: int, K_pairs: int, out_channels: int, dtype: np.dtype) -> bool:
     """Whether two pixels take clearly fewer multiply-adds of vectors as one pixel than as two."""
     lanes = register_lanes(dtype)
     return ceil(2 * out_channels / lanes) * K_pairs / 2 < 0.9 * ceil(out_channels / lanes) * K
@@ -181,144 +177,19 @@ def _for_pairs(w: np.ndarray, stride_w: int) -> np.ndarray:
     return result.reshape(*result.shape[:3], -1)
 
 
-def convolve_backward(
-    x: np.ndarray, dy: np.ndarray, w: np.ndarray, stride: tuple[int, int], padding: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dx, dw, db of y = convolve(x, w, b, …, stride, padding)   (`reference.conv2d_backward`).
-
-    x (N, H, W, C), dy (N, out_h, out_w, O), w (kh, kw, C, O), contiguous and of one dtype
-    -> dx (N, H, W, C), dw (kh, kw, C, O), db (O,).
-    """
-    if stride == (1, 1) and winograd.pays(x.shape, w.shape, dy.shape[1:3]):
-        return winograd.convolve_backward(x, dy, w, dy.shape[1:3], padding)
-    dw, db = convolve_weight_gradient(x, dy, w.shape[:2], stride, padding)
-    return convolve_input_gradient(dy, w, x.shape[1:3], stride, padding), dw, db
-
-
-def convolve_input_gradient(
-    dy: np.ndarray, w: np.ndarray, input_size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
-) -> np.ndarray:
-    """dx: the convolution of dy, set `stride` apart, with the kernel flipped, its in and out channels swapped.
-
-    dy (N, out_h, out_w, O), w (kh, kw, C, O), contiguous and of one dtype -> dx (N, *input_size, C).
-    """
-    flipped = w[::-1, ::-1].transpose(0, 1, 3, 2)
-    offset = w.shape[0] - 1 - padding[0], w.shape[1] - 1 - padding[1]
-    if not narrow_convolution.pays(flipped.shape, w.dtype):  # else that makes the copy
-        flipped = copy(flipped)
-    return convolve(dy, flipped, np.zeros(w.shape[2], w.dtype), input_size, offset=offset, spread=stride)
-
-
-def convolve_weight_gradient(
-    x: np.ndarray,
-    dy: np.ndarray,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int] = (1, 1),
-    offset: tuple[int, int] = (0, 0),
-) -> tuple[np.ndarray, np.ndarray]:
-    """dw[a, b, c, o] = Σ_{n,i,j} z[n, i·stride_h + a, j·stride_w + b, c] · dy[n, i, j, o];  db[o] = Σ dy[n, i, j, o].
-
-    z is x set inside zeros at `offset`, as in `convolve`.
-
-    x (N, H, W, C), dy (N, out_h, out_w, O), contiguous and of one dtype -> dw (kh, kw, C, O), db (O,).
-    """
-    kernel_h, kernel_w = kernel_size
-    channels, out_channels = x.shape[3], dy.shape[3]
-    if stride == (1, 1) and winograd.pays(x.shape, (*kernel_size, channels, out_channels), dy.shape[1:3]):
-        return winograd.convolve_backward(x, dy, None, dy.shape[1:3], offset)[1:]
-    if dy.size and pairs_pay_in_dw(dy.shape[2], (*kernel_size, channels, out_channels), stride[1], x.dtype):
-        dy_pairs = dy.reshape(*dy.shape[:2], dy.shape[2] // 2, 2 * out_channels)
-        dw, db = convolve_weight_gradient(
-            x, dy_pairs, (kernel_h, kernel_w + stride[1]), (stride[0], 2 * stride[1]), offset
-        )
-        dw = dw.reshape(*dw.shape[:3], 2, out_channels)
-        return dw[:, :kernel_w, :, 0] + dw[:, stride[1] :, :, 1], np.add.reduce(db.reshape(2, -1), axis=0)
-    return direct_weight_gradient(x, dy, dy.shape[1:3], kernel_size, stride, offset)
-
-
-def direct_weight_gradient(
-    x, dy, output_size, kernel_size, stride, offset, pool=(1, 1), winners=None, active=None
-) -> tuple[np.ndarray, np.ndarray]:
-    """`convolve_weight_gradient` as the direct sum; or with winners what `pooled_convolution.weight_gradient` does."""
-    channels, out_channels = x.shape[3], dy.shape[3]
-    dw = empty((*kernel_size, channels, out_channels), x.dtype)
-    if not dy.size:
-        dw[:] = 0
-        return dw, dw.sum(axis=(0, 1, 2))
-    pool = pool if winners is not None else (0, 0)
-    kernel, parts, sums, scratch, sizes = _weight_gradient_plan(
-        x.shape, dw.shape, x.dtype, output_size, stride, offset, pool, active is not None
-    )
-    dw_parts = empty((parts, *dw.shape), x.dtype)
-    db_parts = empty((parts, sums, out_channels), x.dtype)
-    others = [array for array in (winners, active) if array is not None]
-    run(kernel, parts, sizes, x, dy, dw_parts, db_parts, *others, scratch=scratch)
-    return np.add.reduce(dw_parts, axis=0, out=dw), np.add.reduce(db_parts, axis=(0, 1))
-
-
-@lru_cache(maxsize=1000)
-def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, pool, relu):
-    """Everything about it that only depends on the sizes."""
-    *kernel_size, channels, out_channels = w_shape
-    parts = min(PARTS, x_shape[0])
-    A, R, L = _weight_gradient_tile(w_shape, dtype)
-    z_size = _input_size(output_size, kernel_size, stride)
-    scratch = _scratch_size(x_shape, z_size, offset, (1, 1))
-    # Tile after tile meets the same rows of z and dy, so only as many at a time as stay near; but at least 32 pixels,
-    # or the tile would mostly be fetched and put back. A window of the pool is never cut.
-    row_bytes = (stride[0] * z_size[1] * channels + output_size[1] * out_channels) * dtype.itemsize
-    rows = max(NEAR // row_bytes, ceil(32 / output_size[1]))
-    rows = ceil(rows / pool[0]) * pool[0] if pool[0] else rows
-    sizes = (parts, *x_shape, *kernel_size, *output_size, out_channels, *z_size, *stride, *offset, scratch, rows)
-    held = (0, 0)
-    if _is_held(w_shape):
-        V = L // filled_lanes(out_channels, dtype)
-        room = (usable_registers() - 1) // V - A * R
-        held = max(n for n in range(1, min(MOST_PIXELS, room) + 1) if output_size[1] % n == 0), stride[1] * channels
-    kernel = _weight_gradient_task(A, R, L, dtype, *pool, relu, *held)
-    unpooled = rows * output_size[1] * out_channels if pool[0] else 0  # in the scratch memory, behind z
-    return kernel, parts, A * R, scratch + unpooled, sizes
-
-
-def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:
-    """(kernel rows, rows of dw below each, output channels) of the tile."""
-    kernel_h, kernel_w, channels, out_channels = w_shape
-    K, lanes, usable = kernel_w * channels, filled_lanes(out_channels, dtype), usable_registers()
-    if not _is_held(w_shape):
-        return 1, *tile_shape(K, out_channels, dtype)
-    if out_channels % (2 * lanes) == 0 and 2 * (kernel_h * K + PIXELS) + 1 <= usable:
-        return kernel_h, K, 2 * lanes
-    most = (usable - PIXELS - 1) // K
-    # a core has up to eight multiply-adds under way at once
-    A = min(range(1, min(kernel_h, most) + 1), key=lambda A: (ceil(kernel_h / A) * max(A * K, 8), -A))
-    return A, K, lanes
-
-
-@cache
-def pairs_pay_in_dw(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dtype) -> bool:
-    """Whether to take two neighbouring pixels for one in dw, as `_pairs_pay` in y. That halves the number of steps."""
-    _, kernel_w, channels, out_channels = w_shape
-    K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
-    if out_w % 2:
-        return False
-    if _is_held(w_shape):
-        return _pairs_fill_vectors(K, K_pairs, out_channels, dtype)
-    return tile_time(K_pairs, 2 * out_channels, dtype) / 2 < 0.9 * tile_time(K, out_channels, dtype)
-
-
-def _input_size(output_size: tuple[int, int], kernel_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
+def size_of_z(output_size: tuple[int, int], kernel_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
     """How much of z such an output needs."""
     return tuple((out - 1) * step + kernel for out, step, kernel in zip(output_size, stride, kernel_size, strict=True))
 
 
-def _scratch_size(x_shape, z_size, offset, spread) -> int:
+def scratch_size_for(x_shape, z_size, offset, spread) -> int:
     """The numbers of an image z, to set images of x inside zeros one by one; 0 where x can be read as it is."""
     as_it_is = offset == (0, 0) and spread == (1, 1) and z_size[0] <= x_shape[1] and z_size[1] <= x_shape[2]
     return 0 if as_it_is else prod(z_size) * x_shape[3]
 
 
 @in_tasks
-def _set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset, spread):
+def set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset, spread):
     """z[offset + i·spread] = x[i] for the given rows of z, wherever x lies inside; the rest of z is zero already."""
     (first, last), (H, W, C) = rows, x_shape
     # Pixels that stay neighbours are copied as one run.
@@ -375,7 +246,7 @@ def _convolve_task(
             i_first, i_last = first - n * out_h, min(out_h, last - n * out_h)
             if scratch_size:
                 rows = (i_first * stride_h, (i_last - 1) * stride_h + kernel_h)
-                _set_inside_zeros(
+                set_inside_zeros(
                     x, n * H * W * C, z, start, rows, (H, W, C), z_w, (offset_h, offset_w), (spread_h, spread_w)
                 )
             else:
@@ -429,131 +300,3 @@ def _convolve_task(
             first = (n + 1) * out_h
 
     return convolve_tiles
-
-
-@in_tasks
-def _gradient(dy, active, i, width, relu, L):
-    """dy[i : i + width] as a row, where active if there is a ReLU."""
-    if relu:
-        return where_active(dy, active, i, width, L)
-    return read(dy, i, width, L)
-
-
-@in_tasks
-def _unpool(dy, winners, active, n, rows, out_size, pool, O, unpooled, start, relu, L):
-    """What `relu_backward`, if `relu`, and `max_pool_backward` make of dy, for the given rows of the convolution."""
-    (first, last), (out_h, out_w), (pool_h, pool_w) = rows, out_size, pool
-    windows_h, windows_w = out_h // pool_h, out_w // pool_w
-    if windows_h * pool_h < out_h or windows_w * pool_w < out_w:
-        clear_numbers(unpooled, start, (last - first) * out_w * O)
-    zero = read(dy, 0, 0, L)  # no lanes: zeros
-    for i in range(first // pool_h, min(windows_h, last // pool_h)):
-        for j in range(windows_w):
-            there = ((n * windows_h + i) * windows_w + j) * O
-            here = start + ((i * pool_h - first) * out_w + j * pool_w) * O
-            for o in range(0, O, L):
-                width = min(L, O - o)
-                winner = read(winners, there + o, width, L)
-                gradient = _gradient(dy, active, there + o, width, relu, L)
-                for a in range(pool_h):
-                    for b in range(pool_w):
-                        won = equals(winner, a * pool_w + b)
-                        write(unpooled, here + (a * out_w + b) * O + o, choose(won, gradient, zero), width)
-
-
-@cache
-def _weight_gradient_task(
-    A: int,
-    R: int,
-    L: int,
-    dtype: np.dtype,
-    pool_h: int = 0,
-    pool_w: int = 0,
-    relu: bool = False,
-    held: int = 0,
-    held_step: int = 0,
-):
-    """The same tile the other way round: A × R rows of dw × L output channels, summed over a few rows at a time.
-
-    With a pool, dy is what came back to the pool (or to the ReLU behind it), and dw is the convolution's before it.
-    held: so many pixels of dy that stay in registers as well, if R is all of K and little; held_step = stride · C.
-    """
-    P = A * R
-
-    @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE)
-    def weight_gradient_tiles(part, sizes, scratch, x, dy, dw, db, winners, active):
-        (
-            parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
-            z_h, z_w, stride_h, stride_w, offset_h, offset_w, scratch_size, rows,
-        ) = numbers(sizes, 18)  # fmt: skip
-        K, step = kernel_w * C, stride_w * C
-        acc = tile(P, L, x)
-        z, start, row = x, 0, W * C
-        if scratch_size:
-            z, row = scratch, z_w * C
-            clear_numbers(scratch, 0, scratch_size)
-        dw_start, db_start = part * kernel_h * K * O, part * P * O
-        clear_numbers(dw, dw_start, kernel_h * K * O)
-        clear_numbers(db, db_start, P * O)
-        pixels = out_h * out_w
-        if pool_h:
-            pixels = (out_h // pool_h) * (out_w // pool_w)  # of dy
-
-        for n in range(part * N // parts, (part + 1) * N // parts):
-            if scratch_size:
-                _set_inside_zeros(x, n * H * W * C, z, start, (0, z_h), (H, W, C), z_w, (offset_h, offset_w), (1, 1))
-            else:
-                start = n * H * row
-            for i_first in range(0, out_h, rows):
-                i_last = min(out_h, i_first + rows)
-                dy_rows, dy_start = dy, (n * out_h + i_first) * out_w * O
-                if pool_h:
-                    dy_rows, dy_start = scratch, scratch_size
-                    _unpool(
-                        dy, winners, active, n, (i_first, i_last), (out_h, out_w), (pool_h, pool_w), O,
-                        scratch, scratch_size, relu, L,
-                    )  # fmt: skip
-                for o in range(0, O, L):
-                    width = min(L, O - o)
-                    for tile_a in range(0, kernel_h, A):
-                        a = min(tile_a, kernel_h - A)
-                        for tile_k in range(0, K, R):
-                            k = min(tile_k, K - R)
-                            for p in range(P):
-                                acc[p] = read(dw, dw_start + ((a + p // R) * K + k + p % R) * O + o, width, L)
-                            for i in range(i_first, i_last):
-                                here = start + (i * stride_h + a) * row + k
-                                if held:
-                                    for j in range(0, out_w, held):
-                                        place = dy_start + ((i - i_first) * out_w + j) * O + o
-                                        pixels_of_dy = read_rows(dy_rows, place, O, held, width, held, L)
-                                        multiply_add_rows(
-                                            acc, A, row, R, 1, z, here + j * step, pixels_of_dy, held_step
-                                        )
-                                    continue
-                                for j in range(out_w):
-                                    dy_row = read(dy_rows, dy_start + ((i - i_first) * out_w + j) * O + o, width, L)
-                                    for p in range(P):
-                                        acc[p] = multiply_add(z[here + j * step + p], dy_row, acc[p])  # A is 1
-                            for p in range(P):
-                                # The rows before were already summed by the tile before.
-                                if a + p // R >= tile_a and k + p % R >= tile_k:
-                                    write(dw, dw_start + ((a + p // R) * K + k + p % R) * O + o, acc[p], width)
-            # The bias gradient in P sums side by side: one alone would wait for each of its additions.
-            for o in range(0, O, L):
-                width = min(L, O - o)
-                for p in range(P):
-                    acc[p] = read(db, db_start + p * O + o, width, L)
-                for pixel in range(0, pixels, P):
-                    place, rest = (n * pixels + pixel) * O + o, pixels - pixel
-                    if rest >= P:
-                        for p in range(P):
-                            acc[p] = acc[p] + _gradient(dy, active, place + p * O, width, relu, L)
-                    else:
-                        for p in range(P):
-                            if p < rest:
-                                acc[p] = acc[p] + _gradient(dy, active, place + p * O, width, relu, L)
-                for p in range(P):
-                    write(db, db_start + p * O + o, acc[p], width)
-
-    return weight_gradient_tiles

@@ -18,7 +18,8 @@ import numpy as np
 
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
-from tinycnn.kernels.vector import multiply_add, read, tile, tile_shape, write
+from tinycnn.kernels.tile_shape import tile_shape
+from tinycnn.kernels.vector import multiply_add, read, tile, write
 
 
 def dense(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ import numpy as np
 
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import in_tasks, numbers, parts_for, run, task
-from tinycnn.kernels.vector import choose, copy_numbers, equals, more_than, not_at_most, read, row_lanes, write
+from tinycnn.kernels.tile_shape import row_lanes
+from tinycnn.kernels.vector import choose, copy_numbers, equals, more_than, not_at_most, read, write
 
 BYTE = np.dtype(np.uint8)
 

@@ -18,18 +18,11 @@ from math import ceil, prod
 
 import numpy as np
 
+from tinycnn.kernels.held_rows import multiply_add_windows, sums_of_lanes
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
-from tinycnn.kernels.vector import (
-    filled_lanes,
-    multiply_add_windows,
-    read,
-    read_rows,
-    sums_of_lanes,
-    tile,
-    usable_registers,
-    write,
-)
+from tinycnn.kernels.tile_shape import filled_lanes, usable_registers
+from tinycnn.kernels.vector import read, read_rows, tile, write
 
 MOST_SUMS = 16  # in a tile: more gain nothing
 

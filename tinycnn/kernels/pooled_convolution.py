@@ -19,15 +19,12 @@ from math import prod
 import numpy as np
 
 from tinycnn.kernels import winograd
-from tinycnn.kernels.convolution import (
-    convolve,
+from tinycnn.kernels.convolution import convolve, in_columns, is_direct, plan
+from tinycnn.kernels.convolution_backward import (
     convolve_backward,
     convolve_weight_gradient,
     direct_weight_gradient,
-    in_columns,
-    is_direct,
     pairs_pay_in_dw,
-    plan,
 )
 from tinycnn.kernels.elementwise import BYTE, relu, relu_backward
 from tinycnn.kernels.memory import empty

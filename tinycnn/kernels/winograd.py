@@ -36,6 +36,7 @@ from tinycnn.kernels.elementwise import BYTE, relu_of, sum_of_parts
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.minimal_filtering import A, A_transposed, B, B_transposed, G, G_transposed
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
+from tinycnn.kernels.tile_shape import register_lanes, tile_shape
 from tinycnn.kernels.vector import (
     choose,
     clear_numbers,
@@ -45,9 +46,7 @@ from tinycnn.kernels.vector import (
     not_at_most,
     read,
     read_rows,
-    register_lanes,
     tile,
-    tile_shape,
     write,
     write_rows,
 )

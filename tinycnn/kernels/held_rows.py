@@ -1,0 +1,141 @@
+"""Operations on rows that all stay in registers: every multiply-add is written out, none is in a loop.
+
+In `vector.py`'s tile each row of w is loaded, used P times, and forgotten. Where a kernel has few rows, as in a first
+layer, they stay in registers beside the running sums. Then it pays to go the other way: to load each number (or row) of
+x once, and to use it at once for all the sums that it goes into, whichever pixels they are of.
+
+    multiply_add_rows       the held rows are multiplied by numbers, as in `convolution.py`
+    multiply_add_windows    by rows, lane by lane, as in `narrow_convolution.py`,
+    sums_of_lanes           whose sums are then the lanes of one row each, to be added up
+
+What this file is not: for more than a dozen rows. They would not fit, and LLVM would put them on the stack.
+"""
+
+from itertools import product
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from tinycnn.kernels.llvm import I32, I64, Row, broadcast, instruction, read_lanes
+
+
+@intrinsic(prefer_literal=True)
+def multiply_add_rows(typing_context, acc, groups, group_step, count, step, x, i, rows, row_step):
+    """acc[g · count + r] += Σ_t x[i + g · group_step + r · step + t · row_step] · rows[t]  for g < groups, r < count.
+
+    Each number of x is loaded once for all the sums that it goes into. All but group_step, i and what the arrays hold
+    must be literals: every multiply-add is written out.
+    """
+
+    def code(context, builder, signature, arguments):
+        acc_, _, group_step_, _, _, x_, i_, rows_, _ = arguments
+        starts = [i_]
+        for _ in range(1, groups.literal_value):
+            starts.append(builder.add(starts[-1], group_step_))
+        uses = {}  # of each number of x: (which sum, which row)
+        for r, t in product(range(count.literal_value), range(rows.count)):
+            for g in range(groups.literal_value):
+                place = r * step.literal_value + t * row_step.literal_value, g
+                uses.setdefault(place, []).append((g * count.literal_value + r, t))
+
+        def number(place):
+            pointer = builder.gep(x_, [builder.add(starts[place[1]], ir.Constant(I64, place[0]))])
+            return broadcast(builder, builder.load(pointer), rows.dtype.lanes)
+
+        _multiply_add_each(context, builder, rows.dtype, acc_, uses, number, rows_)
+        return context.get_dummy_value()
+
+    return types.void(acc, groups, types.intp, count, step, x, types.intp, rows, row_step), code
+
+
+@intrinsic(prefer_literal=True)
+def multiply_add_windows(typing_context, acc, count, stride, outputs, x, i, column, width, spread, pixel, lanes, rows):
+    """acc[p · outputs + o] += Σ_t z[column + p · stride + t] · rows[t · outputs + o]  for p < count.
+
+    z[v · spread], a row, is x[i + v · pixel : … + lanes] for 0 <= v < width; the others are zero.
+    Each row of z is loaded once for all the sums that it goes into, as a number by `multiply_add_rows`.
+    """
+
+    def code(context, builder, signature, arguments):
+        acc_, _, _, _, x_, i_, column_, width_, _, _, _, rows_ = arguments
+        uses = {}  # of each row of z: (which sum, which of rows)
+        for p, r in product(range(count.literal_value), range(rows.count)):
+            t, o = divmod(r, outputs.literal_value)
+            uses.setdefault(p * stride.literal_value + t, []).append((p * outputs.literal_value + o, r))
+        spread_, pixel_ = (ir.Constant(I64, literal.literal_value) for literal in (spread, pixel))
+        zeros = ir.Constant(context.get_value_type(rows.dtype), None)
+        zeros_ = builder.bitcast(cgutils.alloca_once_value(builder, zeros), x_.type)
+
+        def row(place):
+            here_ = builder.add(column_, ir.Constant(I64, place))
+            v_ = builder.sdiv(here_, spread_)
+            inside = builder.icmp_unsigned("<", v_, width_)  # a negative number would be a large one
+            inside = builder.and_(inside, builder.icmp_signed("==", builder.mul(v_, spread_), here_))
+            pointer = builder.gep(x_, [builder.add(i_, builder.mul(v_, pixel_))])
+            pointer = builder.select(inside, pointer, zeros_)
+            return read_lanes(context, builder, rows.dtype, pointer, ir.Constant(I64, 0), lanes.literal_value)
+
+        _multiply_add_each(context, builder, rows.dtype, acc_, uses, row, rows_)
+        return context.get_dummy_value()
+
+    x_types = x, types.intp, types.intp, types.intp
+    return types.void(acc, count, stride, outputs, *x_types, spread, pixel, lanes, rows), code
+
+
+def _multiply_add_each(context, builder, row: Row, acc_, uses: dict, load, rows_) -> None:
+    """acc[q] += load(place) · rows[t] for all (q, t) in uses[place], place after place."""
+    vector = context.get_value_type(row)
+    sums, fma = builder.bitcast(acc_, vector.as_pointer()), instruction(builder, "llvm.fma", vector, [vector] * 3)
+    for place in sorted(uses):
+        x_row = load(place)
+        for q, t in uses[place]:
+            slot = builder.gep(sums, [ir.Constant(I64, q)])
+            builder.store(builder.call(fma, [x_row, builder.extract_value(rows_, t), builder.load(slot)]), slot)
+
+
+@intrinsic(prefer_literal=True)
+def sums_of_lanes(typing_context, acc, first, count):
+    """A row: the sums of the numbers of acc[first], acc[first + 1], … so many, at most L; then zeros.
+
+    Two rows become one, half of it what is left of either, until there is one row.
+    """
+    row = acc.dtype
+
+    def code(context, builder, signature, arguments):
+        vector = context.get_value_type(row)
+        sums, zeros = builder.bitcast(arguments[0], vector.as_pointer()), ir.Constant(vector, None)
+        rows = [
+            builder.load(builder.gep(sums, [ir.Constant(I64, first.literal_value + q)]))
+            for q in range(count.literal_value)
+        ]
+        rows += [zeros] * (row.lanes - len(rows))
+        while len(rows) > 1:
+            lanes = [ir.Constant(ir.VectorType(I32, row.lanes), half) for half in _to_add(row.lanes, len(rows))]
+            pairs = zip(rows[::2], rows[1::2], strict=True)
+            rows = [builder.fadd(*(builder.shuffle_vector(a, b, half) for half in lanes)) for a, b in pairs]
+        return rows[0]
+
+    return row(acc, first, count), code
+
+
+def _to_add(lanes: int, rows: int) -> list[list[int]]:
+    """Which lanes of two rows to add to which, if so many rows are left: those with an even place to the odd ones.
+
+    At first within each four, which is faster, and then four by four.
+    """
+    if lanes < 4 or 4 * rows > lanes:
+        group, size = min(4, lanes), 1
+    else:
+        group, size = lanes, 4
+    return [
+        [
+            place + i
+            for start in range(0, lanes, group)
+            for row in (0, lanes)
+            for place in range(row + start + odd, row + start + group, 2 * size)
+            for i in range(size)
+        ]
+        for odd in (0, size)
+    ]

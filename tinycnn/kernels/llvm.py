@@ -1,0 +1,131 @@
+"""What a row and a tile (`vector.py`) are to the compiler, and small pieces of code that the operations are made of.
+
+Numba compiles a kernel to LLVM's language, and lets an operation say itself what it becomes there: its `code(context,
+builder, signature, arguments)` appends instructions by the builder. A name that ends in _ stands for a value in the
+program that is being written, as opposed to one known while it is written.
+
+What this file is not: something to call from a kernel, or to read before `vector.py`.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import models, register_model
+
+from tinycnn.kernels.tile_shape import masks_are_free
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+
+
+class Row(types.Type):
+    """The Numba type of a row: an LLVM vector, which lies in one or more registers."""
+
+    def __init__(self, dtype: types.Type, lanes: int):
+        self.dtype, self.lanes = dtype, lanes
+        super().__init__(name=f"Row({dtype} x {lanes})")
+
+
+@register_model(Row)
+class _RowModel(models.PrimitiveModel):
+    def __init__(self, manager, row: Row):
+        number = manager.lookup(row.dtype).get_value_type()
+        super().__init__(manager, row, ir.VectorType(number, row.lanes))
+
+
+class Tile(types.Type):
+    """The Numba type of a tile: a pointer to rows on the stack (so, after LLVM, in registers)."""
+
+    def __init__(self, row: Row):
+        self.dtype = row
+        super().__init__(name=f"Tile({row})")
+
+
+register_model(Tile)(models.PointerModel)
+
+
+def index_type(kind: types.Type) -> types.Type:
+    """The type to take an integer as: that of a literal if it is one, for then other code is made for it."""
+    return kind if isinstance(kind, types.IntegerLiteral) else types.intp
+
+
+def known(kind: types.Type, value_):
+    """The number itself if the compiler knows it, else its value in LLVM."""
+    return kind.literal_value if isinstance(kind, types.IntegerLiteral) else value_
+
+
+def as_value(number):
+    """What `known` returned, as a value in LLVM again."""
+    return ir.Constant(I64, number) if isinstance(number, int) else number
+
+
+def read_lanes(context, builder, row: Row, array_, i_, width_):
+    vector = context.get_value_type(row)
+    pointer = builder.bitcast(builder.gep(array_, [i_]), vector.as_pointer())
+    if width_ == 0:
+        return ir.Constant(vector, None)
+    if width_ == row.lanes:
+        return builder.load(pointer, align=_alignment(row))
+    slot = cgutils.alloca_once(builder, vector)
+    with builder.if_else(_is_whole(builder, row, width_)) as (whole, narrower):
+        with whole:
+            builder.store(builder.load(pointer, align=_alignment(row)), slot)
+        with narrower:
+            mask = _first_lanes(builder, row.lanes, width_)
+            load = instruction(builder, "llvm.masked.load", vector, [pointer.type, I32, mask.type, vector], ".p0")
+            zeros, alignment = ir.Constant(vector, None), ir.Constant(I32, _alignment(row))
+            builder.store(builder.call(load, [pointer, alignment, mask, zeros]), slot)
+    return builder.load(slot)
+
+
+def write_lanes(context, builder, row: Row, array_, i_, row_, width_):
+    pointer = builder.bitcast(builder.gep(array_, [i_]), row_.type.as_pointer())
+    if width_ == row.lanes:
+        builder.store(row_, pointer, align=_alignment(row))
+        return
+    with builder.if_else(_is_whole(builder, row, width_)) as (whole, narrower):
+        with whole:
+            builder.store(row_, pointer, align=_alignment(row))
+        with narrower:
+            mask = _first_lanes(builder, row.lanes, width_)
+            store = instruction(
+                builder, "llvm.masked.store", ir.VoidType(), [row_.type, pointer.type, I32, mask.type], ".p0"
+            )
+            builder.call(store, [row_, pointer, ir.Constant(I32, _alignment(row)), mask])
+
+
+def _alignment(row: Row) -> int:
+    """Bytes: a row may begin at any number."""
+    return row.dtype.bitwidth // 8
+
+
+def _is_whole(builder, row: Row, width_):
+    """Whether all lanes are within the width, where it pays to ask."""
+    if masks_are_free():
+        return ir.Constant(ir.IntType(1), 0)
+    return builder.icmp_signed(">=", as_value(width_), ir.Constant(I64, row.lanes))
+
+
+def broadcast(builder, scalar, lanes: int):
+    """A vector with `scalar` in every lane."""
+    undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), None))
+
+
+def truncated(builder, integer, row_):
+    """The integer in the (smaller) type of the row's lanes."""
+    return builder.trunc(integer, row_.type.element)
+
+
+def _first_lanes(builder, lanes: int, width_):
+    """The mask of the lanes 0 … width − 1."""
+    numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+    return builder.icmp_signed("<", numbers, broadcast(builder, builder.trunc(as_value(width_), I32), lanes))
+
+
+def instruction(builder, name: str, result, arguments: list, suffix: str = ""):
+    """The LLVM intrinsic `name` for the vector type among its result and arguments."""
+    row = result if isinstance(result, ir.VectorType) else arguments[0]
+    element = {"float": "f32", "double": "f64"}.get(str(row.element), str(row.element))
+    full_name = f"{name}.v{row.count}{element}{suffix}"
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), full_name)
