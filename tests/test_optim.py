@@ -1,4 +1,4 @@
-"""The optimizers against trajectories worked out by hand, and the schedules at their corners."""
+"""The optimizers against trajectories worked out by hand, the schedules at their corners, and the kernels behind."""
 
 import copy
 import pickle
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tinycnn import SGD, Adam, Parameter, constant, cosine, one_cycle, step_decay
+from tinycnn.kernels import optimizers
 
 
 def parameter(value: float = 1.0) -> Parameter:
@@ -191,3 +192,58 @@ def test_a_copy_changes_its_own_arrays(kind, copied):
     changed, same = other.parameters[0].value, parameter.value
     assert (changed < before).all()
     np.testing.assert_array_equal(same, changed if copied is copy.copy else before)
+
+
+@pytest.mark.parametrize("sizes", [(5,), (3, 0, 50_001, 2, 50_000)])  # one part; eight
+def test_steps_of_optimizers(random, sizes):
+    x, dy = ([random.normal(size=size) for size in sizes] for _ in range(2))
+    values, velocities, double = [a.copy() for a in x], [a.copy() for a in dy], [2 * a for a in x]
+    optimizers.sgd(optimizers.Places(), values, double, velocities, 0.1, 0.9, False, 0.0)
+    for value, velocity, a, b in zip(values, velocities, x, dy, strict=True):
+        np.testing.assert_allclose(velocity, 0.9 * b + 2 * a, rtol=1e-13)
+        np.testing.assert_allclose(value, a - 0.1 * velocity, rtol=1e-13)
+    values, means, squares = [a.copy() for a in x], [a.copy() for a in dy], [a**2 for a in dy]
+    optimizers.adam(optimizers.Places(), values, double, means, squares, 0.1, 0.8, 0.9, 1e-3, 0.01, 2)
+    for value, mean, square, a, b in zip(values, means, squares, x, dy, strict=True):
+        np.testing.assert_allclose(mean, 0.8 * b + 0.4 * a, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(square, 0.9 * b**2 + 0.4 * a**2, rtol=1e-9, atol=1e-12)
+        step = 0.1 * mean / (1 - 0.8**2) / (np.sqrt(square / (1 - 0.9**2)) + 1e-3)
+        np.testing.assert_allclose(value, 0.999 * a - step, rtol=1e-9, atol=1e-12)
+
+
+def test_steps_of_optimizers_with_two_dtypes(random):
+    """Each by itself comes to the same."""
+    x = [random.normal(size=7).astype(dtype) for dtype in (np.float32, np.float64, np.float32)]
+    together, apart = [a.copy() for a in x], [a.copy() for a in x]
+    optimizers.sgd(optimizers.Places(), together, x, [0 * a for a in x], 0.1, 0.9, True, 0.1)
+    for value, a in zip(apart, x, strict=True):
+        optimizers.sgd(optimizers.Places(), [value], [a], [0 * a], 0.1, 0.9, True, 0.1)
+    for a, b in zip(together, apart, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert not np.array_equal(a, x[0])
+
+
+def test_steps_of_optimizers_follow_an_array_that_was_replaced():
+    places, value, grad = optimizers.Places(), np.zeros(5), np.ones(5)
+    for _ in range(2):
+        optimizers.sgd(places, [value], [grad], [np.zeros(5)], 0.5, 0.9, False, 0.0)
+    np.testing.assert_array_equal(value, -1)
+    optimizers.sgd(places, [other := np.zeros(3)], [grad[:3]], [np.zeros(3)], 0.5, 0.9, False, 0.0)
+    np.testing.assert_array_equal(other, -0.5)
+    np.testing.assert_array_equal(value, -1)
+
+
+@pytest.mark.parametrize("grad", [np.ones((4, 3)).T, np.ones((3, 4), np.float32), np.ones(11)])
+def test_steps_of_optimizers_refuse_what_they_can_not_change_in_place(grad):
+    value = np.ones((3, 4))
+    with pytest.raises(ValueError, match="must be contiguous, writable, of one size and dtype"):
+        optimizers.sgd(optimizers.Places(), [value], [grad], [0 * value], 0.1, 0.9, True, 0.1)
+    np.testing.assert_array_equal(value, 1)
+
+
+def test_steps_of_optimizers_refuse_a_parameter_twice():
+    """Two threads would change it at once."""
+    value, none = np.ones(4), np.ones(0)
+    with pytest.raises(ValueError, match="parameter twice"):
+        optimizers.sgd(optimizers.Places(), 2 * [value], 2 * [value], 2 * [0 * value], 0.1, 0.9, True, 0.1)
+    optimizers.sgd(optimizers.Places(), 2 * [none], 2 * [none], 2 * [none], 0.1, 0.9, True, 0.1)

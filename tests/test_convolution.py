@@ -1,0 +1,229 @@
+"""The middle rung, for convolutions: all their ways equal the reference over random shapes, and are its adjoints."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from rounding import BATCHES, CHANNELS, DTYPES, FILTERS, assert_within, rounding_bound
+
+from tinycnn import reference
+from tinycnn.kernels import convolution, convolution_backward, narrow_convolution, tile_shape, winograd
+from tinycnn.kernels.convolution import convolve
+from tinycnn.kernels.convolution_backward import convolve_backward, convolve_input_gradient, convolve_weight_gradient
+
+# (width, kernel_w, stride, padding). The widths of x and y decide which tiles are compiled, so they are few.
+WIDTHS = st.sampled_from(
+    [
+        (1, 1, 1, 0),
+        (5, 5, 1, 0),  # a kernel as large as the image
+        (5, 3, 1, 1),  # 5 -> 5
+        (13, 2, 1, 0),  # 13 -> 12
+        (13, 5, 2, 0),  # 13 -> 5
+        (12, 4, 1, 2),  # 12 -> 13
+        (5, 2, 3, 1),  # 5 -> 2, a column left over
+        (12, 1, 1, 0),
+        (1, 1, 2, 2),  # padding wider than the kernel
+        (13, 3, 3, 2),  # 13 -> 5, two columns left over
+    ]
+)
+
+
+@st.composite
+def convolutions(draw):
+    """(x's shape, kernel_size, filters, stride, padding) of a convolution that fits."""
+    width, kernel_w, stride_w, padding_w = draw(WIDTHS)
+    kernel_h, stride_h, padding_h = draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.integers(0, 3))
+    height = draw(st.integers(max(1, kernel_h - 2 * padding_h), kernel_h + 7))
+    x_shape = draw(BATCHES), height, width, draw(CHANNELS)
+    return x_shape, (kernel_h, kernel_w), draw(FILTERS), (stride_h, stride_w), (padding_h, padding_w)
+
+
+WHOLE_IMAGE = ((3, 4, 7, 3), (4, 7), 17, (1, 1), (0, 0))
+LEFT_OVER_ROWS = ((2, 8, 9, 2), (3, 3), 8, (3, 2), (0, 0))
+FIRST_LAYER = ((9, 28, 28, 1), (5, 5), 16, (1, 1), (0, 0))
+MANY_CHANNELS = ((5, 12, 13, 33), (5, 5), 65, (1, 1), (2, 1))  # w and the rows of z and dy are taken in pieces
+WIDE_PADDING = ((2, 2, 3, 2), (1, 2), 3, (1, 2), (3, 2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(case=convolutions(), seed=st.integers(0, 99))
+@example(WHOLE_IMAGE, 0)
+@example(LEFT_OVER_ROWS, 0)
+@example(FIRST_LAYER, 0)
+@example(WIDE_PADDING, 0)
+@example(MANY_CHANNELS, 0)
+def test_convolution_equals_reference(dtype, case, seed):
+    """Forward and both backwards, to 1e-12 in float64 and to the rounding bound in both."""
+    shape, kernel, filters, stride, padding = case
+    random = np.random.default_rng(seed)
+    x, w, b = (random.normal(size=s).astype(dtype) for s in (shape, (*kernel, shape[3], filters), (filters,)))
+    wide = [a.astype(np.float64) for a in (x, w, b)]
+    exact = reference.conv2d(*wide, stride, padding)
+    dy = random.normal(size=exact.shape).astype(dtype)
+    exact_gradients = reference.conv2d_backward(dy.astype(np.float64), *wide[:2], stride, padding)
+    magnitudes = reference.conv2d_backward(np.abs(dy).astype(np.float64), *map(np.abs, wide[:2]), stride, padding)
+
+    y = convolve(x, w, b, exact.shape[1:3], stride, padding)
+    dx, dw, db = convolve_backward(x, dy, w, stride, padding)
+
+    pixels = dy[..., 0].size
+    assert_within(y, exact, w[..., 0].size + 1, reference.conv2d(*map(np.abs, wide), stride, padding))
+    for actual, exact_one, terms, magnitude in zip(
+        (dx, dw, db), exact_gradients, (w[:, :, 0].size, pixels, pixels), magnitudes, strict=True
+    ):
+        assert actual.dtype == dtype
+        assert_within(actual, exact_one, terms, magnitude)
+        if dtype == np.float64:
+            np.testing.assert_allclose(actual, exact_one, rtol=1e-12, atol=1e-12 * max(1, np.abs(exact_one).max()))
+
+
+@given(case=convolutions(), seed=st.integers(0, 99))
+def test_convolution_adjoint_identity(case, seed):
+    """⟨conv(x, w), g⟩ = ⟨x, dx⟩ = ⟨w, dw⟩, kernels only."""
+    shape, kernel, filters, stride, padding = case
+    random = np.random.default_rng(seed)
+    x, w = random.normal(size=shape), random.normal(size=(*kernel, shape[3], filters))
+    out = [(s + 2 * p - k) // t + 1 for s, p, k, t in zip(shape[1:3], padding, kernel, stride, strict=True)]
+    y = convolve(x, w, np.zeros(filters), tuple(out), stride, padding)
+    g = random.normal(size=y.shape)
+    dx, dw, _ = convolve_backward(x, g, w, stride, padding)
+    terms = convolve(np.abs(x), np.abs(w), np.zeros(filters), tuple(out), stride, padding) * np.abs(g)
+    assert abs((y * g).sum() - (x * dx).sum()) <= 1e-13 * terms.sum()
+    assert abs((y * g).sum() - (w * dw).sum()) <= 1e-13 * terms.sum()
+
+
+def test_two_pixels_as_one_are_the_same_convolution(random, monkeypatch):
+    """The way for few output channels gives the direct sums, also where this processor would not take it."""
+    x, w, b = (random.normal(size=s) for s in ((3, 6, 9, 5), (3, 2, 5, 7), (7,)))
+    dy = random.normal(size=(3, 4, 8, 7))
+    results = []
+    for pays in (False, True):
+        for module, name in ((convolution, "_pairs_pay"), (convolution_backward, "pairs_pay_in_dw")):
+            monkeypatch.setattr(module, name, lambda out_w, shape, stride, dtype, pays=pays: pays and shape[3] == 7)
+        results.append([convolve(x, w, b, (4, 8)), *convolve_weight_gradient(x, dy, (3, 2))])
+    exact = [reference.conv2d(x, w, b), *reference.conv2d_backward(dy, x, w)[1:]]
+    for direct, paired, formula in zip(*results, exact, strict=True):
+        np.testing.assert_allclose(direct, formula, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(paired, formula, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(
+    size=st.tuples(st.sampled_from([1, 3]), st.integers(3, 9), st.sampled_from([5, 12])),
+    wide_and_narrow=st.sampled_from([(8, 1), (16, 2), (40, 2), (20, 3), (19, 3), (40, 6)]),
+    kernel_and_stride=st.sampled_from([((2, 3), (1, 1)), ((3, 5), (1, 1)), ((1, 1), (1, 1)), ((3, 3), (2, 2))]),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    seed=st.integers(0, 99),
+)
+@example((3, 9, 12), (40, 6), ((3, 5), (1, 1)), (1, 2), 0)  # the rows of w for one column of the kernel are held
+@example((3, 9, 12), (19, 3), ((3, 3), (2, 2)), (2, 1), 0)  # whole and other chunks; dx reads dy spread
+def test_convolution_from_many_to_few_channels(dtype, size, wide_and_narrow, kernel_and_stride, padding, seed):
+    """y of such a convolution, and dx of one from few to many."""
+    (many, few), (kernel, stride), random = wide_and_narrow, kernel_and_stride, np.random.default_rng(seed)
+    x, w, b = (random.normal(size=s).astype(dtype) for s in ((*size, many), (*kernel, many, few), (few,)))
+    wide = [a.astype(np.float64) for a in (x, w, b)]
+    exact = reference.conv2d(*wide, stride, padding)
+    y = convolve(x, w, b, exact.shape[1:3], stride, padding)
+    assert_within(y, exact, w[..., 0].size + 1, reference.conv2d(*map(np.abs, wide), stride, padding))
+
+    back = np.ascontiguousarray(w.swapaxes(2, 3)).astype(dtype)
+    x = random.normal(size=(*size, few))
+    dy = random.normal(size=(*exact.shape[:3], many)).astype(dtype)
+    wide = dy.astype(np.float64), x, back.astype(np.float64)
+    exact, *_ = reference.conv2d_backward(*wide, stride, padding)
+    magnitude, *_ = reference.conv2d_backward(*map(np.abs, wide), stride, padding)
+    dx = convolve_input_gradient(dy, back, size[1:], stride, padding)
+    assert_within(dx, exact, w[..., 0].size, magnitude)
+
+
+@pytest.mark.parametrize(
+    ("registers", "many", "few", "pays"),
+    [
+        ((64, 32), 16, 1, True),
+        ((64, 32), 8, 3, True),
+        ((64, 32), 16, 7, True),
+        ((64, 32), 16, 8, False),  # fill half a vector themselves
+        ((64, 32), 8, 4, False),
+        ((64, 32), 3, 3, False),
+        ((64, 32), 2, 1, False),
+        ((32, 16), 16, 3, True),
+        ((32, 16), 16, 4, False),
+        ((16, 32), 16, 1, True),  # NEON
+    ],
+)
+def test_narrow_convolution_pays(monkeypatch, registers, many, few, pays):
+    monkeypatch.setattr(tile_shape, "vector_registers", lambda: registers)
+    assert narrow_convolution.pays.__wrapped__((3, 3, many, few), np.dtype(np.float32)) is pays
+
+
+def test_narrow_convolution_shows_not_a_number_where_it_is_seen(random):
+    """Nowhere else, though what lies outside of the image, and beyond the last channel, is read as zeros."""
+    for value in (np.nan, np.inf):
+        x, w = random.normal(size=(1, 7, 7, 19)), random.normal(size=(3, 3, 19, 1))
+        x[0, 0, 6, 18] = value
+        y = convolve(x, w, np.zeros(1), (7, 7), (1, 1), (1, 1))
+        seen = np.zeros((7, 7), bool)
+        seen[:2, 5:] = True
+        np.testing.assert_array_equal(np.isfinite(y[0, :, :, 0]), ~seen)
+        assert np.isnan(y).any() == np.isnan(value)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(
+    batch=st.sampled_from([1, 2, 9]),
+    size=st.tuples(st.integers(3, 15), st.integers(3, 15)),
+    channels=st.sampled_from([16, 17, 33]),
+    filters=st.sampled_from([16, 40]),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    seed=st.integers(0, 99),
+)
+@example(2, (13, 13), 33, 16, (0, 0), 0)
+@example(1, (3, 3), 16, 16, (0, 0), 0)
+@example(2, (3, 15), 17, 40, (3, 0), 0)
+@example(2, (10, 6), 17, 40, (0, 0), 0)  # dx is written where it is to stand
+@example(1, (14, 130), 17, 16, (2, 2), 0)  # rows of patches that come in two groups add up as well
+@example(1, (10, 122), 16, 16, (0, 0), 0)  # both
+def test_winograd_equals_reference(dtype, batch, size, channels, filters, padding, seed):
+    """To 1e-12 in float64; in float32 to the rounding bound of the largest sum, for patches mix neighbouring pixels."""
+    random = np.random.default_rng(seed)
+    shape = (batch, *size, channels)
+    x, w, b = (random.normal(size=s).astype(dtype) for s in (shape, (3, 3, channels, filters), (filters,)))
+    wide = [a.astype(np.float64) for a in (x, w, b)]
+    exact = reference.conv2d(*wide, (1, 1), padding)
+    dy = random.normal(size=exact.shape).astype(dtype)
+    exact_gradients = reference.conv2d_backward(dy.astype(np.float64), *wide[:2], (1, 1), padding)
+    y_size = reference.conv2d(*map(np.abs, wide), (1, 1), padding)
+    dx_size, *sizes = reference.conv2d_backward(np.abs(dy).astype(np.float64), *map(np.abs, wide[:2]), (1, 1), padding)
+    magnitudes = y_size, dx_size, dx_size, *sizes
+    dx, dw, db = winograd.convolve_backward(x, dy, w, dy.shape[1:3], padding)
+    without_dx = winograd.convolve_backward(x, dy, None, dy.shape[1:3], padding)[1:]
+    for alone, together in zip(without_dx, (dw, db), strict=True):
+        np.testing.assert_array_equal(alone, together)
+    flipped = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))
+    around = 2 - padding[0], 2 - padding[1]
+    dx_as_convolution, _, _ = winograd.convolve(dy, flipped, np.zeros(channels, dtype), size, around)
+    results = winograd.convolve(x, w, b, exact.shape[1:3], padding)[0], dx_as_convolution, dx, dw, db
+    pixels = dy[..., 0].size
+    terms = 9 * channels, 9 * filters, 9 * filters, pixels, pixels
+    exact = exact, exact_gradients[0], *exact_gradients
+    for actual, wanted, count, magnitude in zip(results, exact, terms, magnitudes, strict=True):
+        assert actual.dtype == dtype
+        # Even a single product goes through two transformations there and two back, of six terms each.
+        np.testing.assert_allclose(actual, wanted, rtol=0, atol=rounding_bound(count + 24, magnitude.max(), dtype))
+        if dtype == np.float64:
+            np.testing.assert_allclose(actual, wanted, rtol=1e-12, atol=1e-12 * max(1, np.abs(wanted).max()))
+
+
+def test_winograd_is_used_where_it_pays(random, monkeypatch):
+    """The layers' functions give the same, up to rounding, whether they hand over to Winograd's way or not."""
+    x, w, b = (random.normal(size=s) for s in ((17, 14, 12, 32), (3, 3, 32, 16), (16,)))
+    dy = random.normal(size=(17, 12, 10, 16))
+    assert winograd.pays(x.shape, w.shape, (12, 10))
+    results = convolve(x, w, b, (12, 10)), *convolve_backward(x, dy, w, (1, 1), (0, 0))
+    for alone, together in zip(convolve_weight_gradient(x, dy, (3, 3)), results[2:], strict=True):
+        np.testing.assert_array_equal(alone, together)
+    monkeypatch.setattr(winograd, "pays", lambda *shapes: False)
+    direct_results = convolve(x, w, b, (12, 10)), *convolve_backward(x, dy, w, (1, 1), (0, 0))
+    for fast, direct in zip(results, direct_results, strict=True):
+        np.testing.assert_allclose(fast, direct, rtol=1e-11, atol=1e-11)
+        assert fast.tobytes() != direct.tobytes()  # or it was not used
