@@ -27,8 +27,8 @@ def test_files_are_there():
 
 def test_every_module_is_in_the_reading_order():
     table = README.split("## Read it in this order")[1].split("\n## ")[0]
-    for module in (ROOT / "tinycnn").glob("*.py"):
-        assert module.name in table or module.name == "__init__.py", module.name
+    for module in (ROOT / "tinycnn").rglob("*.py"):
+        assert f"`{module.relative_to(ROOT).as_posix()}`" in table or module.name == "__init__.py", module
 
 
 def test_tests_that_are_cited_are_there():
