@@ -278,8 +278,9 @@ def _convolve_task(
                                 for p in range(P):
                                     acc[p] = multiply_add(z[here + p * step + k], w_row, acc[p])
                         row_of_window = i % pool_h
+                        there = ((n * out_h + i) // pool_h * (out_w // pool_w) + j // pool_w) * O + o
                         for q in range(P // pool_w):
-                            place = ((n * out_h + i) // pool_h * (out_w // pool_w) + j // pool_w + q) * O + o
+                            place = there + q * O
                             best = acc[q * pool_w]
                             if pooled:  # as `max_pool`; y and winners hold what the rows before came to
                                 winner = read(winners, 0, 0, L)  # no lanes: zeros
