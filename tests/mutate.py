@@ -24,6 +24,7 @@ from pathlib import Path
 from queue import Queue
 
 ROOT = Path(__file__).parents[1]
+WINOGRAD = ["tests/test_convolution.py", "tests/test_together.py", "-k", "winograd or together"]
 TARGETS = {  # the file: the tests that know it best, the fastest first
     "tinycnn/layers.py": ["tests/test_layers.py", "tests/test_planted_bugs.py"],
     "tinycnn/more_layers.py": ["tests/test_layers.py", "tests/test_planted_bugs.py"],
@@ -62,12 +63,8 @@ TARGETS = {  # the file: the tests that know it best, the fastest first
     "tinycnn/kernels/vector.py": ["tests/test_kernels.py", "tests/test_convolution.py"],
     "tinycnn/kernels/llvm.py": ["tests/test_kernels.py", "tests/test_convolution.py"],
     "tinycnn/kernels/held_rows.py": ["tests/test_convolution.py"],
-    "tinycnn/kernels/winograd.py": [
-        "tests/test_convolution.py",
-        "tests/test_together.py",
-        "-k",
-        "winograd or together",
-    ],
+    "tinycnn/kernels/winograd.py": WINOGRAD,
+    "tinycnn/kernels/winograd_backward.py": WINOGRAD,
     "tinycnn/kernels/minimal_filtering.py": ["tests/test_convolution.py", "-k", "winograd"],
 }
 OPERATORS = {

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from rounding import BATCHES, CHANNELS, DTYPES, FILTERS, assert_within, rounding_bound
 
 from tinycnn import reference
-from tinycnn.kernels import convolution, convolution_backward, narrow_convolution, tile_shape, winograd
+from tinycnn.kernels import (
+    convolution,
+    convolution_backward,
+    narrow_convolution,
+    tile_shape,
+    winograd,
+    winograd_backward,
+)
 from tinycnn.kernels.convolution import convolve
 from tinycnn.kernels.convolution_backward import convolve_backward, convolve_input_gradient, convolve_weight_gradient
 
@@ -195,8 +202,8 @@ def test_winograd_equals_reference(dtype, batch, size, channels, filters, paddin
     y_size = reference.conv2d(*map(np.abs, wide), (1, 1), padding)
     dx_size, *sizes = reference.conv2d_backward(np.abs(dy).astype(np.float64), *map(np.abs, wide[:2]), (1, 1), padding)
     magnitudes = y_size, dx_size, dx_size, *sizes
-    dx, dw, db = winograd.convolve_backward(x, dy, w, dy.shape[1:3], padding)
-    without_dx = winograd.convolve_backward(x, dy, None, dy.shape[1:3], padding)[1:]
+    dx, dw, db = winograd_backward.convolve_backward(x, dy, w, dy.shape[1:3], padding)
+    without_dx = winograd_backward.convolve_backward(x, dy, None, dy.shape[1:3], padding)[1:]
     for alone, together in zip(without_dx, (dw, db), strict=True):
         np.testing.assert_array_equal(alone, together)
     flipped = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))

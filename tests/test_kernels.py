@@ -20,6 +20,7 @@ from tinycnn.kernels import (
     pooled_convolution,
     pooling,
     winograd,
+    winograd_backward,
 )
 from tinycnn.kernels import dense as dense_kernels
 from tinycnn.kernels.convolution import convolve
@@ -127,7 +128,7 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads):
         return [
             convolve(x, w, b, (10, 9)),
             winograd.convolve(dy, w[:, :, :1].repeat(24, 2), b, (12, 11), (2, 2))[0],
-            *winograd.convolve_backward(dy, dy, w[:, :, :1].repeat(24, 2), (10, 9), (1, 1)),
+            *winograd_backward.convolve_backward(dy, dy, w[:, :, :1].repeat(24, 2), (10, 9), (1, 1)),
             *pooled_gradients(dy, w[:, :, :1].repeat(24, 2), b, (10, 9), (1, 1)),
             *direct_pooled_gradients(x, w, b, (10, 9), (0, 0)),
             *direct_pooled_gradients(x[..., :1].copy(), w[:, :, :1].copy(), b, (12, 11), (1, 1)),
@@ -158,7 +159,7 @@ def direct_pooled_gradients(x, w, b, size, padding):
 def pooled_gradients(x, w, b, size, padding):
     """The same Winograd's way, with dx."""
     y, *behind = winograd.convolve(x, w, b, size, padding, True, True)
-    return [y, *behind, *winograd.convolve_backward(x, y, w, size, padding, *behind)]
+    return [y, *behind, *winograd_backward.convolve_backward(x, y, w, size, padding, *behind)]
 
 
 @pytest.mark.parametrize("side", [12, 13])  # 13: a row and a column left over by the pool
@@ -171,7 +172,7 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
         y, winners = max_pool(x, (2, 2), (2, 2))
         return [
             winograd.convolve(x, w, b, (side, side), (1, 1))[0],
-            *winograd.convolve_backward(x, dy, w, (side, side), (1, 1)),
+            *winograd_backward.convolve_backward(x, dy, w, (side, side), (1, 1)),
             *pooled_gradients(x, w, b, (side, side), (1, 1)),
             *direct_pooled_gradients(x, w, b, (side, side), (1, 1)),
             *direct_pooled_gradients(x[..., :1].copy(), w[:, :, :1].copy(), b, (side, side), (1, 1)),
@@ -203,6 +204,7 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
         pooled_convolution,
         pooling,
         winograd,
+        winograd_backward,
     ):
         monkeypatch.setattr(module, "empty", not_empty)
     monkeypatch.setattr(parallel, "take_notepads", lambda threads, size: np.full((threads, size), np.nan).view("f4"))

@@ -124,7 +124,8 @@ def test_narrow_tile_fits_the_registers(monkeypatch, registers, out_w, kernel_w,
 # Tiles of every kind of task, the first the largest: 13 × 32 numbers with AVX-512, 6 × 16 with AVX2.
 COUNT_MULTIPLY_ADDS = """
 import numpy as np
-from tinycnn.kernels import convolution, convolution_backward, dense, narrow_convolution, tile_shape, winograd
+from tinycnn.kernels import convolution, convolution_backward, dense, narrow_convolution, tile_shape
+from tinycnn.kernels import winograd, winograd_backward
 float32 = np.dtype(np.float32)
 P, L = tile_shape.tile_shape(26, 64, float32)
 S = tile_shape.register_lanes(float32)
@@ -140,7 +141,7 @@ for name, rows, task in (
     ("dense", P, dense._product_task(P, L, float32)),
     ("its weight gradient", P, dense._weight_gradient_task(P, L, float32)),
     ("patches", dx[0], winograd._convolve_task(*dx, S, float32)),
-    ("their gradients", dw[0] + dx[0], winograd._backward_task(*dw, *dx, S, float32)),
+    ("their gradients", dw[0] + dx[0], winograd_backward._backward_task(*dw, *dx, S, float32)),
 ):
     print(name, task.compiled.inspect_llvm().count("@llvm.fma.v"), rows)
 """

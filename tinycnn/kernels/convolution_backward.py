@@ -20,7 +20,7 @@ from math import ceil
 
 import numpy as np
 
-from tinycnn.kernels import narrow_convolution, winograd
+from tinycnn.kernels import narrow_convolution, winograd, winograd_backward
 from tinycnn.kernels.convolution import (
     NEAR,
     convolve,
@@ -49,7 +49,7 @@ def convolve_backward(
     -> dx (N, H, W, C), dw (kh, kw, C, O), db (O,).
     """
     if stride == (1, 1) and winograd.pays(x.shape, w.shape, dy.shape[1:3]):
-        return winograd.convolve_backward(x, dy, w, dy.shape[1:3], padding)
+        return winograd_backward.convolve_backward(x, dy, w, dy.shape[1:3], padding)
     dw, db = convolve_weight_gradient(x, dy, w.shape[:2], stride, padding)
     return convolve_input_gradient(dy, w, x.shape[1:3], stride, padding), dw, db
 
@@ -84,7 +84,7 @@ def convolve_weight_gradient(
     kernel_h, kernel_w = kernel_size
     channels, out_channels = x.shape[3], dy.shape[3]
     if stride == (1, 1) and winograd.pays(x.shape, (*kernel_size, channels, out_channels), dy.shape[1:3]):
-        return winograd.convolve_backward(x, dy, None, dy.shape[1:3], offset)[1:]
+        return winograd_backward.convolve_backward(x, dy, None, dy.shape[1:3], offset)[1:]
     if dy.size and pairs_pay_in_dw(dy.shape[2], (*kernel_size, channels, out_channels), stride[1], x.dtype):
         dy_pairs = dy.reshape(*dy.shape[:2], dy.shape[2] // 2, 2 * out_channels)
         dw, db = convolve_weight_gradient(

@@ -18,7 +18,7 @@ from math import prod
 
 import numpy as np
 
-from tinycnn.kernels import winograd
+from tinycnn.kernels import winograd, winograd_backward
 from tinycnn.kernels.convolution import convolve, in_columns, is_direct, plan
 from tinycnn.kernels.convolution_backward import (
     convolve_backward,
@@ -110,7 +110,7 @@ def weight_gradient(
     """
     w_shape = (*kernel_size, x.shape[3], dy.shape[3])
     if _by_winograd(x.shape, w_shape, output_size, stride, pool):
-        return winograd.convolve_backward(x, dy, None, output_size, offset, winners, active)[1:]
+        return winograd_backward.convolve_backward(x, dy, None, output_size, offset, winners, active)[1:]
     winograd_apart = stride == (1, 1) and winograd.pays(x.shape, w_shape, output_size)  # its windows are another size
     direct = not winograd_apart and not pairs_pay_in_dw(output_size[1], w_shape, stride[1], x.dtype)
     if direct and pool != NONE and winners.dtype == BYTE and dy.size:
@@ -131,7 +131,7 @@ def backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `weight_gradient`, and the gradient by x: dx (N, H, W, C), dw (kh, kw, C, O), db (O,)."""
     if _by_winograd(x.shape, w.shape, output_size, stride, pool):
-        return winograd.convolve_backward(x, dy, w, output_size, padding, winners, active)
+        return winograd_backward.convolve_backward(x, dy, w, output_size, padding, winners, active)
     return convolve_backward(x, _in_front(dy, winners, active, output_size, pool), w, stride, padding)
 
 

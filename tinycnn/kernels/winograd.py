@@ -12,11 +12,8 @@ Done along both axes it makes a patch of 4×4 outputs from 6×6 inputs with 36 m
     y = Aᵀ [(G w Gᵀ) ⊙ (Bᵀ d B)] A
 
 With many channels each of the 36 products becomes a matrix product over all patches, M[t] = V[t] · U[t] for t = 0 … 35,
-and that runs on the register tile of vector.py. The gradients are the same formula read backwards (its adjoints), with
-a product for each that takes the same E = A dy Aᵀ:
-
-    dw = Gᵀ [Σ over patches of (Bᵀ d B) ⊙ E] G
-    dd = B [(G w Gᵀ) ⊙ E] Bᵀ                         the patches dd overlap by two pixels, and add up to dx
+and that runs on the register tile of vector.py. The gradients are the same formula read backwards
+(`winograd_backward.py`).
 
 Any six points will do on paper, and the usual 0, ±1, ±2, ∞ give simple matrices. Rounding errors differ, though: with
 0, ±3/4, ±3/2, ∞ they are four times smaller, about twice those of the direct sum.
@@ -32,16 +29,15 @@ from functools import cache
 
 import numpy as np
 
-from tinycnn.kernels.elementwise import BYTE, relu_of, sum_of_parts
-from tinycnn.kernels.memory import copy, empty
-from tinycnn.kernels.minimal_filtering import A, A_transposed, B, B_transposed, G, G_transposed
+from tinycnn.kernels.elementwise import BYTE, relu_of
+from tinycnn.kernels.memory import empty
+from tinycnn.kernels.minimal_filtering import A_transposed, B_transposed, G
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.tile_shape import register_lanes, tile_shape
 from tinycnn.kernels.vector import (
     choose,
     clear_numbers,
     copy_numbers,
-    equals,
     multiply_add,
     not_at_most,
     read,
@@ -53,7 +49,7 @@ from tinycnn.kernels.vector import (
 
 LEVEL = 2  # of optimisation: level 3 takes a fifth longer to compile and gains nothing, these tiles being small enough
 GROUP = 30  # patches that are transformed together: enough to fill tiles, few enough to stay in the cache
-COPIES = 2  # of the transformed weights, each for one half of the parts: see `_transformed`
+COPIES = 2  # of the transformed weights, each for one half of the parts: see `transformed_weights`
 ODD = 16  # numbers between 36 matrices that are used at once: they would compete for the same places in the cache
 
 
@@ -94,53 +90,19 @@ def convolve(
     -> y (N, *output_size, O) or (N, out_h // 2, out_w // 2, O), winners or None, active or None.
     """
     O, S = w.shape[3], register_lanes(x.dtype)
-    P, L = _products_tile(O, x.dtype)
-    groups, sizes, scratch = _plan(x.shape, (*output_size, O), offset, S, P)
+    P, L = products_tile(O, x.dtype)
+    groups, sizes, scratch = plan(x.shape, (*output_size, O), offset, S, P)
     parts = max(1, min(PARTS, groups))
     rows, columns = (size // 2 if pool else size for size in output_size)
     y = empty((len(x), rows, columns, O), x.dtype)
     winners, active = (empty(y.shape, BYTE) if remember and layer else None for layer in (pool, relu))
     kernel = _convolve_task(P, L, S, x.dtype)
-    arrays = x, _transformed(w, S, parts), b, y, *(y if array is None else array for array in (winners, active))
+    arrays = x, transformed_weights(w, S, parts), b, y, *(y if array is None else array for array in (winners, active))
     run(kernel, parts, (parts, *sizes, pool, relu, remember), *arrays, scratch=scratch)
     return y, winners, active
 
 
-def convolve_backward(
-    x: np.ndarray,
-    dy: np.ndarray,
-    w: np.ndarray | None,
-    output_size: tuple[int, int],
-    offset: tuple[int, int],
-    winners: np.ndarray | None = None,
-    active: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `convolution.convolve_backward`, for a kernel of 3×3 that moves by one pixel. Without w dx is left out, empty.
-
-    With winners, dy came back to the pool behind the convolution, and with active to the ReLU behind that.
-
-    x (N, H, W, C), dy (N, *output_size, O) or (N, out_h // 2, out_w // 2, O), w (3, 3, C, O), contiguous and of one
-    dtype; N ≥ 1, C and O ≥ 16 -> dx (N, H, W, C), dw (3, 3, C, O), db (O,).
-    """
-    C, O, S = x.shape[3], dy.shape[3], register_lanes(x.dtype)
-    P, L = _products_tile(C, x.dtype)
-    _, sizes, scratch = _plan(x.shape, (*output_size, O), offset, S, P)
-    parts = min(PARTS, len(x))  # of whole images: the patches of one overlap in dx
-    dw_parts, db_parts = empty((parts, 3, 3, C, O), x.dtype), empty((parts, O), x.dtype)
-    # rows of dw fill tiles of 8 well: the usual numbers of channels are multiples of it
-    kernel = _backward_task(*tile_shape(8, O, x.dtype), P, L, S, x.dtype)
-    if w is None:
-        u = dx = empty((0,), x.dtype)
-    else:
-        u, dx = _transformed(copy(w.transpose(0, 1, 3, 2)), S, parts), empty(x.shape, x.dtype)
-    sizes = parts, *sizes, dx.size, winners is not None, active is not None
-    behind = (dy if array is None else array for array in (winners, active))
-    scratch += 36 * (C * O + ODD)  # the sums behind dw
-    run(kernel, parts, sizes, x, dy, u, dx, dw_parts, db_parts, *behind, scratch=scratch)
-    return dx, sum_of_parts(dw_parts), np.add.reduce(db_parts, axis=0)
-
-
-def _transformed(w: np.ndarray, S: int, parts: int) -> np.ndarray:
+def transformed_weights(w: np.ndarray, S: int, parts: int) -> np.ndarray:
     """U = G w Gᵀ: a matrix for each of the 36 products; and all of them once more, for the other half of the parts.
 
     What one core has written takes long to reach another: longer than to compute it there again.
@@ -152,17 +114,17 @@ def _transformed(w: np.ndarray, S: int, parts: int) -> np.ndarray:
 
 
 @in_tasks
-def _own_copy(part, parts, size):
+def own_copy(part, parts, size):
     """Where the part's copy of U begins."""
     return part * min(COPIES, parts) // parts * 36 * (size + ODD)
 
 
-def _products_tile(columns: int, dtype: np.dtype) -> tuple[int, int]:
+def products_tile(columns: int, dtype: np.dtype) -> tuple[int, int]:
     return tile_shape(10, columns, dtype)  # groups of about 30 patches fill tiles of 10 well; one shape compiles once
 
 
 @cache
-def _plan(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
+def plan(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
     """(whole groups of patches, the sizes that the tasks need, numbers of scratch memory)."""
     (N, H, W, C), (out_h, out_w, O) = x_shape, y_shape
     rows, columns = -(-out_h // 4), -(-out_w // 4)  # of patches in an image
@@ -175,9 +137,6 @@ def _plan(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
     scratch = 36 * (v_size + m_size) + half_size + 2 * z_size  # the second z is backward's dz
     sizes = (N, H, W, C, out_h, out_w, O, *offset, rows, columns, group, v_size, m_size, z_w, z_size)
     return N * rows // group, sizes, scratch
-
-
-# ------------------------------------------------------------------------------------------------ forward
 
 
 @cache
@@ -201,7 +160,7 @@ def _weights_task(S: int, dtype: np.dtype):
 
 
 @in_tasks
-def _copy_image(x, n, sizes, z, z_start, into_z):
+def copy_image(x, n, sizes, z, z_start, into_z):
     """Image n of x into the zeros of z, `offset` away from its corner; or the other way, from inside z back to x."""
     _, _, H, W, C, _, _, _, offset_h, offset_w, _, _, _, _, _, z_w, z_size = numbers(sizes, 17)
     left, right = max(0, offset_w), min(z_w, offset_w + W)
@@ -215,7 +174,7 @@ def _copy_image(x, n, sizes, z, z_start, into_z):
 
 
 @in_tasks
-def _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
+def transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
     """V[t] = (Bᵀ d B)[t] for every patch d of these rows of patches; V is in the scratch memory from v on."""
     _, _, H, W, C, _, _, _, _, _, patch_rows, columns, _, v_size, _, z_w, z_size = numbers(sizes, 17)
     z, start, row_size, image = x, 0, W * C, -1
@@ -225,7 +184,7 @@ def _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
             start = n * H * W * C
         elif n != image:
             z, start, row_size, image = scratch, z_start, z_w * C, n
-            _copy_image(x, n, sizes, z, z_start, True)
+            copy_image(x, n, sizes, z, z_start, True)
         for column in range(columns):
             q = row * columns + column
             for block in range(0, C, S):
@@ -240,7 +199,7 @@ def _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
 
 
 @in_tasks
-def _products(scratch, v, v_size, patches, K, u, u_start, O, m, m_size, P, L):
+def products(scratch, v, v_size, patches, K, u, u_start, O, m, m_size, P, L):
     """M[t] = V[t] · U[t] for the 36 matrices, from and to the scratch memory.  V[t] (patches, K), U[t] (K, O)."""
     acc = tile(P, L, scratch)
     for t in range(36):
@@ -269,14 +228,14 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
         v, m = 0, 36 * v_size
         half = m + 36 * m_size
         z_start = half + 36 * columns * S
-        u_start = _own_copy(part, parts, C * O)
+        u_start = own_copy(part, parts, C * O)
         clear_numbers(scratch, v, 36 * v_size)  # beyond the patches stands anything, and subnormal numbers are slow
         clear_numbers(scratch, z_start, z_size)
         last = (part + 1) * N * patch_rows // parts
         for first in range(part * N * patch_rows // parts, last, group):
             rows = min(group, last - first)
-            _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
-            _products(scratch, v, v_size, rows * columns, C, u, u_start, O, m, m_size, P, L)
+            transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
+            products(scratch, v, v_size, rows * columns, C, u, u_start, O, m, m_size, P, L)
             # y = Aᵀ M A + b
             for row in range(rows):
                 n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
@@ -353,170 +312,3 @@ def _maximum(a, b, c, d, none):
     best, winner = choose(leads, c, best), choose(leads, 2, winner)
     leads = not_at_most(d, best)
     return choose(leads, d, best), choose(leads, 3, winner)
-
-
-# ------------------------------------------------------------------------------------------------ backward
-
-
-@cache
-def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtype):
-    """dx, and for each part dw and db of its patches."""
-
-    @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
-    def backward_patches(part, sizes, scratch, x, dy, u, dx, dw, db, winners, active):
-        (
-            parts, N, _, _, C, _, _, O, _, _,
-            patch_rows, columns, group, v_size, e_size, _, z_size, dx_size,
-        ) = numbers(sizes, 18)  # fmt: skip
-        v, e = 0, 36 * v_size
-        half = e + 36 * e_size
-        z_start = half + 36 * columns * S
-        dz_start = z_start + z_size
-        sums = dz_start + z_size
-        u_start = _own_copy(part, parts, C * O)
-        clear_numbers(scratch, e, 36 * e_size)  # as V in forward
-        clear_numbers(scratch, z_start, z_size)
-        clear_numbers(scratch, sums, 36 * (C * O + ODD))
-        clear_numbers(db, part * O, O)
-        last = (part + 1) * N // parts * patch_rows
-        for first in range(part * N // parts * patch_rows, last, group):
-            rows = min(group, last - first)
-            _transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
-            _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, db, part * O, S)
-            _add_products(scratch, v, v_size, e, e_size, rows * columns, C, O, sums, R, L_out)
-            if dx_size:  # V has served; the products E[t] · U[t] take its place
-                _products(scratch, e, e_size, rows * columns, O, u, u_start, C, v, v_size, P, L_in)
-                _add_up_patches(dx, sizes, first, rows, scratch, v, half, dz_start, S)
-        # dw = Gᵀ (the sums) G, for S pairs of channels at once
-        size = C * O
-        for i in range(0, size, S):
-            width, zero, here = min(S, size - i), read(scratch, 0, 0, S), sums + i
-            for t in range(6):
-                column = read_rows(scratch, here + t * (size + ODD), 6 * (size + ODD), 6, width, 6, S)
-                write_rows(scratch, half + t * S, 6 * S, 3, S, G_transposed(column, zero))
-            for a in range(3):
-                row = read_rows(scratch, half + 6 * a * S, S, 6, S, 6, S)
-                write_rows(dw, (9 * part + 3 * a) * size + i, size, 3, width, G_transposed(row, zero))
-
-    return backward_patches
-
-
-@in_tasks
-def _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, db, db_start, S):
-    """E[t] = (A dy Aᵀ)[t] for every patch of these rows of patches, and db += Σ dy."""
-    (
-        _, _, _, _, _, out_h, out_w, O, _, _, patch_rows, columns, _, _, e_size, _, _, _, pool, relu,
-    ) = numbers(sizes, 20)  # fmt: skip
-    for o in range(0, O, S):
-        width = min(S, O - o)
-        total = read(db, db_start + o, width, S)
-        for row in range(rows):
-            n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
-            for column in range(columns):
-                # Rows of zeros where the patch sticks out of dy.
-                for a in range(4):
-                    if pool:
-                        here = ((n * (out_h // 2) + (i + a) // 2) * (out_w // 2) + 2 * column) * O + o
-                        there = out_w // 2 - 2 * column if (i + a) // 2 < out_h // 2 else 0
-                        dy_row = _unpooled(dy, winners, active, here, O, there, width, 2 * (a % 2), relu, S)
-                    else:
-                        here = ((n * out_h + i + a) * out_w + 4 * column) * O + o
-                        there = out_w - 4 * column if i + a < out_h else 0
-                        dy_row = _masked(dy, active, here, O, there, width, relu, S)
-                    total = total + ((dy_row[0] + dy_row[1]) + (dy_row[2] + dy_row[3]))
-                    write_rows(scratch, half + 6 * a * S, S, 6, S, A(dy_row))
-                here = e + (row * columns + column) * O + o
-                for t in range(6):
-                    dy_column = read_rows(scratch, half + t * S, 6 * S, 4, S, 4, S)
-                    write_rows(scratch, here + t * e_size, 6 * e_size, 6, width, A(dy_column))
-        write(db, db_start + o, total, width)
-
-
-@in_tasks
-def _masked(dy, active, here, O, count, width, relu, S):
-    """Four pixels of dy, 0 where the ReLU was not active."""
-    g0, g1, g2, g3 = read_rows(dy, here, O, count, width, 4, S)
-    if relu:
-        zero = read(dy, 0, 0, S)
-        a0, a1, a2, a3 = read_rows(active, here, O, count, width, 4, S)
-        g0, g1 = choose(equals(a0, 1), g0, zero), choose(equals(a1, 1), g1, zero)
-        g2, g3 = choose(equals(a2, 1), g2, zero), choose(equals(a3, 1), g3, zero)
-    return g0, g1, g2, g3
-
-
-@in_tasks
-def _unpooled(dy, winners, active, here, O, count, width, cell, relu, S):
-    """The same four pixels in front of a pool: two windows' cells of this number and the next, 0 where they lost."""
-    zero = read(dy, 0, 0, S)
-    left, right = read_rows(dy, here, O, count, width, 2, S)
-    if relu:
-        left_active, right_active = read_rows(active, here, O, count, width, 2, S)
-        left, right = choose(equals(left_active, 1), left, zero), choose(equals(right_active, 1), right, zero)
-    left_winner, right_winner = read_rows(winners, here, O, count, width, 2, S)
-    return (
-        choose(equals(left_winner, cell), left, zero),
-        choose(equals(left_winner, cell + 1), left, zero),
-        choose(equals(right_winner, cell), right, zero),
-        choose(equals(right_winner, cell + 1), right, zero),
-    )
-
-
-@in_tasks
-def _add_products(scratch, v, v_size, e, e_size, patches, C, O, sums, R, L):
-    """sums[t] += Vᵀ[t] · E[t] for the 36 matrices.  V[t] (patches, C), E[t] (patches, O)."""
-    acc = tile(R, L, scratch)
-    for t in range(36):
-        for o in range(0, O, L):
-            width = min(L, O - o)
-            for tile_k in range(0, C, R):
-                k = min(tile_k, C - R)
-                here = sums + t * (C * O + ODD) + k * O + o
-                for r in range(R):
-                    acc[r] = read(scratch, here + r * O, width, L)
-                for q in range(patches):
-                    e_row = read(scratch, e + t * e_size + q * O + o, width, L)
-                    for r in range(R):
-                        acc[r] = multiply_add(scratch[v + t * v_size + q * C + k + r], e_row, acc[r])
-                for r in range(R):
-                    if k + r >= tile_k:  # the rows before were already summed by the tile before
-                        write(scratch, here + r * O, acc[r], width)
-
-
-@in_tasks
-def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S):
-    """dz += B M Bᵀ for every patch of these rows of patches; when an image is done, dx is dz without the padding."""
-    _, _, H, W, C, _, _, _, _, _, patch_rows, columns, _, m_size, _, z_w, z_size = numbers(sizes, 17)
-    z, start, row_size = dx, 0, W * C
-    for row in range(rows):
-        n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
-        if z_size:
-            z, start, row_size = scratch, dz_start, z_w * C
-        else:
-            start = n * H * W * C
-        for c in range(0, C, S):
-            width, zero = min(S, C - c), read(scratch, 0, 0, S)
-            for column in range(columns):
-                here = m + (row * columns + column) * C + c
-                for t in range(6):
-                    m_column = read_rows(scratch, here + t * m_size, 6 * m_size, 6, width, 6, S)
-                    write_rows(scratch, half + (36 * column + t) * S, 6 * S, 6, S, B(m_column, zero))
-            for a in range(6):
-                to = start + (i + a) * row_size + c
-                left_0 = left_1 = zero  # what the patch to the left adds to this one
-                for column in range(columns + 1):
-                    count = 6 if column < columns else 0
-                    m_row = read_rows(scratch, half + (36 * column + 6 * a) * S, S, count, S, 6, S)
-                    z0, z1, z2, z3, z4, z5 = B(m_row, zero)
-                    pixels = z0 + left_0, z1 + left_1, z2, z3
-                    if a < 2 and i > 0:  # and the one above
-                        pixels = _sums(pixels, read_rows(z, to, C, 4, width, 4, S))
-                    write_rows(z, to, C, 4 if column < columns else 2, width, pixels)
-                    left_0, left_1, to = z4, z5, to + 4 * C
-        if z_size and i == 4 * (patch_rows - 1):
-            _copy_image(dx, n, sizes, scratch, dz_start, False)
-
-
-@in_tasks
-def _sums(a, b):
-    (a0, a1, a2, a3), (b0, b1, b2, b3) = a, b
-    return a0 + b0, a1 + b1, a2 + b2, a3 + b3
