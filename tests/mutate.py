@@ -42,8 +42,8 @@ TARGETS = {  # the file: the tests that know it best, the fastest first
     "tinycnn/pictures.py": ["tests/test_fuzz.py", "-k", "not hundreds"],
     "tinycnn/rebuild.py": ["tests/test_fuzz.py", "-k", "not hundreds"],
     "tinycnn/kernels/batch_norm.py": ["tests/test_kernels.py", "-k", "batch_norm or moments"],
-    "tinycnn/kernels/convolution.py": ["tests/test_convolution.py", "-k", "convolution or winograd_is"],
-    "tinycnn/kernels/convolution_backward.py": ["tests/test_convolution.py", "-k", "convolution or winograd_is"],
+    "tinycnn/kernels/convolution.py": ["tests/test_convolution.py"],
+    "tinycnn/kernels/convolution_backward.py": ["tests/test_convolution.py"],
     "tinycnn/kernels/narrow_convolution.py": [
         "tests/test_convolution.py",
         "tests/test_tile_shape.py",

@@ -1,6 +1,7 @@
 """What the kernels' tests share: how far a sum may be off, and the sizes they draw from.
 
-The sizes are drawn freely: a kernel is compiled for a tile shape, of which there are few, not for a layer's sizes.
+A kernel is compiled for a tile shape. So numbers of channels and filters are few, one for each kind; the other sizes
+are drawn freely.
 """
 
 import numpy as np

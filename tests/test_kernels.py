@@ -1,6 +1,6 @@
-"""The middle rung, for the other operations: every kernel equals its reference over random shapes, up to rounding.
+"""The middle rung, for all but convolutions (`test_convolution.py`): every kernel equals its reference, up to rounding.
 
-And for all of them: the same bits at any number of threads, and nothing that was not written reaches a result.
+And for them as well: the same bits at any number of threads, and nothing that was not written reaches a result.
 """
 
 import numpy as np
@@ -177,6 +177,9 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
             *direct_pooled_gradients(x, w, b, (side, side), (1, 1)),
             *direct_pooled_gradients(x[..., :1].copy(), w[:, :, :1].copy(), b, (side, side), (1, 1)),
             *batch_norm.scale_and_shift(dy.reshape(-1, 24), b, b, b, relu=True),
+            batch_norm.scale_and_shift(dy.reshape(-1, 24), b, b, b, relu=True, remember=False)[0],
+            winograd.convolve(x, w, b, (side, side), (1, 1), pool=True, relu=True, remember=False)[0],
+            convolve_and_pool(x, w, b, (side, side), (1, 1), (1, 1), (2, 2), with_relu=True, remember=False)[0],
             *convolve_backward(x, dy, w, (1, 1), (1, 1)),
             convolve_input_gradient(dy[..., :3].copy(), few, (side, side), (1, 1), (1, 1)),
             convolve(x, few, b[:3], (side, side), (1, 1), (1, 1)),

@@ -218,9 +218,9 @@ def test_steps_of_optimizers_with_two_dtypes(random):
     optimizers.sgd(optimizers.Places(), together, x, [0 * a for a in x], 0.1, 0.9, True, 0.1)
     for value, a in zip(apart, x, strict=True):
         optimizers.sgd(optimizers.Places(), [value], [a], [0 * a], 0.1, 0.9, True, 0.1)
-    for a, b in zip(together, apart, strict=True):
+    for a, b, begin in zip(together, apart, x, strict=True):
         np.testing.assert_array_equal(a, b)
-        assert not np.array_equal(a, x[0])
+        assert not np.array_equal(a, begin)
 
 
 def test_steps_of_optimizers_follow_an_array_that_was_replaced():

@@ -85,7 +85,7 @@ class BatchNorm(Layer):
         return self.forward_with_relu(x, training, relu=False)[0]
 
     def forward_with_relu(self, x, training=False, relu=True) -> tuple[np.ndarray, np.ndarray | None]:
-        """What a ReLU makes of forward(x), all at once; and what it would remember."""
+        """What a ReLU makes of forward(x), all at once; and in training what it would remember."""
         x, channels = np.asarray(x), len(self.value(self.gamma))
         x = self._input(x, x.ndim >= 2 and x.shape[-1] == channels, "(..., {})", channels)
         rows = x.reshape(-1, channels)
@@ -100,7 +100,7 @@ class BatchNorm(Layer):
                     own[:] = moved
         sigma = np.sqrt(variance + variance.dtype.type(self.epsilon))
         scale, shift = self.value(self.gamma) / sigma, self.value(self.beta)
-        y, active = kernels.scale_and_shift(rows, mean, scale, shift, relu, training)
+        y, active = kernels.scale_and_shift(rows, mean, scale, shift, relu, remember=training)
         if training:
             self.remember(x.shape, rows, mean, sigma, self.frozen)
         return y.reshape(x.shape), None if active is None else active.reshape(x.shape)

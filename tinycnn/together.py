@@ -107,7 +107,7 @@ def _convolve_and_pool(group: list[Layer], x: np.ndarray, training: bool) -> np.
     if pool and (output_size[0] < pool.pool_size[0] or output_size[1] < pool.pool_size[1]):
         return pool.forward(conv.forward(x))  # which tells what is wrong
     y, winners, active = pooled_convolution.convolve_and_pool(
-        x, w, b, output_size, *_sizes(group), relu is not None, training
+        x, w, b, output_size, *_sizes(group), relu is not None, remember=training
     )
     if training:
         between = len(x), *output_size, conv.filters

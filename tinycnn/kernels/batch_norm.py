@@ -3,8 +3,8 @@
 The rows are shared out in a fixed number of parts, each summed into a row of its own, and the parts are added in
 order: the sums are equal bit for bit at any number of threads.
 
-A ReLU behind it can go along (`tinycnn/together.py`): forward then writes which numbers it left as they were, `active`,
-as `elementwise.relu` does, and backward's dy counts only there.
+A ReLU behind it can go along (`tinycnn/together.py`): forward in training then writes which numbers it left as they
+were, `active`, as `elementwise.relu` does, and backward's dy counts only there.
 """
 
 from functools import cache

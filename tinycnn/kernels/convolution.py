@@ -70,6 +70,7 @@ def convolve(
     """y[n, i, j, o] = b[o] + Σ_{a,b,c} z[n, i·stride_h + a, j·stride_w + b, c] · w[a, b, c, o].
 
     z is x set inside zeros: z[n, offset_h + i·spread_h, offset_w + j·spread_w] = x[n, i, j], as large as y needs it.
+    (Padding is an offset. Only the input gradient, which comes here too, has a spread: the stride.)
 
     x (N, H, W, C), w (kh, kw, C, O), b (O,), contiguous and of one dtype -> y (N, *output_size, O).
     """
@@ -285,7 +286,9 @@ def _convolve_task(
                             if pooled:  # as `max_pool`; y and winners hold what the rows before came to
                                 winner = read(winners, 0, 0, L)  # no lanes: zeros
                                 if row_of_window > 0:
-                                    best, winner = read(y, place, width, L), read(winners, place, width, L)
+                                    best = read(y, place, width, L)
+                                    if remember:
+                                        winner = read(winners, place, width, L)
                                 for p in range(pool_w):
                                     cell = acc[q * pool_w + p]
                                     leads = not_at_most(cell, best)

@@ -10,7 +10,9 @@ row of dy that is loaded serves all of them:
 
     dw[a, k, :] = Σ_{n,i,j}  x[n, i·stride + a, j·stride·C + k] · dy[n, i, j, :]
 
-It can begin with what a ReLU and a pool in front of dy do on the way back (`pooled_convolution.py`).
+Some kinds of shapes take another way here as well: `winograd_backward.py`; pixels of dy that stay in registers
+(`held`); two pixels as one (`pairs_pay_in_dw`). And the weight gradient can begin with what a ReLU and a pool in front
+of dy do on the way back (`pooled_convolution.py`).
 
 What this file is not: loops of its own for the input gradient, which is `convolve` once more.
 """
@@ -37,7 +39,7 @@ from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.tile_shape import filled_lanes, tile_shape, tile_time, usable_registers
 from tinycnn.kernels.vector import choose, clear_numbers, equals, multiply_add, read, read_rows, tile, write
 
-PIXELS, MOST_PIXELS = 4, 7  # of dy: so many have room there beside a tile of dw, and up to so many stay if they have
+PIXELS, MOST_PIXELS = 4, 7  # of dy: so many have room in registers beside a tile of dw, and up to so many stay there
 
 
 def convolve_backward(
@@ -110,8 +112,8 @@ def direct_weight_gradient(
     )
     dw_parts = empty((parts, *dw.shape), x.dtype)
     db_parts = empty((parts, sums, out_channels), x.dtype)
-    others = [array for array in (winners, active) if array is not None]
-    run(kernel, parts, sizes, x, dy, dw_parts, db_parts, *others, scratch=scratch)
+    behind = (dy if array is None else array for array in (winners, active))
+    run(kernel, parts, sizes, x, dy, dw_parts, db_parts, *behind, scratch=scratch)
     return np.add.reduce(dw_parts, axis=0, out=dw), np.add.reduce(db_parts, axis=(0, 1))
 
 
@@ -155,7 +157,7 @@ def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[in
 
 @cache
 def pairs_pay_in_dw(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dtype) -> bool:
-    """Whether to take two neighbouring pixels for one in dw, as `_pairs_pay` in y. That halves the number of steps."""
+    """Whether to take two neighbouring pixels for one in dw, which halves the steps; as `_pairs_pay` for y."""
     _, kernel_w, channels, out_channels = w_shape
     K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
     if out_w % 2:
@@ -207,7 +209,7 @@ def _weight_gradient_task(
     held: int = 0,
     held_step: int = 0,
 ):
-    """The same tile the other way round: A × R rows of dw × L output channels, summed over a few rows at a time.
+    """The tile of convolution.py the other way round: A × R rows of dw × L output channels, a few image rows at a time.
 
     With a pool, dy is what came back to the pool (or to the ReLU behind it), and dw is the convolution's before it.
     held: so many pixels of dy that stay in registers as well, if R is all of K and little; held_step = stride · C.

@@ -4,11 +4,11 @@ In `vector.py`'s tile each row of w is loaded, used P times, and forgotten. Wher
 layer, they stay in registers beside the running sums. Then it pays to go the other way: to load each number (or row) of
 x once, and to use it at once for all the sums that it goes into, whichever pixels they are of.
 
-    multiply_add_rows       the held rows are multiplied by numbers, as in `convolution.py`
-    multiply_add_windows    by rows, lane by lane, as in `narrow_convolution.py`,
+    multiply_add_rows       the held rows are multiplied by numbers: `convolution.py`, `convolution_backward.py`
+    multiply_add_windows    by rows, lane by lane: `narrow_convolution.py`,
     sums_of_lanes           whose sums are then the lanes of one row each, to be added up
 
-What this file is not: for more than a dozen rows. They would not fit, and LLVM would put them on the stack.
+What this file is not: for more rows than have room beside the sums. LLVM would put them on the stack.
 """
 
 from itertools import product

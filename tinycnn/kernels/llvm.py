@@ -1,10 +1,8 @@
 """What a row and a tile (`vector.py`) are to the compiler, and small pieces of code that the operations are made of.
 
-Numba compiles a kernel to LLVM's language, and lets an operation say itself what it becomes there: its `code(context,
-builder, signature, arguments)` appends instructions by the builder. A name that ends in _ stands for a value in the
-program that is being written, as opposed to one known while it is written.
+How an operation is written, and what a name that ends in _ stands for: see `vector.py`.
 
-What this file is not: something to call from a kernel, or to read before `vector.py`.
+What this file is not: something to call from a kernel.
 """
 
 from llvmlite import ir
@@ -59,6 +57,7 @@ def as_value(number):
 
 
 def read_lanes(context, builder, row: Row, array_, i_, width_):
+    """array[i : i + width] as a row, zero beyond. width_: what `known` returned."""
     vector = context.get_value_type(row)
     pointer = builder.bitcast(builder.gep(array_, [i_]), vector.as_pointer())
     if width_ == 0:
@@ -78,6 +77,7 @@ def read_lanes(context, builder, row: Row, array_, i_, width_):
 
 
 def write_lanes(context, builder, row: Row, array_, i_, row_, width_):
+    """array[i : i + width] = row. width_: what `known` returned."""
     pointer = builder.bitcast(builder.gep(array_, [i_]), row_.type.as_pointer())
     if width_ == row.lanes:
         builder.store(row_, pointer, align=_alignment(row))

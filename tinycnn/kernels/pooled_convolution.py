@@ -51,7 +51,7 @@ def convolve_and_pool(
     remember: whether backward will need winners and active; else they are not made where that saves time.
 
     x (N, H, W, C), w (kh, kw, C, O), b (O,), contiguous and of one dtype
-    -> y (N, out_h // pool_h, out_w // pool_w, O), winners (None without a pool), active (None without a ReLU).
+    -> y (N, out_h // pool_h, out_w // pool_w, O), winners (or None without a pool), active (or None without a ReLU).
     """
     way, shape, plan_of_it = _way(x.shape, w.shape, x.dtype, output_size, stride, offset, pool, with_relu, remember)
     if way == "winograd":
@@ -89,7 +89,7 @@ def _way(x_shape, w_shape, dtype, output_size, stride, offset, pool, with_relu, 
 
 
 def _by_winograd(x_shape, w_shape, output_size, stride, pool) -> bool:
-    possible = x_shape[0] > 0 and stride == (1, 1) and pool in (NONE, (2, 2))
+    possible = stride == (1, 1) and pool in (NONE, (2, 2))
     return possible and winograd.pays(x_shape, w_shape, output_size)
 
 

@@ -1,8 +1,9 @@
-"""The shape of the register tile, chosen from the processor's vector width and number of registers, all in this place.
+"""The shape of the register tile, chosen from the processor's vector width and number of registers.
 
-What a tile is: see `vector.py`. A kernel asks `tile_shape` for (P, L), P rows of L numbers; one that keeps other rows
-in registers as well asks `holding_tile`. There is room for 13 × 32 float32 numbers with AVX-512, for 6 × 16 with AVX2,
-for 13 × 8 with ARM's NEON; nothing else depends on the processor but what `vector_registers` says.
+What a tile is: see `vector.py`. A kernel asks `tile_shape` for (P, L), P rows of L numbers; one that keeps rows of w in
+registers as well asks `holding_tile`, or counts with `usable_registers` what else it keeps there. There is room for
+13 × 32 float32 numbers with AVX-512, for 6 × 16 with AVX2, for 13 × 8 with ARM's NEON; only `vector_registers`
+looks at the processor.
 
 What this file is not: measurements of this machine. It is a model of a core, coarse enough to hold for all of them.
 """
@@ -36,9 +37,8 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = inf, mul
     L is V = 1, 2 or 4 vectors, halves of vectors where they suffice. A step of the tile reads V vectors of w and P
     numbers of x, and does P·V multiply-adds:
 
-        registers   P·V sums, V vectors of w and one number of x must fit, or four if each is used only once, for LLVM
-                    reads them ahead; with a sixteenth of the registers to spare, for a tile that spills to memory runs
-                    at a third of the speed
+        registers   P·V sums, V vectors of w and one number of x must fit into `usable_registers`, or four numbers if
+                    each is used only once, for LLVM reads them ahead
         time        a core starts two multiply-adds and two reads in a cycle, finds w less near than x, and needs four
                     cycles for a multiply-add: max(P·V, P + 2V, 8) half cycles, and (V + 1) / 2 for the loop; the
                     innermost loop, of so many `steps`, takes some 5·P + 15 to begin, and 10·P·V more if the rows it
@@ -60,7 +60,7 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = inf, mul
 
 
 def usable_registers() -> int:
-    """A sixteenth of them is to spare: a tile that spills to memory runs at a third of the speed."""
+    """How many a tile may fill: all but a sixteenth, for one that spills to memory runs at a third of the speed."""
     return vector_registers()[1] * 15 // 16
 
 

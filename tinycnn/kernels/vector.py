@@ -8,12 +8,20 @@ in its registers. So a kernel works on *rows*, each L numbers side by side, and 
     acc[p] = multiply_add(x, row, acc[p])     acc[p] += x · row, rounded once; x is a number, or a row as well
     write(a, i, acc[p], width)                a[i : i + width] = acc[p]
 
+    read_rows, write_rows                     several rows at once, some numbers apart
+    not_at_most, more_than, equals, choose    comparisons and choices, lane by lane
+    copy_numbers, clear_numbers               memory as it is
+
 and + − · between rows. Arrays are the flat memory they are (C order, index in numbers). `width` may be smaller than L:
 the lanes beyond it read as zero and are not written, so a layer with 10 or 24 channels needs no special case.
 
 P and L must be compile-time constants (LLVM unrolls the loop over p, then sees that nothing else can point at the tile
 and keeps it in registers); every other size is an ordinary run-time number. So a kernel is compiled once for a tile
 shape, not once for a layer. `tile_shape.py` chooses P and L, and explains how.
+
+Numba compiles a kernel to LLVM's language, and lets an operation say itself what it becomes there: its `code(context,
+builder, signature, arguments)` appends instructions by the builder. A name that ends in _ stands for a value in the
+program that is being written, as opposed to one known while it is written (`llvm.py`).
 
 What this file is not: a vector library. It checks no bounds; the layers check every shape before they call a kernel.
 """
@@ -154,7 +162,7 @@ def multiply_add(typing_context, x, row, total):
     return row(x if isinstance(x, Row) else row.dtype, row, total), code
 
 
-def _operator(symbol, instruction: str) -> None:
+def _operator(symbol, name: str) -> None:
     """row ∘ row, lane by lane."""
 
     @type_callable(symbol)
@@ -163,7 +171,7 @@ def _operator(symbol, instruction: str) -> None:
 
     @lower_builtin(symbol, Row, Row)
     def code(context, builder, signature, arguments):
-        return getattr(builder, instruction)(*arguments)
+        return getattr(builder, name)(*arguments)
 
 
 _operator(operator.add, "fadd")

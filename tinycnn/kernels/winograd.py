@@ -84,7 +84,7 @@ def convolve(
     remember: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """As `convolution.convolve`, for a kernel of 3×3 that moves by one pixel; then what `pooled_convolution.py` says,
-    with windows of 2×2 if `pool`: a patch holds four of them.
+    with windows of 2×2 if `pool`: a patch holds four of them. relu, remember: as there.
 
     x (N, H, W, C), w (3, 3, C, O), b (O,), contiguous and of one dtype; N ≥ 1, C and O ≥ 16
     -> y (N, *output_size, O) or (N, out_h // 2, out_w // 2, O), winners or None, active or None.
@@ -95,7 +95,7 @@ def convolve(
     parts = max(1, min(PARTS, groups))
     rows, columns = (size // 2 if pool else size for size in output_size)
     y = empty((len(x), rows, columns, O), x.dtype)
-    winners, active = (empty(y.shape, BYTE) if remember and layer else None for layer in (pool, relu))
+    winners, active = (empty(y.shape, BYTE) if remember and there else None for there in (pool, relu))
     kernel = _convolve_task(P, L, S, x.dtype)
     arrays = x, transformed_weights(w, S, parts), b, y, *(y if array is None else array for array in (winners, active))
     run(kernel, parts, (parts, *sizes, pool, relu, remember), *arrays, scratch=scratch)
@@ -281,7 +281,7 @@ def _relu_of_four(pixels, zero, none):
 
 @in_tasks
 def _write_maxima(scratch, half, bias, y, winners, active, to, windows, steps, relu, remember, S):
-    """y = the maxima of the patch's four windows of 2×2, from Aᵀ M; and winners; and the ReLU's active."""
+    """y = the maxima of the patch's four windows of 2×2, from Aᵀ M; and, if `remember`, winners and active."""
     (down, across), zero, none = steps, read(scratch, 0, 0, S), read(winners, 0, 0, S)  # no lanes: zeros
     for i in range(windows[0]):
         top = A_transposed(read_rows(scratch, half + 12 * i * S, S, 6, S, 6, S), bias)

@@ -1,13 +1,15 @@
 """The gradients of a 3×3 convolution with four times fewer multiplications: `winograd.py` read backwards.
 
-They are the adjoints of its formula. With E = A dy Aᵀ for every patch of 4×4 numbers of dy,
+They are the adjoints of its formula. With E = A dy Aᵀ for every patch of 4×4 numbers of dy, and dd for the gradient by
+a patch d of inputs,
 
     dw = Gᵀ [Σ over patches of (Bᵀ d B) ⊙ E] G
     dd = B [(G w Gᵀ) ⊙ E] Bᵀ                         the patches dd overlap by two pixels, and add up to dx
 
 so both are matrix products again, and take the same E: dy is transformed once.
 
-What this file is not: what a pool and a ReLU are; it only begins with what they do to dy, where they stood behind.
+What this file is not: the place to learn what a pool and a ReLU are. Where they stand behind the convolution, it begins
+with what they do to dy.
 """
 
 from functools import cache
@@ -84,7 +86,7 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
         dz_start = z_start + z_size
         sums = dz_start + z_size
         u_start = own_copy(part, parts, C * O)
-        clear_numbers(scratch, e, 36 * e_size)  # as V in forward
+        clear_numbers(scratch, e, 36 * e_size)  # beyond the patches stands anything, and subnormal numbers are slow
         clear_numbers(scratch, z_start, z_size)
         clear_numbers(scratch, sums, 36 * (C * O + ODD))
         clear_numbers(db, part * O, O)
