@@ -131,17 +131,17 @@ P, L = tile_shape.tile_shape(26, 64, float32)
 S = tile_shape.register_lanes(float32)
 dw, dx = tile_shape.tile_shape(8, 64, float32), tile_shape.tile_shape(10, 64, float32)
 for name, rows, task in (
-    ("convolution", P, convolution._convolve_task(P, L, float32)),
-    ("with a pool", P // 2 * 2, convolution._convolve_task(P // 2 * 2, L, float32, 2, 2, True)),
-    ("its weight gradient", P, convolution_backward._weight_gradient_task(1, P, L, float32)),
-    ("held", 12 * 5, convolution._convolve_task(12, S, float32, 1, 1, False, 5, 1)),
-    ("held, with a pool", 6 * 3, convolution._convolve_task(6, S, float32, 2, 2, True, 3, 1)),
-    ("held, its weight gradient", 40, convolution_backward._weight_gradient_task(2, 5, S, float32, 2, 2, True, 4, 1)),
+    ("convolution", P, convolution._convolve_task(P, L, False, float32)),
+    ("with a pool", P // 2 * 2, convolution._convolve_task(P // 2 * 2, L, True, float32, 2, 2, True)),
+    ("its weight gradient", P, convolution_backward._weight_gradient_task(1, P, L, True, float32)),
+    ("held", 12 * 5, convolution._convolve_task(12, S, True, float32, 1, 1, False, 5, 1)),
+    ("held, with a pool", 6 * 3, convolution._convolve_task(6, S, False, float32, 2, 2, True, 3, 1)),
+    ("held, dw", 40, convolution_backward._weight_gradient_task(2, 5, S, True, float32, 2, 2, True, 4, 1)),
     ("narrow", 2 * 2 * 3, narrow_convolution._task(2, 3, S, 3, S + 3, 2, (1, 1), (1, 1), float32)),
     ("dense", P, dense._product_task(P, L, float32)),
     ("its weight gradient", P, dense._weight_gradient_task(P, L, float32)),
-    ("patches", dx[0], winograd._convolve_task(*dx, S, float32)),
-    ("their gradients", dw[0] + dx[0], winograd_backward._backward_task(*dw, *dx, S, float32)),
+    ("patches", dx[0], winograd._convolve_task(*dx, True, S, float32)),
+    ("their gradients", dw[0] + dx[0], winograd_backward._backward_task(*dw, True, *dx, False, S, float32)),
 ):
     print(name, task.compiled.inspect_llvm().count("@llvm.fma.v"), rows)
 """

@@ -104,19 +104,18 @@ def is_direct(x_shape, w_shape, dtype, output_size, stride) -> bool:
 def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 1), relu=False, remember=False):
     """Everything about a convolution that only depends on its sizes: the same again at every step."""
     out_channels = w_shape[3]
-    P, L = tile_shape(output_size[1], out_channels, dtype, w_shape[1] * w_shape[2], multiple=pool[1])
+    K, held = w_shape[1] * w_shape[2], (0, 0)
+    P, L = tile_shape(output_size[1], out_channels, dtype, K, multiple=pool[1])
     if is_held(w_shape):
-        K = w_shape[1] * w_shape[2]
-        L = filled_lanes(out_channels, dtype)
-        P = holding_tile(output_size[1], K, pool[1])
-        kernel = _convolve_task(P, L, dtype, *pool, relu, K, stride[1] * w_shape[2])
-    else:
-        kernel = _convolve_task(P, L, dtype, *pool, relu)
+        P, L = holding_tile(output_size[1], K, pool[1]), filled_lanes(out_channels, dtype)
+        held = K, stride[1] * w_shape[2]
+    whole = out_channels % L == 0
+    kernel = _convolve_task(P, L, whole, dtype, *pool, relu, *held)
     rows = x_shape[0] * output_size[0] // pool[0]
     pixels = rows * pool[0] * output_size[1]
     parts = parts_for(rows, pixels * prod(w_shape))
     # So few rows can't be shared out evenly, but their groups of output channels can.
-    shares = out_channels // L if 1 < parts < PARTS and out_channels % L == 0 else 1
+    shares = out_channels // L if 1 < parts < PARTS and whole else 1
     parts *= shares
     z_size = size_of_z(output_size, w_shape[:2], stride)
     scratch = scratch_size_for(x_shape, z_size, offset, spread)
@@ -211,6 +210,7 @@ def set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset, spread):
 def _convolve_task(
     P: int,
     L: int,
+    whole: bool,
     dtype: np.dtype,
     pool_h: int = 1,
     pool_w: int = 1,
@@ -219,6 +219,8 @@ def _convolve_task(
     held_step: int = 0,
 ):
     """P is a multiple of pool_w. With windows of 1 × 1 and no ReLU it is the convolution alone.
+
+    whole: whether no group of channels is narrower than L. It is known to the compiler, which then needs no masks.
 
     held: K, if the K rows of w below one row of the kernel are so few that they stay in registers as well, with
     held_step = stride · C. Then each number of x is loaded once a kernel row, for all pixels that see it.
@@ -256,7 +258,7 @@ def _convolve_task(
                 # Reading only some lanes takes longer: columns are filled up with zeros; else the last group may repeat
                 # channels of the one before it.
                 o = group if columns else min(group, max(0, O - L))
-                width = min(L, O - o)
+                width = L if whole else min(L, O - o)
                 w_start, w_step, w_width = (o * kernel_h * K, L, L) if columns else (o, O, width)
                 for i in range(i_first, i_last):
                     for tile_j in range(0, out_w, P):

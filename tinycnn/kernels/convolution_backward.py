@@ -136,7 +136,7 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
         V = L // filled_lanes(out_channels, dtype)
         room = (usable_registers() - 1) // V - A * R
         held = max(n for n in range(1, min(MOST_PIXELS, room) + 1) if output_size[1] % n == 0), stride[1] * channels
-    kernel = _weight_gradient_task(A, R, L, dtype, *pool, relu, *held)
+    kernel = _weight_gradient_task(A, R, L, out_channels % L == 0, dtype, *pool, relu, *held)
     unpooled = rows * output_size[1] * out_channels if pool[0] else 0  # in the scratch memory, behind z
     return kernel, parts, A * R, scratch + unpooled, sizes
 
@@ -202,6 +202,7 @@ def _weight_gradient_task(
     A: int,
     R: int,
     L: int,
+    whole: bool,
     dtype: np.dtype,
     pool_h: int = 0,
     pool_w: int = 0,
@@ -212,6 +213,7 @@ def _weight_gradient_task(
     """The tile of convolution.py the other way round: A × R rows of dw × L output channels, a few image rows at a time.
 
     With a pool, dy is what came back to the pool (or to the ReLU behind it), and dw is the convolution's before it.
+    whole: whether no group of channels is narrower than L, as in convolution.py.
     held: so many pixels of dy that stay in registers as well, if R is all of K and little; held_step = stride · C.
     """
     P = A * R
@@ -250,7 +252,7 @@ def _weight_gradient_task(
                         scratch, scratch_size, relu, L,
                     )  # fmt: skip
                 for o in range(0, O, L):
-                    width = min(L, O - o)
+                    width = L if whole else min(L, O - o)
                     for tile_a in range(0, kernel_h, A):
                         a = min(tile_a, kernel_h - A)
                         for tile_k in range(0, K, R):
@@ -277,7 +279,7 @@ def _weight_gradient_task(
                                     write(dw, dw_start + ((a + p // R) * K + k + p % R) * O + o, acc[p], width)
             # The bias gradient in P sums side by side: one alone would wait for each of its additions.
             for o in range(0, O, L):
-                width = min(L, O - o)
+                width = L if whole else min(L, O - o)
                 for p in range(P):
                     acc[p] = read(db, db_start + p * O + o, width, L)
                 for pixel in range(0, pixels, P):

@@ -96,7 +96,7 @@ def convolve(
     rows, columns = (size // 2 if pool else size for size in output_size)
     y = empty((len(x), rows, columns, O), x.dtype)
     winners, active = (empty(y.shape, BYTE) if remember and there else None for there in (pool, relu))
-    kernel = _convolve_task(P, L, S, x.dtype)
+    kernel = _convolve_task(P, L, O % L == 0, S, x.dtype)
     arrays = x, transformed_weights(w, S, parts), b, y, *(y if array is None else array for array in (winners, active))
     run(kernel, parts, (parts, *sizes, pool, relu, remember), *arrays, scratch=scratch)
     return y, winners, active
@@ -199,12 +199,12 @@ def transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
 
 
 @in_tasks
-def products(scratch, v, v_size, patches, K, u, u_start, O, m, m_size, P, L):
+def products(scratch, v, v_size, patches, K, u, u_start, O, m, m_size, P, L, whole):
     """M[t] = V[t] · U[t] for the 36 matrices, from and to the scratch memory.  V[t] (patches, K), U[t] (K, O)."""
     acc = tile(P, L, scratch)
     for t in range(36):
         for o in range(0, O, L):
-            width = min(L, O - o)
+            width = L if whole else min(L, O - o)
             for q in range(0, patches, P):  # the last tile may reach beyond the patches: what it finds there is unused
                 for p in range(P):
                     acc[p] = read(scratch, 0, 0, L)  # no lanes: zeros
@@ -218,7 +218,9 @@ def products(scratch, v, v_size, patches, K, u, u_start, O, m, m_size, P, L):
 
 
 @cache
-def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
+def _convolve_task(P: int, L: int, whole: bool, S: int, dtype: np.dtype):
+    """whole: whether no group of channels is narrower than L, as in convolution.py."""
+
     @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
     def convolve_patches(part, sizes, scratch, x, u, b, y, winners, active):
         (
@@ -235,7 +237,7 @@ def _convolve_task(P: int, L: int, S: int, dtype: np.dtype):
         for first in range(part * N * patch_rows // parts, last, group):
             rows = min(group, last - first)
             transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
-            products(scratch, v, v_size, rows * columns, C, u, u_start, O, m, m_size, P, L)
+            products(scratch, v, v_size, rows * columns, C, u, u_start, O, m, m_size, P, L, whole)
             # y = Aᵀ M A + b
             for row in range(rows):
                 n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)

@@ -58,7 +58,8 @@ def convolve_backward(
     parts = min(PARTS, len(x))  # of whole images: the patches of one overlap in dx
     dw_parts, db_parts = empty((parts, 3, 3, C, O), x.dtype), empty((parts, O), x.dtype)
     # rows of dw fill tiles of 8 well: the usual numbers of channels are multiples of it
-    kernel = _backward_task(*tile_shape(8, O, x.dtype), P, L, S, x.dtype)
+    R, L_out = tile_shape(8, O, x.dtype)
+    kernel = _backward_task(R, L_out, O % L_out == 0, P, L, C % L == 0, S, x.dtype)
     if w is None:
         u = dx = empty((0,), x.dtype)
     else:
@@ -71,8 +72,8 @@ def convolve_backward(
 
 
 @cache
-def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtype):
-    """dx, and for each part dw and db of its patches."""
+def _backward_task(R: int, L_out: int, whole_out: bool, P: int, L_in: int, whole_in: bool, S: int, dtype: np.dtype):
+    """dx, and for each part dw and db of its patches. whole_out, whole_in: for L_out and L_in, as in winograd.py."""
 
     @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
     def backward_patches(part, sizes, scratch, x, dy, u, dx, dw, db, winners, active):
@@ -94,11 +95,11 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
         for first in range(part * N // parts * patch_rows, last, group):
             rows = min(group, last - first)
             transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
-            _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, db, part * O, S)
-            _add_products(scratch, v, v_size, e, e_size, rows * columns, C, O, sums, R, L_out)
+            _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, db, part * O, S, whole_out)
+            _add_products(scratch, v, v_size, e, e_size, rows * columns, C, O, sums, R, L_out, whole_out)
             if dx_size:  # V has served; the products E[t] · U[t] take its place
-                products(scratch, e, e_size, rows * columns, O, u, u_start, C, v, v_size, P, L_in)
-                _add_up_patches(dx, sizes, first, rows, scratch, v, half, dz_start, S)
+                products(scratch, e, e_size, rows * columns, O, u, u_start, C, v, v_size, P, L_in, whole_in)
+                _add_up_patches(dx, sizes, first, rows, scratch, v, half, dz_start, S, whole_in)
         # dw = Gᵀ (the sums) G, for S pairs of channels at once
         size = C * O
         for i in range(0, size, S):
@@ -114,13 +115,13 @@ def _backward_task(R: int, L_out: int, P: int, L_in: int, S: int, dtype: np.dtyp
 
 
 @in_tasks
-def _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, db, db_start, S):
+def _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, db, db_start, S, whole):
     """E[t] = (A dy Aᵀ)[t] for every patch of these rows of patches, and db += Σ dy."""
     (
         _, _, _, _, _, out_h, out_w, O, _, _, patch_rows, columns, _, _, e_size, _, _, _, pool, relu,
     ) = numbers(sizes, 20)  # fmt: skip
     for o in range(0, O, S):
-        width = min(S, O - o)
+        width = S if whole else min(S, O - o)
         total = read(db, db_start + o, width, S)
         for row in range(rows):
             n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
@@ -174,12 +175,12 @@ def _unpooled(dy, winners, active, here, O, count, width, cell, relu, S):
 
 
 @in_tasks
-def _add_products(scratch, v, v_size, e, e_size, patches, C, O, sums, R, L):
+def _add_products(scratch, v, v_size, e, e_size, patches, C, O, sums, R, L, whole):
     """sums[t] += Vᵀ[t] · E[t] for the 36 matrices.  V[t] (patches, C), E[t] (patches, O)."""
     acc = tile(R, L, scratch)
     for t in range(36):
         for o in range(0, O, L):
-            width = min(L, O - o)
+            width = L if whole else min(L, O - o)
             for tile_k in range(0, C, R):
                 k = min(tile_k, C - R)
                 here = sums + t * (C * O + ODD) + k * O + o
@@ -195,7 +196,7 @@ def _add_products(scratch, v, v_size, e, e_size, patches, C, O, sums, R, L):
 
 
 @in_tasks
-def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S):
+def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S, whole):
     """dz += B M Bᵀ for every patch of these rows of patches; when an image is done, dx is dz without the padding."""
     _, _, H, W, C, _, _, _, _, _, patch_rows, columns, _, m_size, _, z_w, z_size = numbers(sizes, 17)
     z, start, row_size = dx, 0, W * C
@@ -206,7 +207,7 @@ def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S):
         else:
             start = n * H * W * C
         for c in range(0, C, S):
-            width, zero = min(S, C - c), read(scratch, 0, 0, S)
+            width, zero = S if whole else min(S, C - c), read(scratch, 0, 0, S)
             for column in range(columns):
                 here = m + (row * columns + column) * C + c
                 for t in range(6):
