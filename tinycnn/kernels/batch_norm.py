@@ -46,8 +46,7 @@ def scale_and_shift(
     y, active = empty(x.shape, x.dtype), empty(x.shape, BYTE) if relu and remember else None
     if y.size:
         kernel = _scale_and_shift_task(row_lanes(x.dtype), x.dtype, relu)
-        others = [] if active is None else [active]
-        run(kernel, PARTS, (*x.shape, remember), x, mean, scale, shift, y, *others)
+        run(kernel, PARTS, (*x.shape, remember), x, mean, scale, shift, y, active)
     return y, active
 
 
@@ -60,7 +59,7 @@ def gradient_sums(
     """
     sums = np.empty((PARTS, 2, x.shape[1]), x.dtype)
     kernel = _gradient_sums_task(row_lanes(x.dtype), x.dtype, active is not None)
-    run(kernel, PARTS, x.shape, dy, x, mean, sums, *([] if active is None else [active]))
+    run(kernel, PARTS, x.shape, dy, x, mean, sums, active)
     of_gradient, of_product = np.add.reduce(sums, axis=0)
     return of_gradient, of_product
 
@@ -80,7 +79,7 @@ def input_gradient(
     """
     dx = empty(x.shape, x.dtype)
     kernel = _input_gradient_task(row_lanes(x.dtype), x.dtype, active is not None)
-    run(kernel, PARTS, x.shape, dy, x, mean, scale, constant, slope, dx, *([] if active is None else [active]))
+    run(kernel, PARTS, x.shape, dy, x, mean, scale, constant, slope, dx, active)
     return dx
 
 

@@ -112,8 +112,7 @@ def direct_weight_gradient(
     )
     dw_parts = empty((parts, *dw.shape), x.dtype)
     db_parts = empty((parts, sums, out_channels), x.dtype)
-    behind = (dy if array is None else array for array in (winners, active))
-    run(kernel, parts, sizes, x, dy, dw_parts, db_parts, *behind, scratch=scratch)
+    run(kernel, parts, sizes, x, dy, dw_parts, db_parts, winners, active, scratch=scratch)
     return np.add.reduce(dw_parts, axis=0, out=dw), np.add.reduce(db_parts, axis=(0, 1))
 
 

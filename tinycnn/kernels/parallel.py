@@ -55,6 +55,7 @@ before_compiling: Callable[["Task"], None] | None = None  # if not None, called 
 cache_faults: set[str] = set()  # the errors that kept Numba's cache from being used
 _noted: list["Task"] | None = None  # by `noting`
 _I64, _FLOAT = ir.IntType(64), np.dtype(np.float32)
+_NOTHING = np.empty(0, _FLOAT)  # in place of an array that a task doesn't look at
 
 
 def _digest(content: bytes) -> str:
@@ -142,12 +143,14 @@ def parts_for(pieces: int, operations: int) -> int:
     return 1 if operations < WORTH_SHARING else min(PARTS, pieces)
 
 
-def run(kernel: Task, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray, scratch: int | None = None) -> None:
+def run(
+    kernel: Task, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray | None, scratch: int | None = None
+) -> None:
     """kernel(part, sizes, *arrays) for each part in 0 … parts − 1, shared out to Numba's threads.
 
-    The arrays must be contiguous and of the dtypes that the kernel takes. scratch: so many numbers of the first one's
-    dtype, of arbitrary value, are the part's to write into, and stand before the arrays. (They are the thread's, in
-    fact, and still in its core's cache when the next part begins, or the next kernel.)
+    The arrays must be contiguous and of the dtypes that the kernel takes, or None where it will not look. scratch: so
+    many numbers of the first one's dtype, of arbitrary value, are the part's to write into, and stand before the
+    arrays. (They are the thread's, in fact, and still in its core's cache when the next part or kernel begins.)
     """
     if _noted is not None:
         _noted.append(kernel)
@@ -157,10 +160,10 @@ def run(kernel: Task, parts: int, sizes: tuple[int, ...], *arrays: np.ndarray, s
         notepads = take_notepads(config.NUMBA_NUM_THREADS, scratch * arrays[0].dtype.itemsize)
         stride = notepads.shape[1]
     if scratch is not None:
-        arrays = (notepads if scratch else arrays[0], *arrays)
+        arrays = (notepads if scratch else None, *arrays)
     # Only their addresses count: one type for all spares compiling `_call_in_parallel` again for every mixture.
-    memory = [a.ravel() if a.dtype == _FLOAT else np.ndarray(0, _FLOAT, a) for a in arrays]
-    unused = memory[:1] * (MOST_ARRAYS - len(arrays))
+    memory = [_NOTHING if a is None else a.ravel() if a.dtype == _FLOAT else np.ndarray(0, _FLOAT, a) for a in arrays]
+    unused = [_NOTHING] * (MOST_ARRAYS - len(arrays))
     flags_and_sizes = _flags_and(parts, sizes)
     if parts > 1:
         flags_and_sizes = flags_and_sizes.copy()

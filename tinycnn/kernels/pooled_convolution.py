@@ -61,9 +61,9 @@ def convolve_and_pool(
         y = empty(shape, x.dtype)
         winners = empty(shape, BYTE) if remember and pool != NONE else None
         active = empty(shape, BYTE) if remember and with_relu else None
-        w, unused = in_columns(w, columns) if columns else w, y
-        behind = unused if winners is None else winners, unused if active is None else active
-        run(kernel, parts, sizes, x, w, b, y, *behind, scratch=scratch)
+        if columns:
+            w = in_columns(w, columns)
+        run(kernel, parts, sizes, x, w, b, y, winners, active, scratch=scratch)
         return y, winners, active
     y, winners, active = convolve(x, w, b, output_size, stride, offset), None, None
     if pool != NONE:

@@ -95,10 +95,10 @@ def convolve(
     parts = max(1, min(PARTS, groups))
     rows, columns = (size // 2 if pool else size for size in output_size)
     y = empty((len(x), rows, columns, O), x.dtype)
-    winners, active = (empty(y.shape, BYTE) if remember and there else None for there in (pool, relu))
-    kernel = _convolve_task(P, L, O % L == 0, S, x.dtype)
-    arrays = x, transformed_weights(w, S, parts), b, y, *(y if array is None else array for array in (winners, active))
-    run(kernel, parts, (parts, *sizes, pool, relu, remember), *arrays, scratch=scratch)
+    winners = empty(y.shape, BYTE) if remember and pool else None
+    active = empty(y.shape, BYTE) if remember and relu else None
+    kernel, u = _convolve_task(P, L, O % L == 0, S, x.dtype), transformed_weights(w, S, parts)
+    run(kernel, parts, (parts, *sizes, pool, relu, remember), x, u, b, y, winners, active, scratch=scratch)
     return y, winners, active
 
 

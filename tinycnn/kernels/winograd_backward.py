@@ -65,9 +65,8 @@ def convolve_backward(
     else:
         u, dx = transformed_weights(copy(w.transpose(0, 1, 3, 2)), S, parts), empty(x.shape, x.dtype)
     sizes = parts, *sizes, dx.size, winners is not None, active is not None
-    behind = (dy if array is None else array for array in (winners, active))
     scratch += 36 * (C * O + ODD)  # the sums behind dw
-    run(kernel, parts, sizes, x, dy, u, dx, dw_parts, db_parts, *behind, scratch=scratch)
+    run(kernel, parts, sizes, x, dy, u, dx, dw_parts, db_parts, winners, active, scratch=scratch)
     return dx, sum_of_parts(dw_parts), np.add.reduce(db_parts, axis=0)
 
 
