@@ -31,6 +31,11 @@ def test_relative_error():
     assert relative_error(np.array([0.0]), np.array([1.0])) == 1
     assert relative_error(np.array([1e-14]), np.array([-1e-14])) == 0  # both below the floor
     assert relative_error(np.array([]), np.array([])) == 0
+    for a, b in ((np.nan, 1.0), (1.0, np.nan), (np.nan, np.nan), (np.inf, 1.0)):
+        with np.errstate(invalid="ignore"):
+            assert not relative_error(np.array([0.0, a]), np.array([0.0, b])) < 1
+    with pytest.raises(ValueError, match="shapes"):
+        relative_error(np.ones((2, 3)), np.ones(3))
 
 
 def test_a_wrong_gradient_has_a_large_error(random):

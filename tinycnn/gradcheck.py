@@ -66,9 +66,14 @@ def central_difference(f: Callable[[], float], x: np.ndarray, h: float = 1e-3) -
 
 
 def relative_error(a: np.ndarray, b: np.ndarray, floor: float = 1e-12) -> float:
-    """The largest |a − b| / max(|a|, |b|) over all elements; two numbers below `floor` count as equal."""
+    """The largest |a − b| / max(|a|, |b|) over all elements; two numbers below `floor` count as equal.
+
+    Not a number if one of them is none: that is below no tolerance. Raises ValueError for arrays of different shapes.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"arrays of different shapes, {a.shape} and {b.shape}")
     size = np.maximum(np.abs(a), np.abs(b))
-    return float(np.max(np.abs(a - b) / np.maximum(size, floor), initial=0.0, where=size > floor))
+    return float(np.max(np.abs(a - b) / np.maximum(size, floor), initial=0.0, where=~(size <= floor)))
 
 
 # ------------------------------------------------------------------------------------------------------ the whole check
