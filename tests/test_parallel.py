@@ -37,19 +37,44 @@ def test_one_thread_takes_the_parts_in_their_order(at_threads):
     np.testing.assert_array_equal(turns, [*range(8), 8])
 
 
+PATIENCE = 10**9  # looks at what another thread is to do: some seconds
+
+
 @task(np.dtype(np.float64), np.dtype(np.float64))
-def remember(part, sizes, scratch, found):
-    (size,) = numbers(sizes, 1)
-    for _ in range(50):
-        for i in range(size):
-            scratch[i] = part
-        for i in range(size):
-            found[part] += scratch[i]
+def wait_for_the_others(part, sizes, done, turns):
+    parts, patience = numbers(sizes, 2)
+    while part == 0 and turns[0] < patience:
+        others = 0
+        for other in range(1, parts):
+            others += done[other]
+        if others == parts - 1:
+            break
+        turns[0] += 1  # memory that may be anywhere: so `done` is looked at again
+    done[part] = 1
+
+
+def test_a_thread_takes_what_others_have_not_begun(at_threads):
+    """While one waits in the first part, the other does its neighbours, which would have been next."""
+    done, turns = np.zeros(8), np.zeros(1)
+    at_threads(2, lambda: run(wait_for_the_others, 8, (8, PATIENCE), done, turns))
+    assert turns < PATIENCE
+
+
+@task(np.dtype(np.float64), np.dtype(np.float64), np.dtype(np.float64), np.dtype(np.float64))
+def remember(part, sizes, scratch, noted, turns, found):
+    (patience,) = numbers(sizes, 1)
+    scratch[0] = part
+    noted[part] = 1
+    while noted[1 - part] == 0 and turns[part] < patience:
+        turns[part] += 1
+    found[part] = scratch[0]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_scratch_memory_is_a_threads_own(at_threads, threads):
-    """What a part notes there is still there when it looks, whatever the others do."""
-    found = np.zeros(8)
-    at_threads(threads, lambda: run(remember, 8, (10_000,), found, scratch=10_000))
-    np.testing.assert_array_equal(found, 50 * 10_000 * np.arange(8))
+    """What a part notes there is still there when it looks, after another thread has made its notes too."""
+    noted, turns, found = (np.zeros(2) for _ in range(3))
+    at_threads(threads, lambda: run(remember, 2, (PATIENCE if threads > 1 else 0,), noted, turns, found, scratch=1))
+    np.testing.assert_array_equal(found, [0, 1])
+    if threads > 1:
+        assert max(turns) < PATIENCE  # or they have not met
