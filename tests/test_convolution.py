@@ -1,5 +1,10 @@
 """The middle rung, for convolutions: all their ways equal the reference over random shapes, and are its adjoints."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -50,6 +55,7 @@ LEFT_OVER_ROWS = ((2, 8, 9, 2), (3, 3), 8, (3, 2), (0, 0))
 FIRST_LAYER = ((9, 28, 28, 1), (5, 5), 16, (1, 1), (0, 0))
 MANY_CHANNELS = ((5, 12, 13, 33), (5, 5), 65, (1, 1), (2, 1))  # w and the rows of z and dy are taken in pieces
 WIDE_PADDING = ((2, 2, 3, 2), (1, 2), 3, (1, 2), (3, 2))
+OVERLAPPING_TILES = ((2, 8, 13, 3), (5, 2), 17, (1, 1), (0, 0))  # with AVX-512 dw is made in tiles of three kernel rows
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -59,6 +65,7 @@ WIDE_PADDING = ((2, 2, 3, 2), (1, 2), 3, (1, 2), (3, 2))
 @example(FIRST_LAYER, 0)
 @example(WIDE_PADDING, 0)
 @example(MANY_CHANNELS, 0)
+@example(OVERLAPPING_TILES, 0)
 def test_convolution_equals_reference(dtype, case, seed):
     """Forward and both backwards, to 1e-12 in float64 and to the rounding bound in both."""
     shape, kernel, filters, stride, padding = case
@@ -97,6 +104,34 @@ def test_convolution_adjoint_identity(case, seed):
     terms = convolve(np.abs(x), np.abs(w), np.zeros(filters), tuple(out), stride, padding) * np.abs(g)
     assert abs((y * g).sum() - (x * dx).sum()) <= 1e-13 * terms.sum()
     assert abs((y * g).sum() - (w * dw).sum()) <= 1e-13 * terms.sum()
+
+
+ON_ANOTHER_PROCESSOR = """
+import numpy as np
+from test_convolution import *
+equals_reference = test_convolution_equals_reference.hypothesis.inner_test
+winograd_equals_reference = test_winograd_equals_reference.hypothesis.inner_test
+narrow = test_convolution_from_many_to_few_channels.hypothesis.inner_test
+for case in (WHOLE_IMAGE, LEFT_OVER_ROWS, FIRST_LAYER, WIDE_PADDING, MANY_CHANNELS, OVERLAPPING_TILES):
+    equals_reference(np.float32, case, 0)
+winograd_equals_reference(np.float32, 2, (10, 13), 17, 40, (1, 0), 0)
+narrow(np.float32, (3, 9, 12), (20, 3), ((3, 5), (1, 1)), (1, 2), 0)
+print(tile_shape.vector_registers())
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="compiles for x86 only")
+@pytest.mark.parametrize(
+    ("processor", "features", "registers"),
+    [("haswell", "+avx,+avx2,+fma", (32, 16)), ("nehalem", "+sse4.2", (16, 16))],  # nehalem adds what it multiplied
+)
+def test_convolution_equals_reference_on_another_processor(tmp_path, processor, features, registers):
+    """Narrower vectors and fewer of them: other tiles."""
+    here = os.path.dirname(__file__)
+    variables = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", ON_ANOTHER_PROCESSOR]
+    result = subprocess.run(command, cwd=here, env={**os.environ, **variables}, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, f"{registers}\n"), result.stderr
 
 
 def test_two_pixels_as_one_are_the_same_convolution(random, monkeypatch):

@@ -138,36 +138,57 @@ def test_benchmark_without_docstrings(monkeypatch, capsys):
 # --------------------------------------------------------------------------------------------------------------- Numba
 
 
-RELU = "import numpy, tinycnn.kernels.elementwise as e; print(e.relu(numpy.float32([-1, 2]))[0])"
+SUM = "import numpy, tinycnn.kernels.elementwise as e; print(e.sum_of_parts(numpy.float32([[1, 2], [4, 8]])))"
 
 
-def test_without_a_place_for_the_cache_and_with_a_damaged_one(place):
-    """As with a read-only site-packages and home (for root nothing is: files stand where directories should be)."""
-    shutil.copytree(ROOT / "tinycnn", place / "tinycnn", ignore=shutil.ignore_patterns("__pycache__"))
-    cache = place / "tinycnn" / "kernels" / "__pycache__"
-    (place / "file").touch()
-    environment = {**os.environ, "PYTHONPATH": str(place), "XDG_CACHE_HOME": str(place / "file"), "HOME": "/dev/null"}
-    environment.pop("NUMBA_CACHE_DIR", None)
+@pytest.fixture
+def kernels(tmp_path):
+    """The kernels' folder in a copy of the package, and a function that adds [1 2] and [4 8] there, in a new process.
 
-    def relu() -> str:
-        command = [sys.executable, *STRICT, "-c", RELU]
-        result = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=True)
-        assert result.stdout == "[0. 2.]\n"
+    There is no other place for a cache than this folder, as with a read-only site-packages and home (for root nothing
+    is: a file stands where a directory should be).
+    """
+    shutil.copytree(ROOT / "tinycnn", tmp_path / "tinycnn", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "file").touch()
+    variables = {"PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "file"), "HOME": "/dev/null"}
+    environment = {name: value for name, value in {**os.environ, **variables}.items() if name != "NUMBA_CACHE_DIR"}
+
+    def add(expected: str = "[ 5. 10.]") -> str:
+        command = [sys.executable, *STRICT, "-c", SUM]
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        assert result.stdout == f"{expected}\n"
         return result.stderr
 
+    return tmp_path / "tinycnn" / "kernels", add
+
+
+def test_an_edited_kernel_is_compiled_anew(kernels):
+    """Also where the edit is in another file, of which Numba's cache knows nothing."""
+    folder, add = kernels
+    assert add() == ""
+    source = (folder / "vector.py").read_text()
+    (folder / "vector.py").write_text(
+        source.replace('_operator(operator.add, "fadd")', '_operator(operator.add, "fsub")')
+    )
+    assert add("[-3. -6.]") == ""
+
+
+def test_without_a_place_for_the_cache_and_with_a_damaged_one(kernels):
+    folder, add = kernels
+    cache = folder / "__pycache__"
     cache.touch()
-    assert re.fullmatch(r"tinycnn: Numba's cache can't be used \(RuntimeError\).*NUMBA_CACHE_DIR.*\n", relu())
+    assert re.fullmatch(r"tinycnn: Numba's cache can't be used \(RuntimeError\).*NUMBA_CACHE_DIR.*\n", add())
     cache.unlink()
-    assert relu() == ""  # writes the cache
+    assert add() == ""  # writes the cache
     for kind in ("*.nbi", "*.nbc"):
         whole = {path: path.read_bytes() for path in cache.glob(kind)}
-        assert len(whole) == 2  # relu, and what calls it in parallel
+        assert len(whole) == 2  # the sum, and what calls it in parallel
         for path, content in whole.items():
             path.write_bytes(content[: len(content) // 2])
-        assert "can't be used" in relu()
+        assert "can't be used" in add()
         for path, content in whole.items():
             path.write_bytes(content)
-    assert relu() == ""
+    assert add() == ""
 
 
 def test_compiling_without_a_cache_is_only_for_faults_of_the_cache(capsys, monkeypatch):

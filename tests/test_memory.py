@@ -93,6 +93,14 @@ def test_a_block_waits_for_the_last_view(nothing_waits, view):
     assert place in [address(a) for a in [memory.empty(SHAPE, FLOAT32) for _ in range(2)]]
 
 
+def test_a_slice_of_a_block_does_not_give_it_back(nothing_waits):
+    """Only whoever went on to the base of an array can have one."""
+    array = memory.empty(SHAPE, FLOAT32)
+    part = array.base[:5]
+    del part
+    assert not memory._waiting
+
+
 def test_only_so_much_waits(nothing_waits, monkeypatch):
     monkeypatch.setattr(memory, "KEPT", 1_000_000)
     arrays = [memory.empty(SHAPE, FLOAT32) for _ in range(5)]

@@ -233,9 +233,20 @@ def test_steps_of_optimizers_follow_an_array_that_was_replaced():
     np.testing.assert_array_equal(value, -1)
 
 
-@pytest.mark.parametrize("grad", [np.ones((4, 3)).T, np.ones((3, 4), np.float32), np.ones(11)])
-def test_steps_of_optimizers_refuse_what_they_can_not_change_in_place(grad):
-    value = np.ones((3, 4))
+READ_ONLY = np.ones((3, 4))
+READ_ONLY.flags.writeable = False
+
+
+@pytest.mark.parametrize(
+    ("value", "grad"),
+    [
+        (np.ones((3, 4)), np.ones((4, 3)).T),
+        (np.ones((3, 4)), np.ones((3, 4), np.float32)),
+        (np.ones((3, 4)), np.ones(11)),
+        (READ_ONLY, np.ones((3, 4))),
+    ],
+)
+def test_steps_of_optimizers_refuse_what_they_can_not_change_in_place(value, grad):
     with pytest.raises(ValueError, match="must be contiguous, writable, of one size and dtype"):
         optimizers.sgd(optimizers.Places(), [value], [grad], [0 * value], 0.1, 0.9, True, 0.1)
     np.testing.assert_array_equal(value, 1)

@@ -58,6 +58,21 @@ def test_tile_shape_fits_the_registers(monkeypatch, registers, rows, columns, ex
 
 
 @pytest.mark.parametrize(
+    ("registers", "rows", "columns", "steps", "expected"),
+    [
+        ((64, 32), 24, 40, np.inf, (12, 16)),
+        ((64, 32), 24, 40, 3, (6, 64)),  # fewer tiles, though one of their vectors multiplies zeros
+        ((32, 16), 7, 10, np.inf, (4, 16)),
+        ((32, 16), 7, 10, 3, (7, 8)),  # with AVX2 a row that is not full takes long to writebut one of two vectors
+    ],
+)
+def test_few_steps_take_another_tile(monkeypatch, registers, rows, columns, steps, expected):
+    """One that begins less often: each time its sums are to be read and written."""
+    monkeypatch.setattr(tile_shape, "vector_registers", lambda: registers)
+    assert tile_shape.tile_shape.__wrapped__(rows, columns, np.dtype(np.float32), steps) == expected
+
+
+@pytest.mark.parametrize(
     ("registers", "columns", "expected"),
     [((64, 32), 8, 8), ((64, 32), 9, 16), ((64, 32), 24, 16), ((32, 16), 5, 8), ((32, 16), 4, 4), ((16, 32), 1, 2)],
 )

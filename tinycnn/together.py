@@ -34,11 +34,11 @@ TOGETHER = ([Conv2D, MaxPool2D, ReLU], [Conv2D, MaxPool2D], [Conv2D, ReLU], [Bat
 def one_by_one() -> Iterator[None]:
     """Inside the with block models call each layer's own forward and backward: for whoever has changed one."""
     global _together
-    _together = False
+    before, _together = _together, False
     try:
         yield
     finally:
-        _together = True
+        _together = before
 
 
 def groups(layers: Sequence[Layer]) -> list[list[Layer]]:
