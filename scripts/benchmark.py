@@ -21,7 +21,12 @@ from pathlib import Path
 from statistics import median
 
 SCRIPTS = Path(__file__).parent
-PEERS = {"PyTorch": "torch", "PyTorch channels_last": "torch", "Keras epoch": "keras", "Keras epoch, XLA": "keras"}
+PEERS = {
+    "PyTorch": "torch",
+    "PyTorch channels_last": "torch",
+    "Keras epoch": "tensorflow",
+    "Keras epoch, XLA": "tensorflow",
+}
 AVX2 = {
     "NUMBA_CPU_NAME": "haswell",
     "NUMBA_CPU_FEATURES": "",
@@ -34,6 +39,10 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 def main(arguments: list[str] | None = None) -> int:
     """Run the chosen sections, print their tables, write the JSON; return the exit status."""
     options = parser().parse_args(arguments)
+    if options.threads < 1:
+        parser().error("--threads must be at least 1")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)  # before anything is measured: it takes long
     results = {"machine": machine(options.threads)}
     print(", ".join(f"{key} {value}" for key, value in results["machine"].items()))
     for name in options.only or SECTIONS:
@@ -89,10 +98,10 @@ class Worker:
 
     def ask(self, *request):
         """Send a request, wait for the answer. Raises RuntimeError if the worker could not do it."""
-        self.pipe.send(request)
         try:
+            self.pipe.send(request)
             answer = self.pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise RuntimeError(f"the process of {self.name} has died") from None
         if isinstance(answer, Exception):
             raise RuntimeError(f"{self.name}: {answer!r}")
@@ -121,13 +130,18 @@ def workers(names, threads: int, environment: dict | None = None) -> Iterator[li
 def work(pipe, name: str, threads: int) -> None:
     """In the worker's process: make functions from sizes and time them, until told to stop."""
     sys.path.insert(0, str(SCRIPTS))
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
     import competitors
 
-    if "torch" in PEERS.get(name, ""):
+    if PEERS.get(name) == "torch":
         import torch
 
         torch.set_num_threads(threads)
+    if PEERS.get(name) == "tensorflow":
+        from tensorflow import config
+
+        config.threading.set_intra_op_parallelism_threads(threads)
+        config.threading.set_inter_op_parallelism_threads(threads)
     functions = {}
     while True:
         command, *request = pipe.recv()

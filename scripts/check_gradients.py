@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         plots.save(plots.derivative_errors(*step_sizes_and_errors()), options.plot)
         print(f"drawn in {options.plot}")
         return 0
-    if options.bug:
+    if options.bug is not None:
         if options.bug not in bugs:
             print(f"there is no bug {options.bug!r}; --list shows them", file=sys.stderr)
             return 2

@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument_group("what to train").add_argument
     add("--preset", choices=PRESETS, default="standard", help="network and recipe (default: standard)")
-    add("--seed", type=whole(0), default=0, help="of weights, order and shifts; same seed, same result (default: 0)")
+    add("--seed", type=whole(0), default=0, metavar="N", help="of weights, order and shifts (default: 0)")
     add(
         "--validation",
         type=whole(0),

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
-EPOCHS, BATCH, PEAK_RATE, WARM_UP, SHIFT = 1, 128, 1e-2, 0.1, 1
+EPOCHS, BATCH, PEAK_RATE, WARM_UP, BETAS, WEIGHT_DECAY, SHIFT = 1, 128, 1e-2, 0.1, (0.7, 0.9), 0.5, 1
 MEAN, STD = 0.1307, 0.3081  # of the training pixels / 255
 
 
 def main() -> None:
     """Train, evaluate, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: as PyTorch chooses")
     parser.add_argument("--data-dir", type=Path, required=True, help="with MNIST's four IDX files, unpacked")
     options = parser.parse_args()
     if options.threads:
@@ -36,7 +36,7 @@ def main() -> None:
         return ((images.float() / 255 - MEAN) / STD).unsqueeze(1).contiguous(memory_format=torch.channels_last)
 
     model = network().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.7, 0.9), weight_decay=0.5, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
     steps = EPOCHS * -(-len(train_images) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, PEAK_RATE, total_steps=steps, pct_start=WARM_UP, div_factor=10, cycle_momentum=False

@@ -3,8 +3,10 @@
 In CI (the environment variable CI is set) a skipped test is a failure, unless its reason is one of these.
 """
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -36,6 +38,13 @@ def at_threads() -> Iterator[Callable]:
 
     yield run
     numba.set_num_threads(all_threads)
+
+
+@pytest.fixture
+def script(monkeypatch) -> Callable:
+    """script("predict") is the module scripts/predict.py."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    return importlib.import_module
 
 
 ALLOWED_SKIPS = ("this machine has one CPU",)  # bit equality at two threads can't be tried there

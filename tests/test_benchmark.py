@@ -9,24 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tinycnn import write_idx
+from tinycnn.preparation import make_model
+from tinycnn.presets import fast
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-@pytest.fixture
-def competitors(monkeypatch):
-    """The module that builds what is timed."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import competitors
-
-    return competitors
-
-
 def test_sections_of_our_own(tmp_path):
-    command = [sys.executable, SCRIPTS / "benchmark.py", "--quick", "--json", tmp_path / "out.json"]
+    command = [sys.executable, SCRIPTS / "benchmark.py", "--quick", "--json", tmp_path / "out" / "out.json"]
     command += ["--plot", tmp_path / "growth.png", "--only", "scaling", "kernels", "growth"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "GFLOP/s" in printed
-    results = json.loads((tmp_path / "out.json").read_text())
+    results = json.loads((tmp_path / "out" / "out.json").read_text())
     assert set(results) == {"machine", "scaling", "kernels", "growth"}
     assert results["scaling"]["speedup"] > 0
     (shape,) = results["kernels"]["shapes"]
@@ -35,10 +30,25 @@ def test_sections_of_our_own(tmp_path):
     assert (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_ratio_and_comparison(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import benchmark
+def test_options(script, capsys):
+    with pytest.raises(SystemExit):
+        script("benchmark").main(["--threads", "0"])
+    assert "--threads must be at least 1" in capsys.readouterr().err
 
+
+def test_a_worker_that_dies_is_named(script):
+    worker = script("benchmark").Worker("kernels", 1)
+    worker.ask("make")
+    worker.process.kill()
+    worker.process.join()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="process of kernels has died"):
+            worker.ask("peak", 1)
+    worker.close()
+
+
+def test_ratio_and_comparison(script):
+    benchmark = script("benchmark")
     assert benchmark.ratio({"tinycnn": 2.0, "PyTorch": 5.0, "PyTorch channels_last": 4.0}) == 2
     assert benchmark.ratio({"tinycnn": 2.0}) is None
 
@@ -58,8 +68,9 @@ def test_ratio_and_comparison(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["keras-net", "standard", "lenet"])
-def test_peers_get_the_same_network(competitors, name):
+def test_peers_get_the_same_network(script, name):
     torch = pytest.importorskip("torch")
+    competitors = script("competitors")
     original = competitors.network(name)
     model = competitors.torch_model(original)
     assert sum(p.numel() for p in model.parameters()) == sum(p.value.size for p in original.parameters())
@@ -70,19 +81,27 @@ def test_peers_get_the_same_network(competitors, name):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
-def test_the_pytorch_job_is_the_same_job(tmp_path, random, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import train_mnist_pytorch as job
-
-    from tinycnn import write_idx
-    from tinycnn.preparation import make_model
-    from tinycnn.presets import fast
-
+def test_the_pytorch_job_is_the_same_job(tmp_path, random, monkeypatch, script):
+    job = script("train_mnist_pytorch")
     recipe = fast(10)
-    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (job.EPOCHS, job.BATCH, job.PEAK_RATE)
-    assert (recipe.warm_up, recipe.shift) == (job.WARM_UP, job.SHIFT)
-    ours = make_model(recipe, np.zeros((1, 28, 28), np.uint8), seed=0)
-    assert sum(p.numel() for p in job.network().parameters()) == sum(p.value.size for p in ours.parameters())
+    assert (
+        job.__dict__.items()
+        >= {
+            "EPOCHS": recipe.epochs,
+            "BATCH": recipe.batch_size,
+            "PEAK_RATE": recipe.learning_rate,
+            "WARM_UP": recipe.warm_up,
+            "BETAS": (recipe.beta1, recipe.beta2),
+            "WEIGHT_DECAY": recipe.weight_decay,
+            "SHIFT": recipe.shift,
+        }.items()
+    )
+    assert (recipe.optimizer, recipe.schedule) == ("adam", "one-cycle")
+    assert not any((recipe.distortion, recipe.label_smoothing, recipe.averaging))
+    _, *ours = make_model(recipe, np.zeros((1, 28, 28), np.uint8), seed=0).layers  # the first is Normalize
+    for layer, other in zip(ours, job.network(), strict=True):
+        assert type(other).__name__.lower() == type(layer).__name__.lower().replace("dense", "linear")
+        assert [p.numel() for p in other.parameters()] == [p.value.size for p in layer.parameters()]
     for part, count in (("train", 200), ("t10k", 50)):
         write_idx(tmp_path / f"{part}-images-idx3-ubyte", random.integers(0, 256, (count, 28, 28), np.uint8))
         write_idx(tmp_path / f"{part}-labels-idx1-ubyte", random.integers(0, 10, count, dtype=np.uint8))

@@ -126,10 +126,8 @@ def test_help_without_docstrings(script):
     assert b"usage" in result.stdout
 
 
-def test_benchmark_without_docstrings(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import benchmark
-
+def test_benchmark_without_docstrings(monkeypatch, capsys, script):
+    benchmark = script("benchmark")
     monkeypatch.setattr(benchmark, "SECTIONS", {"empty": lambda options: {}})  # no docstring, as any under -OO
     assert benchmark.main([]) == 0
     assert capsys.readouterr().out.endswith("\nempty: \n")

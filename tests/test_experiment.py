@@ -1,7 +1,6 @@
 """The main job and its command line, on small data: what it writes, what its options do, and how it fails."""
 
 import csv
-import importlib
 import json
 import math
 import os
@@ -37,13 +36,6 @@ def data_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("data")
     write_files(directory, arrays)
     return directory
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """script("evaluate") is the module."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    return importlib.import_module
 
 
 @pytest.fixture

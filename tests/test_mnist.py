@@ -2,10 +2,8 @@
 
 import gzip
 import hashlib
-import importlib
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,12 +259,11 @@ def test_when_all_fails_the_other_ways_are_named(cache, originals, tmp_path, mon
     assert the_same_ways == ways
 
 
-@pytest.mark.parametrize(("script", "arguments"), [("train_mnist", ["--out"]), ("evaluate", [str(TRAINED), "--plots"])])
-def test_the_option_of_the_scripts(cache, tmp_path, capsys, monkeypatch, script, arguments):
+@pytest.mark.parametrize(("name", "arguments"), [("train_mnist", ["--out"]), ("evaluate", [str(TRAINED), "--plots"])])
+def test_the_option_of_the_scripts(cache, tmp_path, capsys, monkeypatch, script, name, arguments):
     """--mirror, once or more, goes before the environment."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
     monkeypatch.setenv("TINYCNN_MIRRORS", "ftp://127.0.0.1/")
-    main = importlib.import_module(script).main
+    main = script(name).main
     with mirror_of({}) as mirror:
         options = [*arguments, str(tmp_path / "out"), "--mirror", mirror.url + "a/", "--mirror", mirror.url + "b/"]
         assert main(options) == 1

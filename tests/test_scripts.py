@@ -1,6 +1,5 @@
 """evaluate.py, predict.py and draw.py as commands: what they print, and what they make of bad input."""
 
-import importlib
 import re
 import subprocess
 import sys
@@ -16,13 +15,6 @@ from tinycnn import load_mnist
 from tinycnn.trained import TRAINED
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """script("predict") is the module."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module
 
 
 @pytest.fixture
@@ -43,6 +35,14 @@ def test_predict(script, pictures, capsys, tmp_path):
     for line, path, label in zip(lines, paths, labels, strict=True):
         assert line.startswith(f"{path}: {label} (")
     assert [(tmp_path / f"seen-{k}.png").exists() for k in (1, 2, 3)] == [True] * 3
+
+
+def test_a_picture_is_written_where_it_was_asked_for(script, pictures, capsys, tmp_path):
+    """Whatever its name ends in."""
+    for plot in (tmp_path / "seen", tmp_path / "seen.txt"):
+        assert script("predict").main([str(pictures[0][0]), "--plot", str(plot)]) == 0
+        assert f"drawn in {plot}\n" in capsys.readouterr().out
+        assert plot.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_without_a_display_show_says_so(script, pictures, capsys, tmp_path, monkeypatch):

@@ -1,11 +1,9 @@
 """tune.py and reproduce.py: what they draw, judge by, write and go on from."""
 
 import csv
-import importlib
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,14 +11,6 @@ from kill_and_resume import write_data
 
 from tinycnn import read_idx, write_idx
 from tinycnn.presets import PRESETS, lenet
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module
 
 
 @pytest.fixture
