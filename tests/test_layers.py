@@ -537,6 +537,14 @@ def test_running_statistics_are_checked(random):
     assert layer.running_mean is kept
 
 
+def test_a_frozen_batch_norm_takes_an_empty_batch():
+    layer = BatchNorm()
+    layer.build((3,), np.random.default_rng(0), np.float32, 1.0)
+    layer.frozen = True
+    assert layer.backward(layer.forward(np.zeros((0, 3)), training=True)).shape == (0, 3)
+    np.testing.assert_array_equal([layer.gamma.grad, layer.beta.grad], np.zeros((2, 3)))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ">f4", bool, np.int64, object])
 @pytest.mark.parametrize("count", [3, 5000])  # on one core, and shared out
 def test_flatten_takes_any_dtype(dtype, count):
@@ -547,6 +555,24 @@ def test_flatten_takes_any_dtype(dtype, count):
     np.testing.assert_array_equal(y, x.reshape(count, 60))
     np.testing.assert_array_equal(layer.backward(y), x)
     assert not np.shares_memory(x, y)
+
+
+@pytest.mark.parametrize("layer", [ReLU, lambda: MaxPool2D(2), lambda: Dropout(0.5), GlobalAveragePool2D])
+def test_a_layer_without_a_model_computes_in_floats(layer):
+    """Also GlobalAveragePool2D, though a float16 could hold the mean, but not the sum before it."""
+    x = np.full((1, 40, 40, 1), 100)
+    for dtype in (np.float16, ">f4", ">f8", bool, np.uint8, np.int64, np.float32, np.float64):
+        alone = layer()
+        y = alone.forward(x.astype(dtype), training=True)
+        assert y.dtype in (np.float32, np.float64)
+        expected = layer().forward(x.astype(dtype).astype(np.float64), training=True)
+        np.testing.assert_allclose(y, expected, rtol=1e-6)
+        dx = alone.backward(np.ones(y.shape, dtype))
+        assert dx.dtype in (np.float32, np.float64)
+        np.testing.assert_allclose(dx, alone.backward(np.ones(y.shape)), rtol=1e-6)
+    for dtype in (complex, object, "U3"):
+        with pytest.raises(ValueError, match="can't hold"):
+            layer().forward(x.astype(dtype))
 
 
 @pytest.mark.parametrize("count", [3, 300])

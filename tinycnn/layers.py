@@ -92,7 +92,16 @@ class Layer:
         """x as the kernels take it: contiguous, in the layer's dtype. `needs` says with {} and the sizes what fits."""
         if not fits:
             raise ValueError(f"{self.label()}: got an input of shape {x.shape}, but needs {needs.format(*sizes)}")
-        return _for_kernels(x, self.dtype)
+        return self._numbers(x)
+
+    def _numbers(self, array: np.ndarray) -> np.ndarray:
+        """The array as the kernels take it; a layer that belongs to no model chooses its dtype by the array."""
+        if self.dtype is not None:
+            return _for_kernels(array, self.dtype)
+        for dtype in map(np.dtype, (np.float32, np.float64)):
+            if np.can_cast(array.dtype, dtype):
+                return _for_kernels(array, dtype)
+        raise ValueError(f"{self.label()}: got numbers of type {array.dtype}, which float64 can't hold")
 
     def value(self, parameter: Parameter | None) -> np.ndarray:
         """A parameter's value as the kernels take it; somebody may have put another array there."""
@@ -113,7 +122,7 @@ class Layer:
         output_shape, *what = self.remembered()
         if np.shape(dy) != output_shape:
             raise ValueError(f"{self.label()}: got a gradient of shape {np.shape(dy)} for an output of {output_shape}")
-        return _for_kernels(np.asarray(dy), self.dtype), *what
+        return self._numbers(np.asarray(dy)), *what
 
     def remembered(self) -> tuple:
         """The shape of the output, and what else was remembered."""
@@ -242,6 +251,9 @@ class Flatten(Layer):
     def build(self, input_shape, generator, dtype, gain):
         super().build(input_shape, generator, dtype, gain)
         return (prod(input_shape),)
+
+    def _numbers(self, array):
+        return _for_kernels(array, self.dtype)  # they are only copied, so without a model any type will do
 
     def forward(self, x, training=False):
         x = np.asarray(x)

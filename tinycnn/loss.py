@@ -10,6 +10,7 @@ import numpy as np
 
 from tinycnn.arguments import fraction
 from tinycnn.kernels.cross_entropy import loss_and_gradient, shifted_logits
+from tinycnn.kernels.memory import copy, empty
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -41,7 +42,7 @@ class SoftmaxCrossEntropy:
         # log p = shifted − log Σ e^shifted = shifted − log(1 + the sum without its largest term): never the log of a p
         # that has rounded to 0 or to 1.
         shifted, best = shifted_logits(x)
-        e = np.exp(shifted)
+        e = np.exp(shifted, out=empty(shifted.shape, shifted.dtype))
         others = np.add.reduce(e, axis=1)  # which e.sum would call, through Python code that is cold here
         checked = _checked(np.asarray(labels), x)
         loss, wrong = loss_and_gradient(shifted, best, e, others, checked, self.label_smoothing)
@@ -57,7 +58,7 @@ class SoftmaxCrossEntropy:
         """dlogits = (softmax(logits) − target) / N, of the last forward.  (N, K), in the dtype of the logits."""
         if self._dlogits is None:
             raise ValueError("SoftmaxCrossEntropy: backward needs a forward before it")
-        return self._dlogits.copy()
+        return copy(self._dlogits)
 
 
 def _checked(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:

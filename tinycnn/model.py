@@ -14,6 +14,7 @@ import numpy as np
 
 from tinycnn import archive, together
 from tinycnn.ahead import before_training_step
+from tinycnn.kernels.memory import copy
 from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, Parameter, ReLU
 from tinycnn.loss import softmax
 from tinycnn.more_layers import BatchNorm, Dropout, GlobalAveragePool2D, Normalize
@@ -162,7 +163,7 @@ class Sequential:
             shapes.append(self.input_shape[:2])
         if x.shape[1:] not in shapes:
             raise ValueError(f"the model needs images of shape (N, {str(self.input_shape)[1:-1]}), got {x.shape}")
-        return x if raw else x.astype(self.dtype, copy=False)
+        return x if raw or x.dtype == self.dtype else copy(x, self.dtype)
 
     def _logits(self, x: np.ndarray, batch_size: int) -> np.ndarray:
         x, logits = np.asarray(x), []

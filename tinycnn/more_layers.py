@@ -41,9 +41,9 @@ class Normalize(Layer):
 
     def forward(self, x, training=False):
         x = np.asarray(x)
-        images = np.ascontiguousarray(
-            x if x.ndim == 4 else x[..., None], x.dtype if x.dtype == np.uint8 else self.dtype
-        )
+        images, dtype = x if x.ndim == 4 else x[..., None], x.dtype if x.dtype == np.uint8 else self.dtype
+        if not images.flags.c_contiguous or images.dtype != dtype:
+            images = copy(images, dtype)
         mean, std = (np.full(images.shape[-1], of_channel, self.dtype) for of_channel in (self.mean, self.std))
         y = normalize(images, mean, std)
         if training:
@@ -52,7 +52,9 @@ class Normalize(Layer):
 
     def backward(self, dy):
         dy, input_shape = self.recall(dy)
-        return (dy / np.asarray(self.std, self.dtype) / 255).reshape(input_shape)
+        dx = np.divide(dy, np.asarray(self.std, self.dtype), out=empty(dy.shape, self.dtype))
+        dx /= 255
+        return dx.reshape(input_shape)
 
 
 class BatchNorm(Layer):
@@ -108,7 +110,7 @@ class BatchNorm(Layer):
     def backward(self, dy, active: np.ndarray | None = None):
         """active: of a ReLU behind this, to which dy came back; its own backward is done here as well."""
         dy, x, mean, sigma, frozen = self.recall(dy)
-        rows, M = dy.reshape(x.shape), x.dtype.type(len(x))
+        rows, M = dy.reshape(x.shape), x.dtype.type(max(1, len(x)))
         dbeta, dy_times_centred = kernels.gradient_sums(rows, x, mean, active)
         dgamma = dy_times_centred / sigma
         self.gamma.grad[:], self.beta.grad[:] = dgamma, dbeta
@@ -153,7 +155,7 @@ class Dropout(Layer):
         if not training:
             return copy(x)
         random = self.generator.random(dtype=np.float32, out=empty(x.shape, np.dtype(np.float32)))
-        factor = copy(random >= self.rate, x.dtype)
+        factor = np.greater_equal(random, self.rate, out=empty(x.shape, x.dtype))
         factor /= 1 - self.rate
         y = np.multiply(x, factor, out=empty(x.shape, x.dtype))
         self.remember(y.shape, factor)
@@ -181,7 +183,8 @@ class GlobalAveragePool2D(Layer):
         x = np.asarray(x)
         x = self._input(x, x.ndim == 4 and min(x.shape[1:3]) >= 1, "(N, H, W, C) with H, W of at least 1")
         # First down, then across: H + W roundings in a sum, not H · W, and faster than NumPy's mean over both.
-        y = x.sum(axis=1).sum(axis=1) / (x.shape[1] * x.shape[2])
+        rows = np.add.reduce(x, axis=1, out=empty((len(x), *x.shape[2:]), x.dtype))
+        y = np.add.reduce(rows, axis=1) / (x.shape[1] * x.shape[2])
         if training:
             self.remember(y.shape, x.shape)
         return y

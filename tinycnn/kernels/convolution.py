@@ -134,8 +134,8 @@ def in_columns(w: np.ndarray, L: int) -> np.ndarray:
     In w they are O numbers apart, and where that is a power of two they compete for the same places in a CPU's cache.
     """
     rows, out_channels = prod(w.shape[:3]), w.shape[3]
-    result = np.zeros((rows, -(-out_channels // L) * L), w.dtype)
-    result[:, :out_channels] = w.reshape(rows, out_channels)
+    result = empty((rows, -(-out_channels // L) * L), w.dtype)
+    result[:, :out_channels], result[:, out_channels:] = w.reshape(rows, out_channels), 0
     return copy(result.reshape(rows, -1, L).transpose(1, 0, 2))
 
 
@@ -172,8 +172,9 @@ def pairs_fill_vectors(K: int, K_pairs: int, out_channels: int, dtype: np.dtype)
 def _for_pairs(w: np.ndarray, stride_w: int) -> np.ndarray:
     """w (kh, kw, C, O) -> (kh, kw + stride_w, C, 2·O): the kernel for the left pixel, and moved right for the other."""
     kernel_h, kernel_w, channels, out_channels = w.shape
-    result = np.zeros((kernel_h, kernel_w + stride_w, channels, 2, out_channels), w.dtype)
-    result[:, :kernel_w, :, 0], result[:, stride_w:, :, 1] = w, w
+    result = empty((kernel_h, kernel_w + stride_w, channels, 2, out_channels), w.dtype)
+    result[:, :kernel_w, :, 0], result[:, kernel_w:, :, 0] = w, 0
+    result[:, :stride_w, :, 1], result[:, stride_w:, :, 1] = 0, w
     return result.reshape(*result.shape[:3], -1)
 
 

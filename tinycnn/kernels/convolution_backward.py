@@ -93,7 +93,8 @@ def convolve_weight_gradient(
             x, dy_pairs, (kernel_h, kernel_w + stride[1]), (stride[0], 2 * stride[1]), offset
         )
         dw = dw.reshape(*dw.shape[:3], 2, out_channels)
-        return dw[:, :kernel_w, :, 0] + dw[:, stride[1] :, :, 1], np.add.reduce(db.reshape(2, -1), axis=0)
+        left, right = dw[:, :kernel_w, :, 0], dw[:, stride[1] :, :, 1]
+        return np.add(left, right, out=empty(left.shape, dw.dtype)), np.add.reduce(db.reshape(2, -1), axis=0)
     return direct_weight_gradient(x, dy, dy.shape[1:3], kernel_size, stride, offset)
 
 

@@ -10,6 +10,7 @@ from functools import cache
 
 import numpy as np
 
+from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
 
 _INTEGER, _DOUBLE = np.dtype(np.int64), np.dtype(np.float64)
@@ -21,7 +22,7 @@ def shifted_logits(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     There it is −∞ and not 0: Σ exp(shifted) is to be the sum of the others, which counts even where it is tiny beside
     exp(0) = 1. (Not a number if the largest is none, or infinite.)  logits (N, K), contiguous -> (N, K), (N,).
     """
-    shifted, best = np.empty(logits.shape, logits.dtype), np.empty(len(logits), _INTEGER)
+    shifted, best = empty(logits.shape, logits.dtype), np.empty(len(logits), _INTEGER)
     parts = parts_for(len(logits), 8 * logits.size)
     run(_shifted_logits_task(logits.dtype), parts, (parts, *logits.shape), logits, shifted, best)
     return shifted, best

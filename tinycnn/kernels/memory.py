@@ -18,10 +18,10 @@ from math import prod
 import numpy as np
 
 SMALL = 1 << 17  # bytes; below this NumPy's own allocator is as fast
-KEPT = 1 << 29  # bytes that may lie unused, waiting; a block that would be too much is left to Python instead
+KEPT = 1 << 29  # bytes that may lie unused, waiting; those of sizes that nobody has used for longest make room
 ALIGNMENT = 64  # bytes of a cache line: a vector that lies in two lines costs two reads
 
-_waiting: dict[int, list["_Block"]] = {}  # unused blocks by their size
+_waiting: dict[int, list["_Block"]] = {}  # unused blocks by their size, that of the last one at the end
 _waiting_bytes = 0
 _notepads: list[np.ndarray] = []  # that wait; more than one only if several threads of Python compute at once
 
@@ -84,9 +84,17 @@ class _Owner(np.ndarray):
     def __del__(self):
         global _waiting_bytes
         block = self.base
-        if type(block) is _Block and _waiting_bytes + block.size <= KEPT:
+        if type(block) is _Block:
+            blocks = _waiting.pop(block.size, [])
+            blocks.append(block)
+            _waiting[block.size] = blocks
             _waiting_bytes += block.size
-            _waiting.setdefault(block.size, []).append(block)
+        while _waiting_bytes > KEPT:
+            size, blocks = next(iter(_waiting.items()))
+            if blocks:
+                _waiting_bytes -= blocks.pop().size
+            else:
+                del _waiting[size]
 
 
 def _block(size: int) -> _Block:

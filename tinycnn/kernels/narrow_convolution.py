@@ -60,8 +60,8 @@ def _in_chunks(w: np.ndarray, L: int) -> np.ndarray:
     """w (kh, kw, C, O) -> (kh, chunks, kw, O, L), filled up with zeros."""
     kernel_h, kernel_w, channels, out_channels = w.shape
     if channels % L:
-        filled = np.zeros((kernel_h, kernel_w, ceil(channels / L) * L, out_channels), w.dtype)
-        filled[:, :, :channels] = w
+        filled = empty((kernel_h, kernel_w, ceil(channels / L) * L, out_channels), w.dtype)
+        filled[:, :, :channels], filled[:, :, channels:] = w, 0
         w = filled
     return copy(w.reshape(kernel_h, kernel_w, -1, L, out_channels).transpose(0, 2, 1, 4, 3))
 
