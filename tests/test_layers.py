@@ -246,7 +246,7 @@ def test_an_output_may_be_changed(case, random):
 
 
 def test_results_share_no_memory_with_inputs(case, random):
-    """So that filling an input buffer anew, or changing a result, changes nothing else."""
+    """So that changing a result changes nothing else."""
     _, layer, shape = build(case)
     x = random.normal(size=(3, *shape))
     for training in (False, True):

@@ -147,16 +147,6 @@ def test_flatten_and_dense(random):
     assert not np.shares_memory(model.backward(np.ones((5, 7))), model.backward(np.ones((5, 7))))
 
 
-def test_a_first_flatten_copies(random):
-    """The caller may use the memory of the images again, before backward."""
-    model, x = Sequential([Flatten(), Dense(7)], (3, 4, 2)), random.normal(size=(5, 3, 4, 2)).astype(np.float32)
-    dy = model.forward(x, training=True)
-    model.parameter_gradients(dy)
-    expected, x[:] = model.parameters()[0].grad.copy(), 0
-    model.parameter_gradients(dy)
-    np.testing.assert_array_equal(model.parameters()[0].grad, expected)
-
-
 @pytest.mark.parametrize("batch", [1, 70])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_of_the_tutorials_network(random, batch, threads, at_threads):

@@ -20,13 +20,13 @@ def pair(value, name: str, minimum: int = 1) -> tuple[int, int]:
     return whole(both[0], name, minimum), whole(both[1], name, minimum)
 
 
-def positive(name: str, value: float) -> float:
+def not_negative(value: float, name: str) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be a number of at least 0, got {value}")
     return value
 
 
-def fraction(name: str, value: float) -> float:
+def fraction(value: float, name: str) -> float:
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
     return value

@@ -19,7 +19,7 @@ from functools import cache
 
 import numpy as np
 
-from tinycnn.arguments import positive
+from tinycnn.arguments import not_negative
 from tinycnn.kernels.dense import dense
 from tinycnn.kernels.resampling import resample, shift
 
@@ -40,7 +40,7 @@ class Distortion:
 
     def __post_init__(self):
         for field in fields(self):
-            positive(field.name, getattr(self, field.name))
+            not_negative(getattr(self, field.name), field.name)
         if self.scaling >= 1:
             raise ValueError(f"scaling must be below 1, got {self.scaling}")
         if self.shear >= 90:
@@ -69,8 +69,9 @@ def random_distortion(images: np.ndarray, distortion: Distortion, generator: np.
 def random_maps(
     count: int, size: tuple[int, int], distortion: Distortion, generator: np.random.Generator
 ) -> np.ndarray:
-    """pixel -> centre + A⁻¹ · (pixel − centre − shift), for each image: (count, 2, 3) float32, to (row, column, 1).
+    """pixel -> centre + A⁻¹ · (pixel − centre − shift), for each image: (count, 2, 3) float32.
 
+    Each is to be multiplied by (row, column, 1).
     A shears, then scales, then rotates: A⁻¹ undoes it in the other order. Positive angles turn counterclockwise.
     """
     draws = generator.uniform(-1, 1, size=(6, count))

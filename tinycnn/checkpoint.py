@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tinycnn import archive
-from tinycnn.arguments import positive, whole
+from tinycnn.arguments import not_negative, whole
 from tinycnn.averaging import WeightAverage
 from tinycnn.files import printable
 from tinycnn.model import Sequential
@@ -99,7 +99,7 @@ def _position(found: dict) -> Position:
     for name, least in (("epoch", 1), ("step", 0), ("correct", 0), ("seen", 0)):
         whole(found[name], name, least)
     for name in ("loss", "seconds"):
-        positive(name, found[name])
+        not_negative(found[name], name)
     if position.step or position.shuffling is not None:
         _generator(position.shuffling)
     if position.seen < position.step:
@@ -109,7 +109,7 @@ def _position(found: dict) -> Position:
     for row in position.history:
         for name, value in row.items():
             if value is not None or not name.startswith("validation_"):
-                positive(name, value)
+                not_negative(value, name)
     return position
 
 

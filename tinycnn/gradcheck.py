@@ -141,7 +141,7 @@ def check_gradients(subject: Any, x: np.ndarray, tolerance: float = 1e-7, sample
 
     subject: a layer (alone or in a model), a `Sequential`, or any object with forward(x, training) -> y, backward(dy)
     -> dx and, if it learns, parameters() -> a list of `Parameter`. It is copied, in float64, and left alone; the copy's
-    parameters are moved a little at random, for at a special start (gamma = 1, bias = 0) an error can hide.
+    parameters are moved a little at random, because an error can hide at a special start (gamma = 1, bias = 0).
     x: the input to check at.   tolerance: how far two derivatives may differ, relative to the larger one.
     samples: of an array with more elements only so many are looked at, drawn at random; and always two directions in
     which all elements move at once: a random one, and all by the same amount, in which tied maxima stay tied.

@@ -5,6 +5,8 @@ Every layer has two methods that do all the work:
     forward(x, training=False) -> y        training=True also remembers what backward needs (x itself, where it needs x)
     backward(dy) -> dx                     the gradient by its input; overwrites the gradients of its parameters
 
+What they return never shares memory with what they were given; and x must stay as it is until backward.
+
 A layer learns its input shape, its dtype and its random start from the model (`build`). The formulas and where they
 come from are in `tinycnn/reference.py`. Within a model some neighbours do both together, in kernels of their own, with
 the same results (`together.py`); `train_mnist.py --one-by-one` shows what a change to a layer here does to a training.
@@ -49,7 +51,7 @@ class Layer:
     def build(self, input_shape: Shape, generator: np.random.Generator, dtype: np.dtype, gain: float) -> Shape:
         """Prepare for inputs of this shape (without the batch), create the parameters; return the output's shape.
 
-        gain / (number of inputs that one output sums) is the variance of a new weight; 2 where a ReLU follows.
+        gain / (number of inputs that one output sums) is the variance of a new weight; gain is 2 where a ReLU follows.
         Raises ValueError if the shape can't fit.
         """
         self.dtype = np.dtype(dtype)
@@ -132,7 +134,7 @@ class Layer:
 
 
 class Conv2D(Layer):
-    """y[n, i, j, o] = b[o] + Σ_{a,b,c} x[n, i·stride + a, j·stride + b, c] · w[a, b, c, o]   (`reference.conv2d`).
+    """y[n, i, j, o] = bias[o] + Σ_{a,b,c} x[n, i·stride + a, j·stride + b, c] · w[a, b, c, o]   (`reference.conv2d`).
 
     x (N, H, W, C) -> y (N, (H + 2·padding − kernel_h) // stride + 1, the same for W, filters); w (kh, kw, C, filters).
     kernel_size, stride and padding: an int, or a pair (height, width). Padding is with zeros.

@@ -28,7 +28,7 @@ class SoftmaxCrossEntropy:
     """
 
     def __init__(self, label_smoothing: float = 0.0):
-        self.label_smoothing = float(fraction("label_smoothing", label_smoothing))
+        self.label_smoothing = float(fraction(label_smoothing, "label_smoothing"))
         self._dlogits = None
 
     def forward(self, logits: np.ndarray, labels: np.ndarray) -> float:

@@ -68,12 +68,14 @@ class Sequential:
     def forward(self, x: np.ndarray, training: bool = False) -> np.ndarray:
         """The output of the last layer.  x (N, *input_shape) -> (N, ...). training=True prepares for backward.
 
-        Otherwise no image depends on another, and a large batch goes through in pieces, which need less memory.
+        `for layer in self.layers: x = layer.forward(x, training)`, but that some neighbours go together.
+        Without training no image depends on another, and a large batch goes through in pieces, which need less memory.
         """
         x = self._check(x)
         if training:
             before_training_step(self, len(x))  # it may let a second process compile backward's kernels
-            for layer in reversed(self.layers):  # the first ones used their memory last: they get it again, still near
+            # What is freed last is used first: so the first layers get their own memory again, which is still near.
+            for layer in reversed(self.layers):
                 layer._memory = None
         if training or len(x) <= self._piece:
             return self.forward_through_layers(x, training)
@@ -86,7 +88,10 @@ class Sequential:
         return x
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
-        """Fill every parameter's grad; return the gradient by the input. dy: the gradient by forward's output."""
+        """Fill every parameter's grad; return the gradient by the input. dy: the gradient by forward's output.
+
+        `for layer in reversed(self.layers): dy = layer.backward(dy)`, but that some neighbours go together.
+        """
         for group in reversed(self._groups()):
             dy = together.backward(group, dy)
         return dy

@@ -32,8 +32,8 @@ def batch_norm_backward(
 
     Every x acts on y in three ways: directly (dy · gamma / σ); through the mean, which it moves by 1/M and which moves
     every x̂ by −1/σ (the term dbeta / M); and through the variance, which it moves by 2(x − mean)/M and which moves
-    every x̂ by −x̂ / 2σ² (the term x̂ · dgamma / M). So dx sums to zero over a channel, and is orthogonal to x̂: what only
-    shifts or scales a channel can't change y.
+    every x̂ by −x̂ / 2σ² (the term x̂ · dgamma / M). So dx sums to zero over a channel, and but for epsilon is
+    orthogonal to x̂: what only shifts or scales a channel can't change y.
 
     dy, x (..., C) -> dx (..., C), dgamma (C,), dbeta (C,).
     Proven by: `tests/test_reference.py::test_batch_norm_backward_is_the_derivative`.

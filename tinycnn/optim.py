@@ -10,7 +10,7 @@ An optimizer knows a list of parameters and nothing else. `step()` changes each 
 
 import numpy as np
 
-from tinycnn.arguments import fraction, positive
+from tinycnn.arguments import fraction, not_negative
 from tinycnn.kernels import optimizers as kernels
 from tinycnn.layers import Parameter
 
@@ -35,10 +35,10 @@ class SGD:
         weight_decay: float = 0.0,
     ):
         self.parameters = list(parameters)
-        self.learning_rate = positive("learning_rate", learning_rate)
-        self.momentum = fraction("momentum", momentum)
+        self.learning_rate = not_negative(learning_rate, "learning_rate")
+        self.momentum = fraction(momentum, "momentum")
         self.nesterov = nesterov
-        self.weight_decay = positive("weight_decay", weight_decay)
+        self.weight_decay = not_negative(weight_decay, "weight_decay")
         self._places = kernels.Places()
         self.velocities = [np.zeros_like(p.value) for p in self.parameters]
 
@@ -56,7 +56,8 @@ class Adam:
         w ← w − learning_rate · m̂ / (√v̂ + epsilon)   with  m̂ = m / (1 − beta1ᵗ),  v̂ = v / (1 − beta2ᵗ)
 
     m and v start at 0 and would be too small at first; the division by 1 − betaᵗ makes up for it.
-    Sources: Kingma & Ba, Adam (2015), algorithm 1; Loshchilov & Hutter, Decoupled weight decay (2019), algorithm 2.
+    Sources: Kingma & Ba, Adam (2015), algorithm 1; Loshchilov & Hutter, Decoupled weight decay (2019), algorithm 2,
+    where the decay is not multiplied by the learning rate; here it is, as in PyTorch.
     """
 
     def __init__(
@@ -69,10 +70,10 @@ class Adam:
         weight_decay: float = 0.0,
     ):
         self.parameters = list(parameters)
-        self.learning_rate = positive("learning_rate", learning_rate)
-        self.beta1, self.beta2 = fraction("beta1", beta1), fraction("beta2", beta2)
-        self.epsilon = positive("epsilon", epsilon)
-        self.weight_decay = positive("weight_decay", weight_decay)
+        self.learning_rate = not_negative(learning_rate, "learning_rate")
+        self.beta1, self.beta2 = fraction(beta1, "beta1"), fraction(beta2, "beta2")
+        self.epsilon = not_negative(epsilon, "epsilon")
+        self.weight_decay = not_negative(weight_decay, "weight_decay")
         self.t = 0
         self._places = kernels.Places()
         self.means = [np.zeros_like(p.value) for p in self.parameters]

@@ -144,7 +144,7 @@ def lenet(classes: int) -> Recipe:
 
 
 def best(classes: int, width: float = 1.0) -> Recipe:
-    """The most accurate, 244,666 parameters: seven layers that grow wider slowly, in plenty of distorted images.
+    """The most accurate, 244,666 parameters: seven layers that grow wider slowly, trained on distorted images.
 
     Its loss on the held-out images was the lowest of the networks that were tried, with the average of the weights over
     the last tenth of the steps; the README has their table.
@@ -173,7 +173,7 @@ def best(classes: int, width: float = 1.0) -> Recipe:
 
 
 def small(classes: int, width: float = 1.0) -> Recipe:
-    """7,986 parameters: narrow layers in plenty of distorted images, and the average of their weights."""
+    """7,986 parameters: narrow layers, many distorted images, and the average of their weights."""
     few, many = round(8 * width), round(16 * width)
     return Recipe(
         layers=[

@@ -1,7 +1,8 @@
 """The operations of a network as formulas, in plain NumPy and Python loops: the first thing to read.
 
 Each operation stands beside its backward function. Given dy, the gradient of the loss by the operation's output, a
-backward function returns the gradient of the loss by each of its inputs: the chain rule, written out once.
+backward function returns the gradient of the loss by each of its inputs: the chain rule, written out once. (The loss
+itself has no dy, that is 1, and its targets need no gradient.)
 
 These functions are slow, keep no state, and work for float32, float64 and complex128 alike. They accept complex numbers
 so that their derivatives can be proven to the last digits (a complex step, see `tinycnn/gradcheck.py`); comparisons
@@ -21,10 +22,10 @@ Pair = tuple[int, int]
 # --------------------------------------------------------------------------------------------------------- convolution
 
 
-def conv2d(x: np.ndarray, w: np.ndarray, b: np.ndarray, stride: Pair = (1, 1), padding: Pair = (0, 0)) -> np.ndarray:
-    """y[n, i, j, o] = b[o] + Σ_{a,b,c} z[n, i·s + a, j·s + b, c] · w[a, b, c, o],  z = x with `padding` zeros around.
+def conv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray, stride: Pair = (1, 1), padding: Pair = (0, 0)) -> np.ndarray:
+    """y[n, i, j, o] = bias[o] + Σ_{a,b,c} z[n, i·sh + a, j·sw + b, c] · w[a, b, c, o].  z: x inside `padding` zeros.
 
-    x (N, H, W, C), w (kh, kw, C, O), b (O,) -> y (N, (H + 2·ph − kh) // sh + 1, (W + 2·pw − kw) // sw + 1, O).
+    x (N, H, W, C), w (kh, kw, C, O), bias (O,) -> y (N, (H + 2·ph − kh) // sh + 1, (W + 2·pw − kw) // sw + 1, O).
     Source: Dumoulin & Visin, A guide to convolution arithmetic for deep learning (2016), relationship 6.
 
     >>> x = np.arange(9.0).reshape(1, 3, 3, 1)
@@ -35,24 +36,24 @@ def conv2d(x: np.ndarray, w: np.ndarray, b: np.ndarray, stride: Pair = (1, 1), p
     z = _pad(x, padding)
     kernel_h, kernel_w, _, out_channels = w.shape
     out_h, out_w = (z.shape[1] - kernel_h) // stride[0] + 1, (z.shape[2] - kernel_w) // stride[1] + 1
-    y = np.empty((len(x), out_h, out_w, out_channels), np.result_type(x, w, b))
+    y = np.empty((len(x), out_h, out_w, out_channels), np.result_type(x, w, bias))
     for i in range(out_h):
         for j in range(out_w):
             patch = z[:, i * stride[0] : i * stride[0] + kernel_h, j * stride[1] : j * stride[1] + kernel_w]
-            y[:, i, j] = np.tensordot(patch, w, axes=3) + b
+            y[:, i, j] = np.tensordot(patch, w, axes=3) + bias
     return y
 
 
 def conv2d_backward(
     dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: Pair = (1, 1), padding: Pair = (0, 0)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dx, dw, db of `conv2d`.
+    """dx, dw, dbias of `conv2d`.
 
     Each y[n, i, j, o] is a sum of products z · w, so the chain rule gives each factor the other one times dy:
 
-        db[o]                   = Σ_{n,i,j} dy[n, i, j, o]
-        dw[a, b, c, o]          = Σ_{n,i,j} z[n, i·s + a, j·s + b, c] · dy[n, i, j, o]
-        dz[n, i·s + a, j·s + b, c] += Σ_o w[a, b, c, o] · dy[n, i, j, o]      for every i, j, a, b
+        dbias[o]                = Σ_{n,i,j} dy[n, i, j, o]
+        dw[a, b, c, o]          = Σ_{n,i,j} z[n, i·sh + a, j·sw + b, c] · dy[n, i, j, o]
+        dz[n, i·sh + a, j·sw + b, c] += Σ_o w[a, b, c, o] · dy[n, i, j, o]      for every i, j, a, b
 
     and dx is dz without the padding. Read the last line from the receiving end, with stride 1, u = i + a, v = j + b:
 
@@ -61,7 +62,7 @@ def conv2d_backward(
     The indices of dy fall where those of w rise: a convolution of dy with w flipped, its in and out channels swapped.
     The kernels compute it so; here it is the scatter above.
 
-    dy (N, out_h, out_w, O) -> dx (N, H, W, C), dw (kh, kw, C, O), db (O,).
+    dy (N, out_h, out_w, O) -> dx (N, H, W, C), dw (kh, kw, C, O), dbias (O,).
     Proven by: `tests/test_reference.py::test_conv2d_backward_is_the_derivative`.
     """
     z = _pad(x, padding)

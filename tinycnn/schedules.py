@@ -7,14 +7,14 @@ The training loop asks it before every step and tells the optimizer (`tinycnn/tr
 from collections.abc import Callable
 from math import cos, pi
 
-from tinycnn.arguments import fraction, positive, whole
+from tinycnn.arguments import fraction, not_negative, whole
 
 Schedule = Callable[[int], float]
 
 
 def constant(learning_rate: float) -> Schedule:
     """The same rate at every step."""
-    positive("learning_rate", learning_rate)
+    not_negative(learning_rate, "learning_rate")
     return lambda step: learning_rate
 
 
@@ -25,8 +25,8 @@ def step_decay(learning_rate: float, every: int, factor: float = 0.1) -> Schedul
     >>> [schedule(step) for step in (0, 9, 10, 20)]
     [1.0, 1.0, 0.5, 0.25]
     """
-    positive("learning_rate", learning_rate)
-    positive("factor", factor)
+    not_negative(learning_rate, "learning_rate")
+    not_negative(factor, "factor")
     whole(every, "every")
     return lambda step: learning_rate * factor ** (step // every)
 
@@ -38,23 +38,24 @@ def cosine(learning_rate: float, total_steps: int) -> Schedule:
     >>> [round(schedule(step), 3) for step in (0, 5, 10)]
     [1.0, 0.5, 0.0]
     """
-    positive("learning_rate", learning_rate)
+    not_negative(learning_rate, "learning_rate")
     whole(total_steps, "total_steps")
     return lambda step: _half_cosine(learning_rate, 0.0, step / total_steps)
 
 
 def one_cycle(peak: float, total_steps: int, warm_up: float = 0.3, start: float = 0.1) -> Schedule:
-    """From start · peak up to the peak in the first warm_up of the steps, then down to 0, both along half a cosine.
+    """From start · peak up to the peak in the first warm_up of the steps (at least one), then down to 0: half a cosine
+    each.
 
-    Source: Smith & Topin, Super-Convergence (2018).
+    Source: Smith & Topin, Super-Convergence (2018); this form of it is that of the library fastai.
 
     >>> schedule = one_cycle(1.0, total_steps=100)
     >>> [round(schedule(step), 3) for step in (0, 15, 30, 65, 100)]
     [0.1, 0.55, 1.0, 0.5, 0.0]
     """
-    positive("learning_rate", peak)
-    positive("start", start)
-    fraction("warm_up", warm_up)
+    not_negative(peak, "learning_rate")
+    not_negative(start, "start")
+    fraction(warm_up, "warm_up")
     whole(total_steps, "total_steps")
     up = max(1.0, warm_up * total_steps)
 

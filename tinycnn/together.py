@@ -1,7 +1,7 @@
 """Some neighbouring layers are faster together: a number is used while it is still in the processor.
 
     Conv2D, MaxPool2D, ReLU     the pool and the ReLU see the convolution's numbers before they are written; on the way
-                                back the weights' gradient unpacks what the pool passed on a few rows at a time
+                                back what the pool passed on is unpacked a few rows at a time (where that pays)
     Conv2D, MaxPool2D           the same
     Conv2D, ReLU                the same without a pool
     BatchNorm, ReLU             one pass over the numbers instead of two
@@ -45,7 +45,7 @@ def groups(layers: Sequence[Layer]) -> list[list[Layer]]:
     """The layers in the same order, those that may go together in one list."""
     result, rest = [], list(layers)
     while rest:
-        count = _count(rest) if result or type(rest[0]) is not Flatten else 1  # a copy of what the caller may change
+        count = _count(rest)
         result.append(rest[:count])
         rest = rest[count:]
     return result
@@ -148,7 +148,7 @@ def _sizes(group: list[Layer]) -> tuple:
 def _may(group: list[Layer]) -> bool:
     """Whether the group may go together: one into which somebody has put a method, to listen, wants it to be called.
 
-    Nor can windows of a pool that overlap, or hold a single number: then there is little to win.
+    A pool's windows must stand side by side, and hold more than a number: else there is little to win.
     """
     if not _together or len(group) == 1:
         return False

@@ -135,7 +135,7 @@ def check_data(images: np.ndarray, labels: np.ndarray, classes: int) -> None:
 
 
 def check_weights(model: Sequential, images: np.ndarray, labels: np.ndarray, when: str, learning_rate: float) -> None:
-    """Raises TrainingDiverged if the images have no finite loss: weights are not to be kept before they made one."""
+    """Raises TrainingDiverged unless the images have a finite loss: only then are an epoch's weights worth keeping."""
     with np.errstate(over="ignore", invalid="ignore"):
         _check_finite("loss", evaluate(model, images, labels)[0], when, learning_rate)
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from tinycnn.kernels.elementwise import BYTE, relu_of, where_active
 from tinycnn.kernels.memory import empty
-from tinycnn.kernels.parallel import PARTS, numbers, run, task
+from tinycnn.kernels.parallel import PARTS, numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import row_lanes
-from tinycnn.kernels.vector import multiply_add, read, write
+from tinycnn.kernels.vector import multiply_add, read, write, zeros
 
 
 def moments(
@@ -27,7 +27,8 @@ def moments(
 
     Never as mean(x²) − mean², which loses most of its digits where the mean is large: each part takes the squares of
     its distances from its own mean while its rows are still in the cache, and what the parts' means are apart comes on
-    top. Source: Chan, Golub & LeVeque, Updating formulae for computing sample variances (1979).
+    top. Source: Chan, Golub & LeVeque, Updating formulae and a pairwise algorithm for computing sample variances
+    (1979).
     """
     of_parts, result = np.empty((PARTS, 2, x.shape[1]), x.dtype), np.empty((2, x.shape[1]), x.dtype)
     run(_moments_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, x, of_parts)
@@ -45,8 +46,8 @@ def scale_and_shift(
     """
     y, active = empty(x.shape, x.dtype), empty(x.shape, BYTE) if relu and remember else None
     if y.size:
-        kernel = _scale_and_shift_task(row_lanes(x.dtype), x.dtype, relu)
-        run(kernel, PARTS, (*x.shape, remember), x, mean, scale, shift, y, active)
+        kernel, parts = _scale_and_shift_task(row_lanes(x.dtype), x.dtype, relu), parts_for(len(x), 32 * x.size)
+        run(kernel, parts, (parts, *x.shape, remember), x, mean, scale, shift, y, active)
     return y, active
 
 
@@ -95,7 +96,7 @@ def _moments_task(L: int, dtype: np.dtype):
         share = one / dtype.type(max(1, last - first))
         for c in range(0, C, L):
             width = min(L, C - c)
-            total = zero = read(x, 0, 0, L)  # no lanes: zeros
+            total = zero = zeros(x, L)
             for m in range(first, last):
                 total = total + read(x, m * C + c, width, L)
             mean, squares = multiply_add(share, total, zero), zero
@@ -132,15 +133,15 @@ def _all_moments_task(dtype: np.dtype):
 def _scale_and_shift_task(L: int, dtype: np.dtype, relu: bool):
     @task(dtype, dtype, dtype, dtype, dtype, BYTE)
     def scale_and_shift(part, sizes, x, mean, scale, shift, y, active):
-        M, C, remember = numbers(sizes, 3)
+        parts, M, C, remember = numbers(sizes, 4)
         for c in range(0, C, L):
             width = min(L, C - c)
             mean_row, scale_row = read(mean, c, width, L), read(scale, c, width, L)
             shift_row = read(shift, c, width, L)
-            for m in range(part * M // PARTS, (part + 1) * M // PARTS):
+            for m in range(part * M // parts, (part + 1) * M // parts):
                 row = (read(x, m * C + c, width, L) - mean_row) * scale_row + shift_row
                 if relu:
-                    row, active_row = relu_of(row, read(x, 0, 0, L), read(active, 0, 0, L))  # no lanes: zeros
+                    row, active_row = relu_of(row, zeros(x, L), zeros(active, L))
                     if remember:
                         write(active, m * C + c, active_row, width)
                 write(y, m * C + c, row, width)
@@ -155,12 +156,10 @@ def _gradient_sums_task(L: int, dtype: np.dtype, relu: bool):
         M, C = numbers(sizes, 2)
         for c in range(0, C, L):
             width = min(L, C - c)
-            total, product_total = read(x, 0, 0, L), read(x, 0, 0, L)
+            total, product_total = zeros(x, L), zeros(x, L)
             mean_row = read(mean, c, width, L)
             for m in range(part * M // PARTS, (part + 1) * M // PARTS):
-                gradient = read(dy, m * C + c, width, L)
-                if relu:
-                    gradient = where_active(dy, active, m * C + c, width, L)
+                gradient = where_active(dy, active, m * C + c, width, relu, L)
                 total = total + gradient
                 product_total = product_total + gradient * (read(x, m * C + c, width, L) - mean_row)
             write(sums, 2 * part * C + c, total, width)
@@ -180,9 +179,7 @@ def _input_gradient_task(L: int, dtype: np.dtype, relu: bool):
             constant_row, slope_row = read(constant, c, width, L), read(slope, c, width, L)
             for m in range(part * M // PARTS, (part + 1) * M // PARTS):
                 centred = read(x, m * C + c, width, L) - mean_row
-                gradient = read(dy, m * C + c, width, L)
-                if relu:
-                    gradient = where_active(dy, active, m * C + c, width, L)
+                gradient = where_active(dy, active, m * C + c, width, relu, L)
                 write(dx, m * C + c, scale_row * (gradient - constant_row - slope_row * centred), width)
 
     return input_gradient

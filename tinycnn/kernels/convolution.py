@@ -4,7 +4,7 @@ It does what the formula in `tinycnn/reference.py` says, on NHWC arrays. In that
 under one row of a kernel are neighbours in memory, and so are the out_channels of one weight. A convolution is
 therefore a few nested loops over flat memory, with k running over kernel_w × channels:
 
-    y[n, i, j, :] = b + Σ_a Σ_k  x[n, i·stride + a, j·stride·C + k] · w[a, k, :]
+    y[n, i, j, :] = bias + Σ_a Σ_k  x[n, i·stride + a, j·stride·C + k] · w[a, k, :]
 
 The tile (see vector.py) is P neighbouring output pixels × L output channels. Each row of w that is loaded serves P
 multiply-adds, and the sums leave the registers only when they are finished.
@@ -51,44 +51,45 @@ from tinycnn.kernels.vector import (
     read_rows,
     tile,
     write,
+    zeros,
 )
 
-HELD = 9  # rows of w below a row of the kernel: if there are no more, they stay in registers,
-WORTH_HOLDING = 8  # if the whole kernel has so many
+HELD = 9  # rows of w that belong to one row of the kernel: no more than these stay in registers,
+WORTH_HOLDING = 8  # and only if the whole kernel has at least these
 NEAR = 24 << 10  # bytes that stay in a core's nearest cache (32 to 64 KiB), beside what else a loop needs
 
 
 def convolve(
     x: np.ndarray,
     w: np.ndarray,
-    b: np.ndarray,
+    bias: np.ndarray,
     output_size: tuple[int, int],
     stride: tuple[int, int] = (1, 1),
     offset: tuple[int, int] = (0, 0),
     spread: tuple[int, int] = (1, 1),
 ) -> np.ndarray:
-    """y[n, i, j, o] = b[o] + Σ_{a,b,c} z[n, i·stride_h + a, j·stride_w + b, c] · w[a, b, c, o].
+    """y[n, i, j, o] = bias[o] + Σ_{a,b,c} z[n, i·stride_h + a, j·stride_w + b, c] · w[a, b, c, o].
 
     z is x set inside zeros: z[n, offset_h + i·spread_h, offset_w + j·spread_w] = x[n, i, j], as large as y needs it.
     (Padding is an offset. Only the input gradient, which comes here too, has a spread: the stride.)
 
-    x (N, H, W, C), w (kh, kw, C, O), b (O,), contiguous and of one dtype -> y (N, *output_size, O).
+    x (N, H, W, C), w (kh, kw, C, O), bias (O,), contiguous and of one dtype -> y (N, *output_size, O).
     """
     if stride == spread == (1, 1) and winograd.pays(x.shape, w.shape, output_size):
-        return winograd.convolve(x, w, b, output_size, offset)[0]
+        return winograd.convolve(x, w, bias, output_size, offset)[0]
     if narrow_convolution.pays(w.shape, x.dtype):
-        return narrow_convolution.convolve(x, w, b, output_size, stride, offset, spread)
+        return narrow_convolution.convolve(x, w, bias, output_size, stride, offset, spread)
     if spread == (1, 1) and _pairs_pay(output_size[1], w.shape, stride[1], x.dtype):
         pairs = (output_size[0], output_size[1] // 2), (stride[0], 2 * stride[1])
-        return convolve(x, _for_pairs(w, stride[1]), np.concatenate((b, b)), *pairs, offset).reshape(
-            len(x), *output_size, len(b)
+        return convolve(x, _for_pairs(w, stride[1]), np.concatenate((bias, bias)), *pairs, offset).reshape(
+            len(x), *output_size, len(bias)
         )
     y = empty((len(x), *output_size, w.shape[3]), x.dtype)
     if y.size:
         kernel, columns, parts, scratch, sizes = plan(x.shape, w.shape, x.dtype, output_size, stride, offset, spread)
         if columns:
             w = in_columns(w, columns)
-        run(kernel, parts, sizes, x, w, b, y, scratch=scratch)
+        run(kernel, parts, sizes, x, w, bias, y, scratch=scratch)
     return y
 
 
@@ -287,7 +288,7 @@ def _convolve_task(
                             place = there + q * O
                             best = acc[q * pool_w]
                             if pooled:  # as `max_pool`; y and winners hold what the rows before came to
-                                winner = read(winners, 0, 0, L)  # no lanes: zeros
+                                winner = zeros(winners, L)
                                 if row_of_window > 0:
                                     best = read(y, place, width, L)
                                     if remember:
@@ -300,7 +301,7 @@ def _convolve_task(
                                 if remember:
                                     write(winners, place, winner, width)
                             if relu and row_of_window == pool_h - 1:
-                                best, active_row = relu_of(best, read(y, 0, 0, L), read(active, 0, 0, L))
+                                best, active_row = relu_of(best, zeros(y, L), zeros(active, L))
                                 if remember:
                                     write(active, place, active_row, width)
                             write(y, place, best, width)

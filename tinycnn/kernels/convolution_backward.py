@@ -5,8 +5,8 @@ The input gradient is a convolution as well: the kernel spread every dy[i, j] ov
 the kernel flipped, in and out channels swapped. dy then stands `stride` apart inside zeros, as x stands inside its
 padding.
 
-The weight gradient is the forward's sum read the other way: the tile is A × R rows of dw × L output channels, and each
-row of dy that is loaded serves all of them:
+The weight gradient is the forward's sum read the other way: the tile is A rows of the kernel × R of the rows of dw that
+belong to each × L output channels, and each row of dy that is loaded serves all of them:
 
     dw[a, k, :] = Σ_{n,i,j}  x[n, i·stride + a, j·stride·C + k] · dy[n, i, j, :]
 
@@ -18,7 +18,7 @@ What this file is not: loops of its own for the input gradient, which is `convol
 """
 
 from functools import cache, lru_cache
-from math import ceil
+from math import ceil, prod
 
 import numpy as np
 
@@ -37,9 +37,10 @@ from tinycnn.kernels.held_rows import multiply_add_rows
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.tile_shape import filled_lanes, tile_shape, tile_time, usable_registers
-from tinycnn.kernels.vector import choose, clear_numbers, equals, multiply_add, read, read_rows, tile, write
+from tinycnn.kernels.vector import choose, clear_numbers, equals, multiply_add, read, read_rows, tile, write, zeros
 
-PIXELS, MOST_PIXELS = 4, 7  # of dy: so many have room in registers beside a tile of dw, and up to so many stay there
+PIXELS = 4  # of dy that a tile of dw leaves registers for
+MOST_PIXELS = 7  # that stay there if more are free
 
 
 def convolve_backward(
@@ -106,8 +107,7 @@ def direct_weight_gradient(
     dw = empty((*kernel_size, channels, out_channels), x.dtype)
     if not dy.size:
         dw[:] = 0
-        return dw, dw.sum(axis=(0, 1, 2))
-    pool = pool if winners is not None else (0, 0)
+        return dw, np.zeros(out_channels, x.dtype)
     kernel, parts, sums, scratch, sizes = _weight_gradient_plan(
         x.shape, dw.shape, x.dtype, output_size, stride, offset, pool, active is not None
     )
@@ -129,7 +129,7 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
     # or the tile would mostly be fetched and put back. A window of the pool is never cut.
     row_bytes = (stride[0] * z_size[1] * channels + output_size[1] * out_channels) * dtype.itemsize
     rows = max(NEAR // row_bytes, ceil(32 / output_size[1]))
-    rows = ceil(rows / pool[0]) * pool[0] if pool[0] else rows
+    rows = ceil(rows / pool[0]) * pool[0]
     sizes = (parts, *x_shape, *kernel_size, *output_size, out_channels, *z_size, *stride, *offset, scratch, rows)
     held = (0, 0)
     if is_held(w_shape):
@@ -137,7 +137,7 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
         room = (usable_registers() - 1) // V - A * R
         held = max(n for n in range(1, min(MOST_PIXELS, room) + 1) if output_size[1] % n == 0), stride[1] * channels
     kernel = _weight_gradient_task(A, R, L, out_channels % L == 0, dtype, *pool, relu, *held)
-    unpooled = rows * output_size[1] * out_channels if pool[0] else 0  # in the scratch memory, behind z
+    unpooled = rows * output_size[1] * out_channels if prod(pool) > 1 else 0  # in the scratch memory, behind z
     return kernel, parts, A * R, scratch + unpooled, sizes
 
 
@@ -168,21 +168,13 @@ def pairs_pay_in_dw(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: 
 
 
 @in_tasks
-def _gradient(dy, active, i, width, relu, L):
-    """dy[i : i + width] as a row, where active if there is a ReLU."""
-    if relu:
-        return where_active(dy, active, i, width, L)
-    return read(dy, i, width, L)
-
-
-@in_tasks
 def _unpool(dy, winners, active, n, rows, out_size, pool, O, unpooled, start, relu, L):
     """What `relu_backward`, if `relu`, and `max_pool_backward` make of dy, for the given rows of the convolution."""
     (first, last), (out_h, out_w), (pool_h, pool_w) = rows, out_size, pool
     windows_h, windows_w = out_h // pool_h, out_w // pool_w
     if windows_h * pool_h < out_h or windows_w * pool_w < out_w:
         clear_numbers(unpooled, start, (last - first) * out_w * O)
-    zero = read(dy, 0, 0, L)  # no lanes: zeros
+    zero = zeros(dy, L)
     for i in range(first // pool_h, min(windows_h, last // pool_h)):
         for j in range(windows_w):
             there = ((n * windows_h + i) * windows_w + j) * O
@@ -190,7 +182,7 @@ def _unpool(dy, winners, active, n, rows, out_size, pool, O, unpooled, start, re
             for o in range(0, O, L):
                 width = min(L, O - o)
                 winner = read(winners, there + o, width, L)
-                gradient = _gradient(dy, active, there + o, width, relu, L)
+                gradient = where_active(dy, active, there + o, width, relu, L)
                 for a in range(pool_h):
                     for b in range(pool_w):
                         won = equals(winner, a * pool_w + b)
@@ -204,19 +196,19 @@ def _weight_gradient_task(
     L: int,
     whole: bool,
     dtype: np.dtype,
-    pool_h: int = 0,
-    pool_w: int = 0,
+    pool_h: int = 1,
+    pool_w: int = 1,
     relu: bool = False,
     held: int = 0,
     held_step: int = 0,
 ):
     """The tile of convolution.py the other way round: A × R rows of dw × L output channels, a few image rows at a time.
 
-    With a pool, dy is what came back to the pool (or to the ReLU behind it), and dw is the convolution's before it.
+    With a pool of more than 1 × 1, dy is what came back to it, or to the ReLU behind it.
     whole: whether no group of channels is narrower than L, as in convolution.py.
     held: so many pixels of dy that stay in registers as well, if R is all of K and little; held_step = stride · C.
     """
-    P = A * R
+    P, pooled = A * R, pool_h * pool_w > 1
 
     @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE)
     def weight_gradient_tiles(part, sizes, scratch, x, dy, dw, db, winners, active):
@@ -233,9 +225,7 @@ def _weight_gradient_task(
         dw_start, db_start = part * kernel_h * K * O, part * P * O
         clear_numbers(dw, dw_start, kernel_h * K * O)
         clear_numbers(db, db_start, P * O)
-        pixels = out_h * out_w
-        if pool_h:
-            pixels = (out_h // pool_h) * (out_w // pool_w)  # of dy
+        pixels = (out_h // pool_h) * (out_w // pool_w)  # of dy
 
         for n in range(part * N // parts, (part + 1) * N // parts):
             if scratch_size:
@@ -245,7 +235,7 @@ def _weight_gradient_task(
             for i_first in range(0, out_h, rows):
                 i_last = min(out_h, i_first + rows)
                 dy_rows, dy_start = dy, (n * out_h + i_first) * out_w * O
-                if pool_h:
+                if pooled:
                     dy_rows, dy_start = scratch, scratch_size
                     _unpool(
                         dy, winners, active, n, (i_first, i_last), (out_h, out_w), (pool_h, pool_w), O,
@@ -286,11 +276,11 @@ def _weight_gradient_task(
                     place, rest = (n * pixels + pixel) * O + o, pixels - pixel
                     if rest >= P:
                         for p in range(P):
-                            acc[p] = acc[p] + _gradient(dy, active, place + p * O, width, relu, L)
+                            acc[p] = acc[p] + where_active(dy, active, place + p * O, width, relu, L)
                     else:
                         for p in range(P):
                             if p < rest:
-                                acc[p] = acc[p] + _gradient(dy, active, place + p * O, width, relu, L)
+                                acc[p] = acc[p] + where_active(dy, active, place + p * O, width, relu, L)
                 for p in range(P):
                     write(db, db_start + p * O + o, acc[p], width)
 

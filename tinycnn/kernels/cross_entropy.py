@@ -20,7 +20,7 @@ def shifted_logits(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """shifted[n, k] = logits[n, k] − logits[n, best[n]], where best[n] is the first of the row's largest.
 
     There it is −∞ and not 0: Σ exp(shifted) is to be the sum of the others, which counts even where it is tiny beside
-    exp(0) = 1. (Not a number if the largest is none, or infinite.)  logits (N, K), contiguous -> (N, K), (N,).
+    exp(0) = 1. (NaN if the largest is NaN or infinite.)  logits (N, K), contiguous -> (N, K), (N,).
     """
     shifted, best = empty(logits.shape, logits.dtype), np.empty(len(logits), _INTEGER)
     parts = parts_for(len(logits), 8 * logits.size)

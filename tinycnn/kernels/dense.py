@@ -19,29 +19,29 @@ import numpy as np
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import tile_shape
-from tinycnn.kernels.vector import multiply_add, read, tile, write
+from tinycnn.kernels.vector import multiply_add, read, tile, write, zeros
 
 
 def dense(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
     """y = x · w + b.  x (N, K), w (K, O), b (O,), contiguous and of one dtype -> y (N, O)."""
-    return _product(x, w, b, w.shape, (w.shape[1], 1))
+    return _product(x, w, b)
 
 
 def dense_input_gradient(dy: np.ndarray, w: np.ndarray) -> np.ndarray:
     """dx = dy · wᵀ.  dy (N, O), w (K, O), contiguous and of one dtype -> dx (N, K)."""
-    return _product(dy, w, np.zeros(len(w), w.dtype), w.shape[::-1], (1, w.shape[1]))
+    return _product(dy, w, np.zeros(len(w), w.dtype), transposed=True)
 
 
-def _product(x, w, b, w_shape, w_steps) -> np.ndarray:
-    """x · w + b, where w[k, o] stands at k · w_steps[0] + o · w_steps[1]."""
-    K, O = w_shape
+def _product(x: np.ndarray, w: np.ndarray, b: np.ndarray, transposed: bool = False) -> np.ndarray:
+    """x · w + b, or x · wᵀ + b."""
+    K, O = w.shape[::-1] if transposed else w.shape
     y = empty((len(x), O), x.dtype)
     if y.size:
         P, L = tile_shape(len(x), O, x.dtype)
         down, across = -(-len(x) // P), -(-O // L)
         parts = parts_for(down * across, w.size * len(x))
-        copied = w_steps[1] > 1 or (down > 1 and across > 1)
-        sizes = (parts, len(x), K, O, *w_steps, copied)
+        copied = transposed or (down > 1 and across > 1)
+        sizes = (parts, len(x), K, O, transposed, copied)
         run(_product_task(P, L, x.dtype), parts, sizes, x, w, b, y, scratch=K * L if copied else 0)
     return y
 
@@ -63,7 +63,7 @@ def dense_weight_gradient(x: np.ndarray, dy: np.ndarray, out: np.ndarray | None 
 def _product_task(P: int, L: int, dtype: np.dtype):
     @task(dtype, dtype, dtype, dtype, dtype)
     def product_tiles(part, sizes, columns, x, w, b, y):
-        parts, N, K, O, step_k, step_o, copied = numbers(sizes, 7)
+        parts, N, K, O, transposed, copied = numbers(sizes, 6)
         acc = tile(P, L, x)
         down, across, last_o = (N + P - 1) // P, (O + L - 1) // L, -1
         # Down first: all the images meet the same columns of w.
@@ -74,11 +74,11 @@ def _product_task(P: int, L: int, dtype: np.dtype):
             source, start, step = (columns, 0, L) if copied else (w, o, O)
             if copied and o != last_o:
                 for k in range(K):
-                    if step_o == 1:
-                        write(columns, start + k * L, read(w, k * step_k + o, width, L), L)
-                    else:
+                    if transposed:
                         for i in range(width):
-                            columns[start + k * L + i] = w[k * step_k + (o + i) * step_o]
+                            columns[k * L + i] = w[(o + i) * K + k]
+                    else:
+                        write(columns, k * L, read(w, k * O + o, width, L), L)
             last_o = o
             for p in range(P):
                 acc[p] = read(b, o, width, L)
@@ -106,10 +106,10 @@ def _weight_gradient_task(R: int, L: int, dtype: np.dtype):
             source, start, step = (columns, 0, L) if copied else (dy, o, O)
             if copied and o != last_o:
                 for n in range(N):
-                    write(columns, start + n * L, read(dy, n * O + o, width, L), L)
+                    write(columns, n * L, read(dy, n * O + o, width, L), L)
             last_o = o
             for r in range(R):
-                acc[r] = read(x, 0, 0, L)  # no lanes: zeros
+                acc[r] = zeros(x, L)
             for n in range(N):
                 dy_row = read(source, start + n * step, width, L)
                 for r in range(R):

@@ -13,7 +13,7 @@ import numpy as np
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import in_tasks, numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import row_lanes
-from tinycnn.kernels.vector import choose, copy_numbers, equals, more_than, not_at_most, read, write
+from tinycnn.kernels.vector import choose, copy_numbers, equals, more_than, not_at_most, read, write, zeros
 
 BYTE = np.dtype(np.uint8)
 
@@ -24,14 +24,14 @@ def relu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     All that backward needs is `active`, a byte a number. (Inference doesn't; layers together leave it out then.)
     """
     y, active = empty(x.shape, x.dtype), empty(x.shape, BYTE)
-    _run(_relu_task(x.dtype), x.size, (), x, y, active)
+    _run(_relu_task(x.dtype), x.size, x, y, active)
     return y, active
 
 
 def relu_backward(dy: np.ndarray, active: np.ndarray) -> np.ndarray:
     """dx = dy where active, else 0.  dy, active contiguous, of one shape."""
     dx = empty(dy.shape, dy.dtype)
-    _run(_relu_backward_task(dy.dtype), dy.size, (), dy, active, dx)
+    _run(_relu_backward_task(dy.dtype), dy.size, dy, active, dx)
     return dx
 
 
@@ -42,16 +42,17 @@ def relu_of(row, zero, none):
 
 
 @in_tasks
-def where_active(dy, active, i, width, L):
-    """`relu_backward` of dy[i : i + width], as a row."""
-    return choose(equals(read(active, i, width, L), 1), read(dy, i, width, L), read(dy, 0, 0, L))
+def where_active(dy, active, i, width, relu, L):
+    """dy[i : i + width] as a row; if `relu`, what `relu_backward` makes of it."""
+    row = read(dy, i, width, L)
+    return choose(equals(read(active, i, width, L), 1), row, zeros(dy, L)) if relu else row
 
 
 def normalize(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     """y = (x / 255 − mean) / std.  x (…, C), contiguous; mean, std (C,) -> y (…, C) of their dtype."""
     y = empty(x.shape, mean.dtype)
     if y.size:
-        _run(_normalize_task(len(mean), x.dtype, mean.dtype), x.size // len(mean), (), x, mean, std, y)
+        _run(_normalize_task(len(mean), x.dtype, mean.dtype), x.size // len(mean), x, mean, std, y)
     return y
 
 
@@ -60,7 +61,7 @@ def copy_shared(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if parts_for(x.size, 2 * x.nbytes) == 1 or x.dtype.hasobject:
         return copy(x).reshape(shape)
     y = empty(shape, x.dtype)
-    _run(_copy_task(), x.nbytes, (), x, y)
+    _run(_copy_task(), x.nbytes, x, y)
     return y
 
 
@@ -73,10 +74,10 @@ def sum_of_parts(x: np.ndarray) -> np.ndarray:
     return y
 
 
-def _run(kernel, count: int, sizes: tuple[int, ...], *arrays: np.ndarray) -> None:
+def _run(kernel, count: int, *arrays: np.ndarray) -> None:
     if count:
         parts = parts_for(count, 8 * count)
-        run(kernel, parts, (parts, count, *sizes), *arrays)
+        run(kernel, parts, (parts, count), *arrays)
 
 
 @cache

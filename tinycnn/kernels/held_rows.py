@@ -111,31 +111,11 @@ def sums_of_lanes(typing_context, acc, first, count):
             for q in range(count.literal_value)
         ]
         rows += [zeros] * (row.lanes - len(rows))
+        # The lanes of two rows with an even place, to be added to those with an odd one.
+        halves = [ir.Constant(ir.VectorType(I32, row.lanes), list(range(odd, 2 * row.lanes, 2))) for odd in (0, 1)]
         while len(rows) > 1:
-            lanes = [ir.Constant(ir.VectorType(I32, row.lanes), half) for half in _to_add(row.lanes, len(rows))]
             pairs = zip(rows[::2], rows[1::2], strict=True)
-            rows = [builder.fadd(*(builder.shuffle_vector(a, b, half) for half in lanes)) for a, b in pairs]
+            rows = [builder.fadd(*(builder.shuffle_vector(a, b, half) for half in halves)) for a, b in pairs]
         return rows[0]
 
     return row(acc, first, count), code
-
-
-def _to_add(lanes: int, rows: int) -> list[list[int]]:
-    """Which lanes of two rows to add to which, if so many rows are left: those with an even place to the odd ones.
-
-    At first within each four, which is faster, and then four by four.
-    """
-    if lanes < 4 or 4 * rows > lanes:
-        group, size = min(4, lanes), 1
-    else:
-        group, size = lanes, 4
-    return [
-        [
-            place + i
-            for start in range(0, lanes, group)
-            for row in (0, lanes)
-            for place in range(row + start + odd, row + start + group, 2 * size)
-            for i in range(size)
-        ]
-        for odd in (0, size)
-    ]

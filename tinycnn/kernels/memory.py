@@ -77,8 +77,8 @@ class _Block(np.ndarray):
 class _Owner(np.ndarray):
     """A block while it is in use. The array in it, and so all its views, keep this alive; then the block waits again.
 
-    (Both are classes of their own because NumPy lets a view of a view keep alive what the first one looks at, and leave
-    out the first one, if all are of one class.)
+    (NumPy shortens chains of views of one class: a view of a view would keep only what the first one looks at. Two
+    classes keep the chain, array -> owner -> block.)
     """
 
     def __del__(self):

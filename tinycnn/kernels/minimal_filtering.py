@@ -1,8 +1,12 @@
 """The six small matrices of Winograd's minimal filtering, each as sums of rows of channels.
 
-For the points 0, ±3/4, ±3/2 and ∞, as `winograd.py` explains: B^T makes six values of a patch's six inputs, G six of
-three weights, A^T four outputs of six products; B, G^T and A go the other way, for the gradients. What two of the
-points share, sums of even and of odd powers, is added up once.
+For the points 0, ±3/4, ±3/2 and ∞, as `winograd.py` explains. What two of the points share, sums of even and of odd
+powers, is added up once.
+
+              forward                               backward
+    G         three weights -> six values           G_transposed: six sums of products -> three gradients
+    Bᵀ        six inputs -> six values              B: six values of a polynomial -> its six coefficients
+    Aᵀ        six products -> four outputs          A: four gradients -> six values
 
 What this file is not: it knows nothing of images; a row is whatever stands side by side.
 """
@@ -13,6 +17,7 @@ from tinycnn.kernels.vector import multiply_add
 
 @in_tasks
 def B_transposed(d):
+    """The transpose of `B`."""
     d0, d1, d2, d3, d4, d5 = d
     even, odd = multiply_add(-9 / 4, d2, d4), multiply_add(-9 / 4, d1, d3)
     even_2, odd_2 = multiply_add(-9 / 16, d2, d4), multiply_add(-9 / 16, d1, d3)
@@ -28,6 +33,7 @@ def B_transposed(d):
 
 @in_tasks
 def B(m, zero):
+    """The coefficients of a polynomial of degree 5, from G's values times A's."""
     m0, m1, m2, m3, m4, m5 = m
     even, even_2 = m1 + m2, m3 + m4
     odd, odd_2 = multiply_add(3 / 4, m1 - m2, zero), multiply_add(3 / 2, m3 - m4, zero)
@@ -59,6 +65,7 @@ def G(g, zero):
 
 @in_tasks
 def G_transposed(s, zero):
+    """The transpose of `G`."""
     s0, s1, s2, s3, s4, s5 = s
     even, odd, even_2, odd_2 = s1 + s2, s1 - s2, s3 + s4, s3 - s4
     return (
@@ -86,7 +93,7 @@ def A(y):
 
 @in_tasks
 def A_transposed(m, constant):
-    """`constant` is added to each of the four."""
+    """The transpose of `A`. `constant` is added to each of the four."""
     m0, m1, m2, m3, m4, m5 = m
     even, odd, even_2, odd_2 = m1 + m2, m1 - m2, m3 + m4, m3 - m4
     return (

@@ -22,7 +22,7 @@ from tinycnn.kernels.held_rows import multiply_add_windows, sums_of_lanes
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import filled_lanes, usable_registers
-from tinycnn.kernels.vector import read, read_rows, tile, write
+from tinycnn.kernels.vector import read, read_rows, tile, write, zeros
 
 MOST_SUMS = 16  # in a tile: more gain nothing
 
@@ -82,7 +82,7 @@ def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
 def _tile(out_w: int, kernel_w: int, out_channels: int, L: int) -> tuple[int, int]:
     """(P, B): pixels of a tile, and how many t the rows of w are held for, all or one.
 
-    The sums, the rows of w and, for they are read ahead, three of z must fit into the registers.
+    The sums, the rows of w and, because they are read ahead, three of z must fit into the registers.
     """
     for B in (kernel_w, 1):
         most = min(MOST_SUMS, 2 * L, usable_registers() - 3 - B * out_channels) // out_channels
@@ -114,7 +114,7 @@ def _task(P: int, B: int, L: int, kernel_w: int, C: int, O: int, stride, spread,
                 j = min(tile_j, out_w - P)  # the last tile may repeat pixels of the one before it
                 column = j * stride_w - offset_w
                 for q in range(sums):
-                    acc[q] = read(x, 0, 0, L)  # no lanes: zeros
+                    acc[q] = zeros(x, L)
                 for a in range(kernel_h):
                     z_i = i * stride_h + a - offset_h
                     if z_i < 0 or z_i >= H * spread_h or z_i % spread_h:

@@ -18,8 +18,8 @@ results are equal bit for bit on one thread or eight.
 Why not simply Numba's `prange` in every kernel? A function with a prange takes three to four times as long to compile.
 Here there is one, in `_call_in_parallel`, which calls a task by its address.
 
-What this file is not: it checks nothing; the layers check every shape before they call a kernel. Two threads may not
-call `run` at once with every threading layer of Numba: lock around the model if you have several. And a process that
+What this file is not: it checks nothing; the layers check every shape before they call a kernel. With some of Numba's
+threading layers two threads must not call `run` at once: lock around the model if you have several. And a process that
 was forked off after a `run` can't call it, except with NUMBA_THREADING_LAYER=workqueue: start processes by "spawn".
 """
 
@@ -211,8 +211,8 @@ def memory_at(typing_context, address, like):
 
 
 @intrinsic
-def _call(typing_context, address, part, parts, numbers, offset, a, b, c, d, e, f, g, h, i):
-    """Call the C function at the address with part, and pointers to numbers[parts:], a[offset:] and the other arrays.
+def _call(typing_context, address, part, parts, flags_and_sizes, offset, a, b, c, d, e, f, g, h, i):
+    """Call the C function at the address: part, pointers to flags_and_sizes[parts:], a[offset:], the other arrays.
 
     A task that declares fewer pointers does not see the others: by the C calling convention the caller cleans up.
     """
@@ -230,24 +230,24 @@ def _call(typing_context, address, part, parts, numbers, offset, a, b, c, d, e, 
         builder.call(builder.inttoptr(arguments[0], function), values)
         return context.get_dummy_value()
 
-    return types.void(address, part, parts, numbers, offset, a, b, c, d, e, f, g, h, i), code
+    return types.void(address, part, parts, flags_and_sizes, offset, a, b, c, d, e, f, g, h, i), code
 
 
 @intrinsic
-def _is_first(typing_context, numbers, part):
+def _is_first(typing_context, flags_and_sizes, part):
     """Whether nobody has asked for this part before: sets its flag. Of several threads only one is told so."""
 
     def code(context, builder, signature, arguments):
-        flag = builder.gep(make_array(numbers)(context, builder, arguments[0]).data, [arguments[1]])
+        flag = builder.gep(make_array(flags_and_sizes)(context, builder, arguments[0]).data, [arguments[1]])
         before = builder.atomic_rmw("xchg", flag, ir.Constant(_I64, 1), "monotonic")
         return builder.icmp_signed("==", before, ir.Constant(_I64, 0))
 
-    return types.boolean(numbers, part), code
+    return types.boolean(flags_and_sizes, part), code
 
 
-def _call_in_parallel(address, parts, stride, numbers, a, b, c, d, e, f, g, h, i):
+def _call_in_parallel(address, parts, stride, flags_and_sizes, a, b, c, d, e, f, g, h, i):
     if parts == 1:
-        _call(address, 0, parts, numbers, 0, a, b, c, d, e, f, g, h, i)
+        _call(address, 0, parts, flags_and_sizes, 0, a, b, c, d, e, f, g, h, i)
         return
     # A thread gets neighbouring parts for its own, the same ones of every kernel, so it finds what it wrote itself in
     # the cache of its core. Then it takes what others have not begun: another program may keep their cores busy.
@@ -255,8 +255,8 @@ def _call_in_parallel(address, parts, stride, numbers, a, b, c, d, e, f, g, h, i
         offset = get_thread_id() * stride
         for turn in range(parts):
             part = (own + turn) % parts
-            if numbers[part] == 0 and _is_first(numbers, part):
-                _call(address, part, parts, numbers, offset, a, b, c, d, e, f, g, h, i)
+            if flags_and_sizes[part] == 0 and _is_first(flags_and_sizes, part):
+                _call(address, part, parts, flags_and_sizes, offset, a, b, c, d, e, f, g, h, i)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""A convolution with a max-pool and a ReLU behind it, all at once: what comes between is never written.
+"""A convolution with a max-pool and a ReLU behind it, all at once: what comes between is not written, where it pays.
 
     convolve_and_pool    convolve, then max_pool, then relu
     weight_gradient      relu_backward, then max_pool_backward, then convolve_weight_gradient
@@ -6,8 +6,9 @@
 
 What comes between the layers is four times as much as what leaves the pool, and more than a processor's cache holds; so
 writing and reading it can take longer than the convolution. Here the pool takes its maxima from the registers; on the
-way back, what it passed on is unpacked a few rows at a time and stays in the cache. The results are those of the
-functions one after the other, bit for bit, but for the bias gradient of `weight_gradient`: it is summed before it is
+way back, what it passed on is unpacked a few rows at a time and stays in the cache. So it is in Winograd's form, in the
+direct sum forward, and back in that of a first layer's weights. Elsewhere one function is called after the other, and
+the results are the same bit for bit, but for the bias gradient of `weight_gradient`: it is summed before it is
 unpacked, a quarter of the numbers, and rounded otherwise.
 
 What this file is not: it has no loops of its own; they are the convolution's, which can do a little more.

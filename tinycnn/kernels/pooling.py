@@ -13,7 +13,7 @@ import numpy as np
 
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
-from tinycnn.kernels.vector import choose, clear_numbers, equals, not_at_most, read, write
+from tinycnn.kernels.vector import choose, clear_numbers, equals, not_at_most, read, write, zeros
 
 
 @cache
@@ -76,7 +76,7 @@ def _max_pool_task(L: int, pool_h: int, pool_w: int, dtype: np.dtype, winner_dty
                 here, there = (top * W + j * stride_w) * C, (row * out_w + j) * C
                 for group in range(0, C, L):
                     c = min(group, C - L)  # the last group may repeat channels of the one before it
-                    best, winner = read(x, here + c, L, L), read(winners, 0, 0, L)  # no lanes: zeros
+                    best, winner = read(x, here + c, L, L), zeros(winners, L)
                     for a in range(pool_h):
                         for b in range(pool_w):
                             cell = read(x, here + (a * W + b) * C + c, L, L)
@@ -101,7 +101,7 @@ def _max_pool_backward_task(L: int, pool_h: int, pool_w: int, overlap: bool, dty
                 for j in range(out_w):
                     here = ((n * H + i * stride_h) * W + j * stride_w) * C
                     there = ((n * out_h + i) * out_w + j) * C
-                    zero = read(dx, 0, 0, L)
+                    zero = zeros(dx, L)
                     for group in range(0, C, L):
                         c = group if overlap else min(group, C - L)
                         width = min(L, C - c)

@@ -39,9 +39,8 @@ def resample(images: np.ndarray, maps: np.ndarray, displacements: np.ndarray | N
     new = empty(images.shape, UINT8)
     if new.size:
         parts = parts_for(n * height, 32 * new.size)
-        elastic = displacements is not None
-        arrays = (framed, maps, displacements if elastic else maps, new)
-        run(_resample_task(channels, elastic), parts, (parts, n, height, width), *arrays)
+        kernel = _resample_task(channels, displacements is not None)
+        run(kernel, parts, (parts, n, height, width), framed, maps, displacements, new)
     return new
 
 

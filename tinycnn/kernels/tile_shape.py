@@ -38,11 +38,12 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = inf, mul
     numbers of x, and does P·V multiply-adds:
 
         registers   P·V sums, V vectors of w and one number of x must fit into `usable_registers`, or four numbers if
-                    each is used only once, for LLVM reads them ahead
-        time        a core starts two multiply-adds and two reads in a cycle, finds w less near than x, and needs four
-                    cycles for a multiply-add: max(P·V, P + 2V, 8) half cycles, and (V + 1) / 2 for the loop; the
-                    innermost loop, of so many `steps`, takes some 5·P + 15 to begin, and 10·P·V more if the rows it
-                    leads to are narrower than L, for only AVX-512 writes some lanes of a vector as fast as all
+                    each is used only once, because LLVM reads them ahead
+        time        a core starts two multiply-adds in a cycle (of 64 bytes one, if AMD's Zen 4) and two reads, finds
+                    w less near than x, and needs four cycles for a multiply-add: max(P·V, P + 2V, 8) half cycles, and
+                    (V + 1) / 2 for the loop; the innermost loop, of so many `steps`, takes some 5·P + 15 to begin, and
+                    10·P·V more if the rows it leads to are narrower than L, because only AVX-512 writes some lanes of a
+                    vector as fast as all
 
     Tiles that stick out of the output do work for nothing: 13 rows are better one tile of 13 than two of 7. That is why
     the best shape depends on the output. P never exceeds `rows`, and 14: more gains nothing and costs compile time.
@@ -60,7 +61,7 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = inf, mul
 
 
 def usable_registers() -> int:
-    """How many a tile may fill: all but a sixteenth, for one that spills to memory runs at a third of the speed."""
+    """How many a tile may fill: all but a sixteenth, because one that spills to memory runs at a third of the speed."""
     return vector_registers()[1] * 15 // 16
 
 

@@ -8,6 +8,7 @@ in its registers. So a kernel works on *rows*, each L numbers side by side, and 
     acc[p] = multiply_add(x, row, acc[p])     acc[p] += x · row, rounded once; x is a number, or a row as well
     write(a, i, acc[p], width)                a[i : i + width] = acc[p]
 
+    zeros(like, L)                            a row of zeros
     read_rows, write_rows                     several rows at once, some numbers apart
     not_at_most, more_than, equals, choose    comparisons and choices, lane by lane
     copy_numbers, clear_numbers               memory as it is
@@ -19,9 +20,11 @@ P and L must be compile-time constants (LLVM unrolls the loop over p, then sees 
 and keeps it in registers); every other size is an ordinary run-time number. So a kernel is compiled once for a tile
 shape, not once for a layer. `tile_shape.py` chooses P and L, and explains how.
 
-Numba compiles a kernel to LLVM's language, and lets an operation say itself what it becomes there: its `code(context,
-builder, signature, arguments)` appends instructions by the builder. A name that ends in _ stands for a value in the
-program that is being written, as opposed to one known while it is written (`llvm.py`).
+Numba compiles a kernel to LLVM's language, and lets an operation, an *intrinsic*, say itself what it becomes there. It
+is called then, with the Numba *types* of its arguments (a constant's type holds its value), and returns the type of its
+result and a function `code(context, builder, signature, arguments)`, which appends instructions by the builder. A name
+that ends in _ stands for a value in the program that is being written, as opposed to one known while it is written;
+`index_type` and `known` let a constant stay one (`llvm.py`).
 
 What this file is not: a vector library. It checks no bounds; the layers check every shape before they call a kernel.
 """
@@ -97,6 +100,17 @@ def read(typing_context, array, i, width, lanes):
         return read_lanes(context, builder, result, *arguments[:2], known(width, arguments[2]))
 
     return result(array, types.intp, index_type(width), lanes), code
+
+
+@intrinsic(prefer_literal=True)
+def zeros(typing_context, like, lanes):
+    """A row of so many zeros, of the dtype behind the pointer `like`."""
+    result = Row(like.dtype, lanes.literal_value)
+
+    def code(context, builder, signature, arguments):
+        return ir.Constant(context.get_value_type(result), None)
+
+    return result(like, lanes), code
 
 
 @intrinsic(prefer_literal=True)

@@ -1,11 +1,19 @@
 """3×3 convolution with four times fewer multiplications: Winograd's minimal filtering.
 
-Four neighbouring outputs of a filter of three weights take 12 multiplications. But they are the coefficients of a
-product of polynomials, in disguise, and a polynomial of degree 5 is known by its values at six points. Evaluate both
-factors at six points, multiply point by point, and go back: 6 multiplications, beside sums that are cheap if they are
-shared by many channels. In matrices, for inputs d0 … d5 and weights g0 … g2:
+Four neighbouring outputs of a filter of three weights, y[i] = Σ_a d[i + a] · g[a], take 12 multiplications; 6 are
+enough. That is easiest seen on the way back, where four gradients dy and the weights g make those by the six inputs:
 
-    y = Aᵀ [(G g) ⊙ (Bᵀ d)]                  Aᵀ: 4 × 6,  G: 6 × 3,  Bᵀ: 6 × 6
+    dd[i + a] += dy[i] · g[a]                the coefficients of a product of two polynomials
+
+It has degree 5, so six of its values determine it. Evaluate both factors at six points, A dy and G g, multiply point by
+point, and interpolate, which is a matrix B as well (G takes in what that divides by):
+
+    dd = B [(G g) ⊙ (A dy)]                  A: 6 × 4,  G: 6 × 3,  B: 6 × 6
+
+For fixed weights this is a matrix times dy, and forward is that matrix transposed, with the same six multiplications.
+The sums around them are cheap if they are shared by many channels:
+
+    y = Aᵀ [(G g) ⊙ (Bᵀ d)]
 
 Done along both axes it makes a patch of 4×4 outputs from 6×6 inputs with 36 multiplications instead of 144:
 
@@ -16,7 +24,7 @@ and that runs on the register tile of vector.py. The gradients are the same form
 (`winograd_backward.py`).
 
 Any six points will do on paper, and the usual 0, ±1, ±2, ∞ give simple matrices. Rounding errors differ, though: with
-0, ±3/4, ±3/2, ∞ they are four times smaller, about twice those of the direct sum.
+0, ±3/4, ±3/2, ∞ they are half as large on average, a quarter at worst, and about twice those of the direct sum.
 
 Sources: Lavin & Gray, Fast algorithms for convolutional neural networks (2016), section 4; for the points Barabasz et
 al., Error analysis and improving the accuracy of Winograd convolution for deep neural networks (2020).
@@ -45,6 +53,7 @@ from tinycnn.kernels.vector import (
     tile,
     write,
     write_rows,
+    zeros,
 )
 
 LEVEL = 2  # of optimisation: level 3 takes a fifth longer to compile and gains nothing, these tiles being small enough
@@ -148,7 +157,7 @@ def _weights_task(S: int, dtype: np.dtype):
         (size,) = numbers(sizes, 1)
         step = size + ODD
         for i in range(0, size, S):
-            width, zero, to = min(S, size - i), read(w, 0, 0, S), part * 36 * step + i
+            width, zero, to = min(S, size - i), zeros(w, S), part * 36 * step + i
             for b in range(3):  # the first half of the way, G w, stands where the end of U will
                 column = read_rows(w, b * size + i, 3 * size, 3, width, 3, S)
                 write_rows(u, to + (3 + b) * step, 6 * step, 6, width, G(column, zero))
@@ -162,7 +171,10 @@ def _weights_task(S: int, dtype: np.dtype):
 @in_tasks
 def copy_image(x, n, sizes, z, z_start, into_z):
     """Image n of x into the zeros of z, `offset` away from its corner; or the other way, from inside z back to x."""
-    _, _, H, W, C, _, _, _, offset_h, offset_w, _, _, _, _, _, z_w, z_size = numbers(sizes, 17)
+    (
+        _parts, _N, H, W, C, _out_h, _out_w, _O, offset_h, offset_w,
+        _patch_rows, _columns, _group, _v_size, _m_size, z_w, z_size,
+    ) = numbers(sizes, 17)  # fmt: skip
     left, right = max(0, offset_w), min(z_w, offset_w + W)
     for row in range(max(0, offset_h), min(z_size // (z_w * C), offset_h + H)):
         there = ((n * H + row - offset_h) * W + left - offset_w) * C
@@ -176,7 +188,10 @@ def copy_image(x, n, sizes, z, z_start, into_z):
 @in_tasks
 def transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
     """V[t] = (Bᵀ d B)[t] for every patch d of these rows of patches; V is in the scratch memory from v on."""
-    _, _, H, W, C, _, _, _, _, _, patch_rows, columns, _, v_size, _, z_w, z_size = numbers(sizes, 17)
+    (
+        _parts, _N, H, W, C, _out_h, _out_w, _O, _offset_h, _offset_w,
+        patch_rows, columns, _group, v_size, _m_size, z_w, z_size,
+    ) = numbers(sizes, 17)  # fmt: skip
     z, start, row_size, image = x, 0, W * C, -1
     for row in range(rows):
         n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
@@ -207,7 +222,7 @@ def products(scratch, v, v_size, patches, K, u, u_start, O, m, m_size, P, L, who
             width = L if whole else min(L, O - o)
             for q in range(0, patches, P):  # the last tile may reach beyond the patches: what it finds there is unused
                 for p in range(P):
-                    acc[p] = read(scratch, 0, 0, L)  # no lanes: zeros
+                    acc[p] = zeros(scratch, L)
                 here = v + t * v_size + q * K
                 for k in range(K):
                     u_row = read(u, u_start + t * (K * O + ODD) + k * O + o, width, L)
@@ -224,8 +239,8 @@ def _convolve_task(P: int, L: int, whole: bool, S: int, dtype: np.dtype):
     @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
     def convolve_patches(part, sizes, scratch, x, u, b, y, winners, active):
         (
-            parts, N, _, _, C, out_h, out_w, O, _, _,
-            patch_rows, columns, group, v_size, m_size, _, z_size, pool, relu, remember,
+            parts, N, _H, _W, C, out_h, out_w, O, _offset_h, _offset_w,
+            patch_rows, columns, group, v_size, m_size, _z_w, z_size, pool, relu, remember,
         ) = numbers(sizes, 20)  # fmt: skip
         v, m = 0, 36 * v_size
         half = m + 36 * m_size
@@ -247,7 +262,7 @@ def _convolve_task(P: int, L: int, whole: bool, S: int, dtype: np.dtype):
                         o = min(block, O - S)
                         for t in range(6):
                             m_column = read_rows(scratch, here + t * m_size + o, 6 * m_size, 6, S, 6, S)
-                            m_column = A_transposed(m_column, read(x, 0, 0, S))
+                            m_column = A_transposed(m_column, zeros(x, S))
                             write_rows(scratch, half + t * S, 6 * S, 4, S, m_column)
                         if pool:
                             to = ((n * (out_h // 2) + i // 2) * (out_w // 2) + 2 * column) * O + o
@@ -262,7 +277,7 @@ def _convolve_task(P: int, L: int, whole: bool, S: int, dtype: np.dtype):
                             to = ((n * out_h + i + a) * out_w + 4 * column) * O + o
                             pixels = A_transposed(m_row, read(b, o, S, S))
                             if relu:
-                                pixels, active_pixels = _relu_of_four(pixels, read(x, 0, 0, S), read(active, 0, 0, S))
+                                pixels, active_pixels = _relu_of_four(pixels, zeros(x, S), zeros(active, S))
                                 if remember:
                                     write_rows(active, to, O, out_w - 4 * column, S, active_pixels)
                             write_rows(y, to, O, out_w - 4 * column, S, pixels)
@@ -284,7 +299,7 @@ def _relu_of_four(pixels, zero, none):
 @in_tasks
 def _write_maxima(scratch, half, bias, y, winners, active, to, windows, steps, relu, remember, S):
     """y = the maxima of the patch's four windows of 2×2, from Aᵀ M; and, if `remember`, winners and active."""
-    (down, across), zero, none = steps, read(scratch, 0, 0, S), read(winners, 0, 0, S)  # no lanes: zeros
+    (down, across), zero, none = steps, zeros(scratch, S), zeros(winners, S)
     for i in range(windows[0]):
         top = A_transposed(read_rows(scratch, half + 12 * i * S, S, 6, S, 6, S), bias)
         bottom = A_transposed(read_rows(scratch, half + (12 * i + 6) * S, S, 6, S, 6, S), bias)

@@ -21,7 +21,18 @@ from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.minimal_filtering import A, B, G_transposed
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.tile_shape import register_lanes, tile_shape
-from tinycnn.kernels.vector import choose, clear_numbers, equals, multiply_add, read, read_rows, tile, write, write_rows
+from tinycnn.kernels.vector import (
+    choose,
+    clear_numbers,
+    equals,
+    multiply_add,
+    read,
+    read_rows,
+    tile,
+    write,
+    write_rows,
+    zeros,
+)
 from tinycnn.kernels.winograd import (
     LEVEL,
     ODD,
@@ -77,8 +88,8 @@ def _backward_task(R: int, L_out: int, whole_out: bool, P: int, L_in: int, whole
     @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
     def backward_patches(part, sizes, scratch, x, dy, u, dx, dw, db, winners, active):
         (
-            parts, N, _, _, C, _, _, O, _, _,
-            patch_rows, columns, group, v_size, e_size, _, z_size, dx_size,
+            parts, N, _H, _W, C, _out_h, _out_w, O, _offset_h, _offset_w,
+            patch_rows, columns, group, v_size, e_size, _z_w, z_size, dx_size,
         ) = numbers(sizes, 18)  # fmt: skip
         v, e = 0, 36 * v_size
         half = e + 36 * e_size
@@ -102,7 +113,7 @@ def _backward_task(R: int, L_out: int, whole_out: bool, P: int, L_in: int, whole
         # dw = Gᵀ (the sums) G, for S pairs of channels at once
         size = C * O
         for i in range(0, size, S):
-            width, zero, here = min(S, size - i), read(scratch, 0, 0, S), sums + i
+            width, zero, here = min(S, size - i), zeros(scratch, S), sums + i
             for t in range(6):
                 column = read_rows(scratch, here + t * (size + ODD), 6 * (size + ODD), 6, width, 6, S)
                 write_rows(scratch, half + t * S, 6 * S, 3, S, G_transposed(column, zero))
@@ -117,7 +128,8 @@ def _backward_task(R: int, L_out: int, whole_out: bool, P: int, L_in: int, whole
 def _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, db, db_start, S, whole):
     """E[t] = (A dy Aᵀ)[t] for every patch of these rows of patches, and db += Σ dy."""
     (
-        _, _, _, _, _, out_h, out_w, O, _, _, patch_rows, columns, _, _, e_size, _, _, _, pool, relu,
+        _parts, _N, _H, _W, _C, out_h, out_w, O, _offset_h, _offset_w,
+        patch_rows, columns, _group, _v_size, e_size, _z_w, _z_size, _dx_size, pool, relu,
     ) = numbers(sizes, 20)  # fmt: skip
     for o in range(0, O, S):
         width = S if whole else min(S, O - o)
@@ -149,7 +161,7 @@ def _masked(dy, active, here, O, count, width, relu, S):
     """Four pixels of dy, 0 where the ReLU was not active."""
     g0, g1, g2, g3 = read_rows(dy, here, O, count, width, 4, S)
     if relu:
-        zero = read(dy, 0, 0, S)
+        zero = zeros(dy, S)
         a0, a1, a2, a3 = read_rows(active, here, O, count, width, 4, S)
         g0, g1 = choose(equals(a0, 1), g0, zero), choose(equals(a1, 1), g1, zero)
         g2, g3 = choose(equals(a2, 1), g2, zero), choose(equals(a3, 1), g3, zero)
@@ -159,7 +171,7 @@ def _masked(dy, active, here, O, count, width, relu, S):
 @in_tasks
 def _unpooled(dy, winners, active, here, O, count, width, cell, relu, S):
     """The same four pixels in front of a pool: two windows' cells of this number and the next, 0 where they lost."""
-    zero = read(dy, 0, 0, S)
+    zero = zeros(dy, S)
     left, right = read_rows(dy, here, O, count, width, 2, S)
     if relu:
         left_active, right_active = read_rows(active, here, O, count, width, 2, S)
@@ -197,7 +209,10 @@ def _add_products(scratch, v, v_size, e, e_size, patches, C, O, sums, R, L, whol
 @in_tasks
 def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S, whole):
     """dz += B M Bᵀ for every patch of these rows of patches; when an image is done, dx is dz without the padding."""
-    _, _, H, W, C, _, _, _, _, _, patch_rows, columns, _, m_size, _, z_w, z_size = numbers(sizes, 17)
+    (
+        _parts, _N, H, W, C, _out_h, _out_w, _O, _offset_h, _offset_w,
+        patch_rows, columns, _group, m_size, _e_size, z_w, z_size,
+    ) = numbers(sizes, 17)  # fmt: skip
     z, start, row_size = dx, 0, W * C
     for row in range(rows):
         n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
@@ -206,7 +221,7 @@ def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S, whole
         else:
             start = n * H * W * C
         for c in range(0, C, S):
-            width, zero = S if whole else min(S, C - c), read(scratch, 0, 0, S)
+            width, zero = S if whole else min(S, C - c), zeros(scratch, S)
             for column in range(columns):
                 here = m + (row * columns + column) * C + c
                 for t in range(6):
