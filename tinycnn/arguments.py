@@ -6,6 +6,14 @@ What this file is not: needed to understand anything else.
 import numpy as np
 
 
+def real_dtype(dtype: np.dtype, name: str) -> np.dtype:
+    """float32, or float64 where that is needed to hold numbers of this dtype."""
+    for real in map(np.dtype, (np.float32, np.float64)):
+        if np.can_cast(dtype, real):
+            return real
+    raise ValueError(f"{name}: got numbers of type {dtype}, which float64 can't hold")
+
+
 def whole(value, name: str, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
         raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")

@@ -5,7 +5,7 @@ Every layer has two methods that do all the work:
     forward(x, training=False) -> y        training=True also remembers what backward needs (x itself, where it needs x)
     backward(dy) -> dx                     the gradient by its input; overwrites the gradients of its parameters
 
-What they return never shares memory with what they were given; and x must stay as it is until backward.
+What they return never shares memory with what they were given, but x must stay as it is until backward.
 
 A layer learns its input shape, its dtype and its random start from the model (`build`). The formulas and where they
 come from are in `tinycnn/reference.py`. Within a model some neighbours do both together, in kernels of their own, with
@@ -20,12 +20,12 @@ from math import prod, sqrt
 
 import numpy as np
 
-from tinycnn.arguments import pair, whole
+from tinycnn.arguments import pair, real_dtype, whole
 from tinycnn.kernels.convolution import convolve
 from tinycnn.kernels.convolution_backward import convolve_backward, convolve_weight_gradient
 from tinycnn.kernels.dense import dense, dense_input_gradient, dense_weight_gradient
 from tinycnn.kernels.elementwise import copy_shared, relu, relu_backward
-from tinycnn.kernels.memory import copy
+from tinycnn.kernels.memory import contiguous
 from tinycnn.kernels.pooling import max_pool, max_pool_backward
 
 Shape = tuple[int, ...]
@@ -97,13 +97,8 @@ class Layer:
         return self._numbers(x)
 
     def _numbers(self, array: np.ndarray) -> np.ndarray:
-        """The array as the kernels take it; a layer that belongs to no model chooses its dtype by the array."""
-        if self.dtype is not None:
-            return _for_kernels(array, self.dtype)
-        for dtype in map(np.dtype, (np.float32, np.float64)):
-            if np.can_cast(array.dtype, dtype):
-                return _for_kernels(array, dtype)
-        raise ValueError(f"{self.label()}: got numbers of type {array.dtype}, which float64 can't hold")
+        """The array as the kernels take it."""
+        return contiguous(array, real_dtype(array.dtype, self.label()) if self.dtype is None else self.dtype)
 
     def value(self, parameter: Parameter | None) -> np.ndarray:
         """A parameter's value as the kernels take it; somebody may have put another array there."""
@@ -113,7 +108,7 @@ class Layer:
             )
         if parameter.value.shape != parameter.grad.shape:
             raise ValueError(f"{parameter.name} has shape {parameter.value.shape}, but needs {parameter.grad.shape}")
-        return _for_kernels(parameter.value, self.dtype)
+        return contiguous(parameter.value, self.dtype)
 
     def remember(self, output_shape: Shape, *what: np.ndarray) -> None:
         """What backward will need."""
@@ -255,7 +250,7 @@ class Flatten(Layer):
         return (prod(input_shape),)
 
     def _numbers(self, array):
-        return _for_kernels(array, self.dtype)  # they are only copied, so without a model any type will do
+        return contiguous(array, self.dtype)  # they are only copied, so without a model any type will do
 
     def forward(self, x, training=False):
         x = np.asarray(x)
@@ -316,13 +311,6 @@ class Dense(Layer):
 def _windows(height: int, width: int, size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
     """How many whole windows fit, down and across (none if the image is smaller than a window)."""
     return max(0, (height - size[0]) // stride[0] + 1), max(0, (width - size[1]) // stride[1] + 1)
-
-
-def _for_kernels(array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
-    """The array if it is contiguous, writable and of the dtype (if one is given); else a copy that is."""
-    if array.flags.carray and (dtype is None or dtype == array.dtype):  # numpy takes None for float64
-        return array
-    return copy(array, dtype)
 
 
 def _new_weight(shape: Shape, generator: np.random.Generator, dtype: np.dtype, gain: float, name: str) -> Parameter:

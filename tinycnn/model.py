@@ -1,5 +1,8 @@
 """`Sequential`: a network as a list of layers. Forward goes down the list, backward goes up, and that is all there is.
 
+    for layer in layers:            x = layer.forward(x, training)
+    for layer in reversed(layers):  dy = layer.backward(dy)
+
 (Some neighbours do it together, which is faster: `together.py`.)
 
 It also builds the layers (shapes, weights), predicts, prints a summary, and saves and loads itself.
@@ -68,7 +71,6 @@ class Sequential:
     def forward(self, x: np.ndarray, training: bool = False) -> np.ndarray:
         """The output of the last layer.  x (N, *input_shape) -> (N, ...). training=True prepares for backward.
 
-        `for layer in self.layers: x = layer.forward(x, training)`, but that some neighbours go together.
         Without training no image depends on another, and a large batch goes through in pieces, which need less memory.
         """
         x = self._check(x)
@@ -88,10 +90,7 @@ class Sequential:
         return x
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
-        """Fill every parameter's grad; return the gradient by the input. dy: the gradient by forward's output.
-
-        `for layer in reversed(self.layers): dy = layer.backward(dy)`, but that some neighbours go together.
-        """
+        """Fill every parameter's grad; return the gradient by the input. dy: the gradient by forward's output."""
         for group in reversed(self._groups()):
             dy = together.backward(group, dy)
         return dy

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinycnn.kernels import batch_norm as kernels
 from tinycnn.kernels.elementwise import normalize
-from tinycnn.kernels.memory import copy, empty
+from tinycnn.kernels.memory import contiguous, copy, empty
 from tinycnn.layers import Layer, Parameter
 
 
@@ -41,9 +41,7 @@ class Normalize(Layer):
 
     def forward(self, x, training=False):
         x = np.asarray(x)
-        images, dtype = x if x.ndim == 4 else x[..., None], x.dtype if x.dtype == np.uint8 else self.dtype
-        if not images.flags.c_contiguous or images.dtype != dtype:
-            images = copy(images, dtype)
+        images = contiguous(x if x.ndim == 4 else x[..., None], x.dtype if x.dtype == np.uint8 else self.dtype)
         mean, std = (np.full(images.shape[-1], of_channel, self.dtype) for of_channel in (self.mean, self.std))
         y = normalize(images, mean, std)
         if training:

@@ -41,6 +41,13 @@ def copy(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
     return result
 
 
+def contiguous(array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
+    """The array if it is contiguous, writable and of the dtype (if one is given); else a copy that is."""
+    if array.flags.carray and (dtype is None or dtype == array.dtype):  # numpy takes None for float64
+        return array
+    return copy(array, dtype)
+
+
 def take_notepads(threads: int, size: int) -> np.ndarray:
     """A row of at least so many bytes for each thread, of arbitrary float32 numbers, until `put_back`.
 
