@@ -42,7 +42,7 @@ register_model(Tile)(models.PointerModel)
 
 
 def index_type(kind: types.Type) -> types.Type:
-    """The type to take an integer as: that of a literal if it is one: then other code is made."""
+    """The type to take an integer as: a literal stays one, and code of its own is made for it."""
     return kind if isinstance(kind, types.IntegerLiteral) else types.intp
 
 
