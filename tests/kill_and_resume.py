@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-
-from tinycnn import write_idx
+from small_mnist import bright_quarters, write_files
 
 ROOT = Path(__file__).parents[1]
 # It saves after nearly every step, so that there is much to resume from, and writing is always near.
@@ -50,7 +49,7 @@ def main() -> int:
 def kill_and_resume(directory: Path, runs: int, seed: int) -> int:
     """How many of the runs ended like the one left alone."""
     random = np.random.default_rng(seed)
-    write_data(directory / "data", random)
+    write_files(directory / "data", bright_quarters(random))
     undisturbed = directory / "undisturbed"
     started = time.monotonic()
     assert train(directory, undisturbed).wait() == 0
@@ -100,18 +99,6 @@ def results(out: Path) -> tuple[bytes, list[dict], dict]:
         history = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
     metrics = json.loads((out / "metrics.json").read_text("utf-8"))
     return (out / "model.npz").read_bytes(), history, {k: v for k, v in metrics.items() if k not in TIMES}
-
-
-def write_data(directory: Path, random: np.random.Generator) -> None:
-    """A set in MNIST's form: noisy 28 × 28 images of four classes told apart by a bright quarter."""
-    directory.mkdir()
-    for part, n in (("train", 450), ("t10k", 100)):
-        labels = random.integers(0, 4, size=n)
-        images = random.integers(0, 120, size=(n, 28, 28))
-        for image, label in zip(images, labels, strict=True):
-            image[(label // 2) * 14 :][:14, (label % 2) * 14 :][:, :14] += 60
-        write_idx(directory / f"{part}-images-idx3-ubyte", images.astype(np.uint8))
-        write_idx(directory / f"{part}-labels-idx1-ubyte", labels.astype(np.uint8))
 
 
 if __name__ == "__main__":

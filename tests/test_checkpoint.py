@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kill_and_resume import kill_and_resume, results, train, write_data
+from kill_and_resume import kill_and_resume, results, train
+from small_mnist import bright_quarters, write_files
 
 from tinycnn import SGD, Adam, BatchNorm, Conv2D, Dense, Dropout, Flatten, ReLU, Sequential, archive, constant
 from tinycnn.augment import random_shift
@@ -191,7 +192,7 @@ def test_a_checkpoint_is_no_model_and_a_model_no_checkpoint(tmp_path):
 
 @pytest.fixture
 def job(tmp_path):
-    write_data(tmp_path / "data", np.random.default_rng(0))
+    write_files(tmp_path / "data", bright_quarters(np.random.default_rng(0)))
     return tmp_path
 
 

@@ -13,7 +13,7 @@ import matplotlib
 import pytest
 from numba.core.errors import TypingError
 from PIL import Image
-from test_mnist import small_data, write_files
+from small_mnist import noise, write_files
 
 from tinycnn import mnist
 from tinycnn.kernels import parallel
@@ -35,7 +35,7 @@ def run(script, *options, python=(), shell='exec "$@"', stdout=subprocess.PIPE, 
 def place(tmp_path_factory):
     """A directory with a difficult name. It holds data, and in `out` the results of an ordinary training."""
     place = tmp_path_factory.mktemp("mein Übungs dir ö 数")
-    write_files(place / "data", small_data(60, 20, size=(12, 13), classes=4))
+    write_files(place / "data", noise(60, 20, size=(12, 13), classes=4))
     assert train(place, "out").returncode == 0
     return place
 

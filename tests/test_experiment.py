@@ -12,7 +12,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
-from test_mnist import small_data, write_files
+from small_mnist import bright_quarters, noise, write_files
 
 from tinycnn import Sequential, archive, experiment, load_mnist
 from tinycnn.experiment import Settings, run
@@ -24,15 +24,8 @@ main = runpy.run_path(str(SCRIPT))["main"]
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """A set in MNIST's form: 200 and 50 noisy images, 12 × 13, of four classes told apart by a bright quarter."""
-    random = np.random.default_rng(0)
-    arrays = []
-    for n in (200, 50):
-        labels = random.integers(0, 4, size=n)
-        images = random.integers(0, 60, size=(n, 12, 13))
-        for image, label in zip(images, labels, strict=True):
-            image[(label // 2) * 6 :][:6, (label % 2) * 6 :][:, :6] += 150
-        arrays += [images.astype(np.uint8), labels.astype(np.uint8)]
+    """200 and 50 noisy images, 12 × 13, of four classes."""
+    arrays = bright_quarters(np.random.default_rng(0), (200, 50), (12, 13), darkness=60, brightness=150)
     directory = tmp_path_factory.mktemp("data")
     write_files(directory, arrays)
     return directory
@@ -223,7 +216,7 @@ def test_other_sizes_colours_and_class_counts(tmp_path, preset):
 @pytest.mark.parametrize("preset", ["standard", "fast", "small"])
 def test_batches_of_one_image(tmp_path, preset):
     """Batch normalisation too has an image's pixels to take a mean of."""
-    arrays = small_data(5, 3, size=(28, 28))
+    arrays = noise(5, 3, size=(28, 28))
     write_files(tmp_path / "data", arrays)
     settings = Settings(preset, {"epochs": 1, "batch_size": 1}, data_dir=tmp_path / "data", out=tmp_path)
     assert math.isfinite(run(settings, print, progress=False)["test_loss"])
@@ -290,7 +283,7 @@ def test_an_out_that_can_not_be_written_is_said_before_training(options, tmp_pat
 
 @pytest.mark.parametrize("index", range(4))
 def test_bad_files_are_said_before_training(options, tmp_path, capsys, index):
-    arrays = small_data(20, 10, size=(12, 12))
+    arrays = noise(20, 10, size=(12, 12))
     write_files(tmp_path / "data", arrays)
     names = sorted(p for p in (tmp_path / "data").iterdir())
     names[index].write_bytes(b"<html>")
@@ -405,7 +398,7 @@ def test_a_new_training_is_never_resumed_from_an_earlier_ones_checkpoint(options
 
 def test_images_that_can_not_be_distorted_are_refused_before_any_training(tmp_path):
     """And before an earlier checkpoint is removed."""
-    arrays = small_data(20, 10, size=(28, 28))
+    arrays = noise(20, 10, size=(28, 28))
     write_files(tmp_path / "data", [arrays[0].astype(np.int16), *arrays[1:]])
     (tmp_path / "checkpoint.npz").write_bytes(b"earlier")
     with pytest.raises(ValueError, match="images must be uint8"):
@@ -415,7 +408,7 @@ def test_images_that_can_not_be_distorted_are_refused_before_any_training(tmp_pa
 
 @pytest.mark.parametrize("changes", [{"epochs": 0}, {"batch_size": 0}, {"batch_size": 1.5}])
 def test_settings_that_can_not_work_are_refused_before_any_training(tmp_path, changes):
-    write_files(tmp_path / "data", small_data(20, 10))
+    write_files(tmp_path / "data", noise(20, 10))
     with pytest.raises(ValueError, match=f"{next(iter(changes))} must be a whole number"):
         run(Settings("classic", changes, data_dir=tmp_path / "data", out=tmp_path), print, progress=False)
 

@@ -7,25 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+from small_mnist import noise, write_files
 from test_download import Server, missing, right
 
-from tinycnn import load_mnist, mnist, write_idx
+from tinycnn import load_mnist, mnist
 from tinycnn.mnist import FILES, Original
 from tinycnn.trained import TRAINED
-
-
-def small_data(n_train=6, n_test=4, size=(5, 4), classes=3):
-    """Four arrays in the order of FILES."""
-    random = np.random.default_rng(n_train)
-    images = [random.integers(0, 256, size=(n, *size), dtype=np.uint8) for n in (n_train, n_test)]
-    labels = [random.integers(0, classes, size=n).astype(np.uint8) for n in (n_train, n_test)]
-    return [images[0], labels[0], images[1], labels[1]]
-
-
-def write_files(directory, arrays, spelling=lambda name: name):
-    directory.mkdir(parents=True, exist_ok=True)
-    for file, array in zip(FILES, arrays, strict=True):
-        write_idx(directory / spelling(file.name), array)
 
 
 def assert_same(data, arrays):
@@ -50,7 +37,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def originals(tmp_path, monkeypatch):
     """Small stand-ins for the four files, packed: what a mirror serves. Returns name -> content, and the arrays."""
-    arrays = small_data()
+    arrays = noise()
     write_files(tmp_path / "originals", arrays, lambda name: name + ".gz")
     contents = {file.name + ".gz": (tmp_path / "originals" / (file.name + ".gz")).read_bytes() for file in FILES}
     stand_ins = tuple(
@@ -112,25 +99,25 @@ def test_the_wheel_is_found_without_importing_it(monkeypatch, tmp_path):
 )
 def test_own_directory_in_every_spelling(tmp_path, cache, spelling):
     """Any IDX set loads: other sizes, other classes, other counts. The argument and the variable mean the same."""
-    arrays = small_data()
+    arrays = noise()
     write_files(tmp_path / "mine", arrays, spelling)
     assert_same(load_mnist(tmp_path / "mine"), arrays)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINYCNN_DATA", str(tmp_path / "mine"))
         assert_same(load_mnist(), arrays)
-        write_files(tmp_path / "other", small_data(3), spelling)
-        assert_same(load_mnist(str(tmp_path / "other")), small_data(3))  # the argument goes first
+        write_files(tmp_path / "other", noise(3), spelling)
+        assert_same(load_mnist(str(tmp_path / "other")), noise(3))  # the argument goes first
 
 
 def test_folders_of_the_files_names_do_not_count(tmp_path, cache):
     """Some archives unpack each file into a folder of its own name, beside the files with a dot."""
-    write_files(tmp_path, small_data(), lambda name: name.replace("-idx", ".idx"))
+    write_files(tmp_path, noise(), lambda name: name.replace("-idx", ".idx"))
     (tmp_path / FILES[0].name).mkdir()
-    assert_same(load_mnist(tmp_path), small_data())
+    assert_same(load_mnist(tmp_path), noise())
 
 
 def test_own_directory_with_colours(tmp_path, cache):
-    arrays = small_data(size=(5, 4, 3))
+    arrays = noise(size=(5, 4, 3))
     write_files(tmp_path, arrays)
     assert_same(load_mnist(tmp_path), arrays)
 
@@ -142,7 +129,7 @@ def test_own_directory_that_is_not_there(tmp_path):
 
 def test_own_directory_with_some_of_the_files(tmp_path, cache):
     """Taking the rest from elsewhere would mix two data sets."""
-    write_files(tmp_path, small_data())
+    write_files(tmp_path, noise())
     (tmp_path / FILES[3].name).unlink()
     with pytest.raises(FileNotFoundError, match=f"lacks {FILES[3].name}"):
         load_mnist(tmp_path)
@@ -159,7 +146,7 @@ def test_own_directory_without_any_of_the_files_goes_on_and_says_so(tmp_path, ca
 
 
 def test_own_directory_with_a_damaged_file(tmp_path, cache):
-    write_files(tmp_path, small_data())
+    write_files(tmp_path, noise())
     path = tmp_path / FILES[2].name
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=FILES[2].name):
@@ -167,7 +154,7 @@ def test_own_directory_with_a_damaged_file(tmp_path, cache):
 
 
 def test_images_and_labels_that_do_not_match(tmp_path, cache):
-    arrays = small_data()
+    arrays = noise()
     write_files(tmp_path / "a", [arrays[0][:-1], *arrays[1:]])
     with pytest.raises(ValueError, match="5 images, but 6 labels"):
         load_mnist(tmp_path / "a")
@@ -233,7 +220,7 @@ def test_which_mirrors(cache, originals, monkeypatch):
 
 def test_a_mirror_that_is_no_address_is_refused_before_anything_else(cache, tmp_path, monkeypatch):
     """Even where nothing would have to be downloaded."""
-    write_files(tmp_path / "mine", small_data())
+    write_files(tmp_path / "mine", noise())
     with pytest.raises(ValueError, match=r"'ftp://127\.0\.0\.1/' is not an address"):
         load_mnist(tmp_path / "mine", mirrors=["http://127.0.0.1/", "ftp://127.0.0.1/"])
     monkeypatch.setenv("TINYCNN_MIRRORS", "file:///mnist")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_mnist import small_data, write_files
+from small_mnist import noise, write_files
 
 from tinycnn import load_mnist
 from tinycnn.trained import TRAINED
@@ -129,7 +129,7 @@ def test_draw_refuses_a_port_that_cannot_be(script, capsys):
 
 @pytest.mark.parametrize(("count", "size"), [(0, (28, 28)), (3, (12, 12))])
 def test_draw_refuses_test_images_that_are_no_drawings(script, capsys, tmp_path, count, size):
-    write_files(tmp_path, small_data(3, count, size=size))
+    write_files(tmp_path, noise(3, count, size=size))
     assert script("draw").main(["--no-browser", "--data-dir", str(tmp_path)]) == 1
     assert "the page wants grey images of 28 × 28 bytes" in capsys.readouterr().err
 

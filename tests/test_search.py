@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from kill_and_resume import write_data
+from small_mnist import bright_quarters, write_files
 
 from tinycnn import read_idx, write_idx
 from tinycnn.presets import PRESETS, lenet
@@ -15,7 +15,7 @@ from tinycnn.presets import PRESETS, lenet
 
 @pytest.fixture
 def data_dir(tmp_path):
-    write_data(tmp_path / "data", np.random.default_rng(0))
+    write_files(tmp_path / "data", bright_quarters(np.random.default_rng(0)))
     return tmp_path / "data"
 
 
