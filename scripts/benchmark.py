@@ -27,7 +27,7 @@ PEERS = {
     "Keras epoch": "tensorflow",
     "Keras epoch, XLA": "tensorflow",
 }
-# glibc is told to keep what a peer frees: else the system clears the same pages again at every step, up to half of it.
+# glibc keeps what a peer frees: else the system would clear the same pages again at every step, which takes long.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
 AVX2 = {
     "NUMBA_CPU_NAME": "haswell",

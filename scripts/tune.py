@@ -242,9 +242,7 @@ def parser() -> argparse.ArgumentParser:
     add("--epochs", type=whole(1), metavar="N", help="of each trial (default: the preset's)")
     add("--images", type=whole(1), metavar="N", help="train on the first N only (default: all that are not held out)")
     add("--validation", type=whole(1), default=10_000, metavar="N", help="held-out images (default: 10,000)")
-    add(
-        "--seed", type=whole(0), default=0, metavar="N", help="of the drawn settings, and of each training (default: 0)"
-    )
+    add("--seed", type=whole(0), default=0, metavar="N", help="of the drawn settings and each training (default: 0)")
     add("--data-dir", metavar="DIR", help="with the four IDX files (default: found or downloaded)")
     add("--out", metavar="DIR", help="(default: runs/tune-PRESET)")
     add("--quiet", action="store_true", help="no progress bar")

@@ -84,18 +84,9 @@ def test_peers_get_the_same_network(script, name):
 def test_the_pytorch_job_is_the_same_job(tmp_path, random, monkeypatch, script):
     job = script("train_mnist_pytorch")
     recipe = fast(10)
-    assert (
-        job.__dict__.items()
-        >= {
-            "EPOCHS": recipe.epochs,
-            "BATCH": recipe.batch_size,
-            "PEAK_RATE": recipe.learning_rate,
-            "WARM_UP": recipe.warm_up,
-            "BETAS": (recipe.beta1, recipe.beta2),
-            "WEIGHT_DECAY": recipe.weight_decay,
-            "SHIFT": recipe.shift,
-        }.items()
-    )
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (job.EPOCHS, job.BATCH, job.PEAK_RATE)
+    assert (recipe.beta1, recipe.beta2) == job.BETAS
+    assert (recipe.warm_up, recipe.weight_decay, recipe.shift) == (job.WARM_UP, job.WEIGHT_DECAY, job.SHIFT)
     assert (recipe.optimizer, recipe.schedule) == ("adam", "one-cycle")
     assert not any((recipe.distortion, recipe.label_smoothing, recipe.averaging))
     _, *ours = make_model(recipe, np.zeros((1, 28, 28), np.uint8), seed=0).layers  # the first is Normalize

@@ -215,7 +215,7 @@ def test_a_steady_step_asks_for_no_memory(end, random):
         ([Conv2D(2, 7), Flatten()], np.zeros((2, 20, 20, 3001))),
     ],
 )
-def test_nor_do_the_ends_of_a_large_one(layers, images):
+def test_the_ends_of_a_large_step_ask_for_no_memory(layers, images):
     """Where numbers come in and go out, in what a layer makes of its weights, in the loss."""
     model, loss = Sequential(layers, (*images.shape[1:], 1)[:3], seed=1), SoftmaxCrossEntropy()
     labels = np.zeros(len(images), int)

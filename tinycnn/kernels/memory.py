@@ -21,7 +21,7 @@ SMALL = 1 << 17  # bytes; below this NumPy's own allocator is as fast
 KEPT = 1 << 29  # bytes that may lie unused, waiting; those of sizes that nobody has used for longest make room
 ALIGNMENT = 64  # bytes of a cache line: a vector that lies in two lines costs two reads
 
-_waiting: dict[int, list["_Block"]] = {}  # unused blocks by their size, that of the last one at the end
+_waiting: dict[int, list["_Block"]] = {}  # unused blocks by size; the size that came back last is at the end
 _waiting_bytes = 0
 _notepads: list[np.ndarray] = []  # that wait; more than one only if several threads of Python compute at once
 
