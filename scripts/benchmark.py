@@ -225,10 +225,10 @@ def ratio(times: dict[str, float]) -> float | None:
 # ---------------------------------------------------------------------------------------------------------- sections
 
 
-def steps(options, environment: dict | None = None) -> list[dict]:
+def steps(options) -> list[dict]:
     """Milliseconds of a training step: forward, loss, backward, Adam."""
     batches = (64,) if options.quick else (32, 64, 128, 256, 512)
-    return _against_pytorch(options, "step", ("keras-net", "standard", "lenet"), batches, environment)
+    return _against_pytorch(options, "step", ("keras-net", "standard", "lenet"), batches)
 
 
 def inference(options) -> list[dict]:
@@ -409,7 +409,7 @@ def growth(options) -> dict:
     """Milliseconds of a keras-net step against batch, channels, image side and threads; drawn with --plot."""
     rounds, turn = (1, 0.02) if options.quick else (5, 0.1)
     sweeps = {
-        "batch": [(f"keras-net {32} {28}", n) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)],
+        "batch": [("keras-net 32 28", n) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)],
         "channels": [(f"keras-net {c} 28", 64) for c in (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)],
         "image side": [(f"keras-net 32 {s}", 64) for s in (10, 12, 14, 20, 28, 40, 56, 80)],
     }

@@ -1,10 +1,11 @@
-"""The same networks in tinycnn, PyTorch and Keras, each ready to be timed: one training step, one inference.
+"""The same work in tinycnn, PyTorch, Keras and NumPy, ready to be timed: training steps, inference, epochs, kernels.
 
-Each competitor is a function (network, batch) -> {"step": ..., "inference": ...}, two functions without arguments. All
-get the same kind of data, ready in memory: random images and labels, a new batch at every step, so that nobody learns
-them by heart (gradients that vanish into denormal numbers would slow everybody down, but not equally).
+A competitor is a function of sizes that returns functions by name: "step" and "inference", or "epoch", for
+`scripts/benchmark.py` to time; or kernels, which time themselves because they are over so soon (`_rates`). All get the
+same kind of data, ready in memory: random images and labels, twenty batches in turn, so that nobody learns them by
+heart (gradients that vanish into denormal numbers would slow everybody down, but not equally).
 
-What this file is not: it takes no time itself; `scripts/benchmark.py` does.
+What this file is not: it compares nothing; `scripts/benchmark.py` does.
 """
 
 import time
@@ -25,6 +26,7 @@ from tinycnn.presets import PRESETS
 
 Functions = dict[str, Callable[[], object]]
 BATCHES = 20  # different ones, shown in turn
+SUMS = 12  # in registers: enough for the multipliers never to wait for one
 
 
 def keras_net(channels: int = 32) -> list:
@@ -124,7 +126,7 @@ def torch_model(model: Sequential):
 
 
 def keras_model(model: Sequential, jit_compile: bool):
-    """The same layers in Keras, with Adam, compiled."""
+    """The same layers (those of keras-net: no padding, no BatchNorm) in Keras, with Adam, compiled."""
     import keras
 
     def layer(one):
@@ -230,15 +232,13 @@ def _rates(rounds: int, operations: float, function: Callable) -> list[float]:
 def peak_rates(rounds: int) -> list[float]:
     """GFLOP/s of multiply-adds that only touch registers, on all threads: what no kernel can exceed."""
     register_bytes, _ = vector_registers()
-    lanes, sums, steps, parts = register_bytes // 4, 12, 20000, 32
-    peak, x = _peak_task(lanes), np.arange(12 * lanes, dtype=np.float32)
-    return _rates(rounds, 2 * parts * steps * sums * lanes, lambda: run(peak, parts, (steps,), x))
+    lanes, steps, parts = register_bytes // 4, 20000, 32
+    peak, x = _peak_task(SUMS, lanes), np.arange(SUMS * lanes, dtype=np.float32)
+    return _rates(rounds, 2 * parts * steps * SUMS * lanes, lambda: run(peak, parts, (steps,), x))
 
 
 @cache
-def _peak_task(lanes: int):
-    P = 12
-
+def _peak_task(P: int, lanes: int):
     @task(np.dtype(np.float32))
     def only_registers(part, sizes, x):
         (steps,) = numbers(sizes, 1)

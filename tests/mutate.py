@@ -65,7 +65,7 @@ TARGETS = {  # the file: the tests that know it best, the fastest first
     "tinycnn/kernels/held_rows.py": ["tests/test_convolution.py"],
     "tinycnn/kernels/winograd.py": WINOGRAD,
     "tinycnn/kernels/winograd_backward.py": WINOGRAD,
-    "tinycnn/kernels/minimal_filtering.py": ["tests/test_convolution.py", "-k", "winograd"],
+    "tinycnn/kernels/minimal_filtering.py": ["tests/test_minimal_filtering.py"],
 }
 OPERATORS = {
     ast.Add: ("+", "-"),

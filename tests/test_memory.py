@@ -1,7 +1,9 @@
 """Memory is used again, and nobody who can still see an array ever sees it change."""
 
+import sys
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -120,6 +122,28 @@ def test_what_waits_in_vain_makes_room(nothing_waits, monkeypatch):
     sizes = [block.size for blocks in memory._waiting.values() for block in blocks]
     assert sorted(size // 100_000 for size in sizes) == [1, 6]
     assert sum(sizes) == memory._waiting_bytes
+
+
+def test_threads_of_python_may_allocate_at_once(nothing_waits):
+    """Nobody gets a block that another one has, and the books are right afterwards."""
+    mixed_up = []
+
+    def allocate(number: int) -> None:
+        for _ in range(20000):
+            array = memory.empty(SHAPE, FLOAT32)
+            array[0, 0] = number
+            if array[0, 0] != number:
+                mixed_up.append(number)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(allocate, range(4)))  # raises what a thread has raised
+    finally:
+        sys.setswitchinterval(before)
+    assert not mixed_up
+    assert memory._waiting_bytes == sum(size * len(blocks) for size, blocks in memory._waiting.items()) > 0
 
 
 def test_small_and_empty_arrays_are_ordinary():

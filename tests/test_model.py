@@ -115,8 +115,12 @@ def test_other_misuse(model):
         Sequential([Flatten()], (8, 0, 1))
     with pytest.raises(ValueError, match="float32 or float64, got int32"):
         Sequential([Flatten()], (8, 8, 1), dtype=np.int32)
-    with pytest.raises(ValueError, match="layer 1 is already flatten_7 of a model"):
+    with pytest.raises(ValueError, match="layer 1, flatten_7, is already in a model"):
         Sequential([model.layers[6]], (8, 8, 1))
+    flatten, dense = Flatten(), Dense(2)
+    with pytest.raises(ValueError, match="layer 3, Dense, is already in a model"):
+        Sequential([flatten, dense, dense], (8, 8, 1))
+    assert Sequential([flatten, dense], (8, 8, 1)).layers == [flatten, dense]  # they are in no model after that
     with pytest.raises(ValueError, match=r"needs images of shape \(N, 9, 8, 1\), got \(2, 8, 9\)"):
         model.forward(np.zeros((2, 8, 9)))
     with pytest.raises(ValueError, match="needs images of shape"):

@@ -12,22 +12,28 @@ from tinycnn.kernels import convolution_backward, narrow_convolution, tile_shape
 
 
 @pytest.mark.parametrize(
-    ("machine", "features", "cpu_name", "expected"),
+    ("machine", "features", "cpu_name", "cpu_features", "expected"),
     [
-        ("aarch64", "", None, (16, 32)),
-        ("arm64", "", None, (16, 32)),
-        ("x86_64", "+sse4.2,+avx,+avx2,+avx512f", None, (64, 32)),
-        ("x86_64", "+sse4.2,+avx,+avx2", None, (32, 16)),
-        ("x86_64", "+sse4.2", None, (16, 16)),
-        ("x86_64", "+avx512f", "haswell", (32, 16)),  # told to compile for a CPU without
+        ("aarch64", "", None, None, (16, 32)),
+        ("arm64", "", None, None, (16, 32)),
+        ("x86_64", "+sse4.2,+avx,+avx2,+avx512f", None, None, (64, 32)),
+        ("x86_64", "+sse4.2,+avx,+avx2", None, None, (32, 16)),
+        ("x86_64", "+sse4.2", None, None, (16, 16)),
+        ("x86_64", "+avx512f", "haswell", None, (32, 16)),  # told to compile for a CPU without
+        ("x86_64", "+avx512f", "haswell", "", (32, 16)),
+        ("x86_64", "+avx512f", "generic", "", (16, 16)),
+        ("x86_64", "+avx512f", "nehalem", "+sse4.2", (16, 16)),
+        ("x86_64", "+avx512f", None, "+avx,+avx2,-avx512f", (32, 16)),
+        ("x86_64", "+avx2", "skylake-avx512", "+avx2,+avx512f", (64, 32)),
     ],
 )
-def test_vector_registers_of_other_processors(monkeypatch, machine, features, cpu_name, expected):
+def test_vector_registers_of_other_processors(monkeypatch, machine, features, cpu_name, cpu_features, expected):
+    """cpu_name, cpu_features: what Numba was told by NUMBA_CPU_NAME and NUMBA_CPU_FEATURES."""
     monkeypatch.setattr(tile_shape.platform, "machine", lambda: machine)
     host = type("Features", (), {"flatten": lambda self: features})
     monkeypatch.setattr(tile_shape.llvmlite.binding, "get_host_cpu_features", host)
     monkeypatch.setattr(tile_shape.config, "CPU_NAME", cpu_name)
-    monkeypatch.setattr(tile_shape.config, "CPU_FEATURES", None)
+    monkeypatch.setattr(tile_shape.config, "CPU_FEATURES", cpu_features)
     assert tile_shape.vector_registers.__wrapped__() == expected
 
 
@@ -63,7 +69,7 @@ def test_tile_shape_fits_the_registers(monkeypatch, registers, rows, columns, ex
         ((64, 32), 24, 40, np.inf, (12, 16)),
         ((64, 32), 24, 40, 3, (6, 64)),  # fewer tiles, though one of their vectors multiplies zeros
         ((32, 16), 7, 10, np.inf, (4, 16)),
-        ((32, 16), 7, 10, 3, (7, 8)),  # with AVX2 a row that is not full takes long to writebut one of two vectors
+        ((32, 16), 7, 10, 3, (7, 8)),  # with AVX2 a row that is not full takes long to write
     ],
 )
 def test_few_steps_take_another_tile(monkeypatch, registers, rows, columns, steps, expected):

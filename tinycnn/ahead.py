@@ -1,8 +1,8 @@
 """Kernels compiled by two processes at once: the first training on a computer waits for little else.
 
 Forward has to compile its kernels before backward can ask for any. So as soon as Numba compiles something in the first
-training step, a second process is started and told about the network. It goes through a step without computing
-anything, notes which tasks are called, and compiles them from the last one back, while the first process begins at the
+training step, a second process is started and told about the network. It goes forward and backward without running a
+kernel, notes which would be called, and compiles them from the last one back, while the first process begins at the
 front. Where they meet all are compiled; Numba's cache on the disk carries them from the one to the other.
 
 What this file is not: needed. If there can't be a second process, or it fails, the first compiles everything. There is

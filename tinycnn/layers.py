@@ -9,7 +9,7 @@ What they return never shares memory with what they were given, but x must stay 
 
 A layer learns its input shape, its dtype and its random start from the model (`build`). The formulas and where they
 come from are in `tinycnn/reference.py`. Within a model some neighbours do both together, in kernels of their own, with
-the same results (`together.py`); `train_mnist.py --one-by-one` shows what a change to a layer here does to a training.
+the same results (but for a rounding, `together.py`); `train_mnist.py --one-by-one` shows what a change here does.
 
 What this file is not: a layer knows no loss, no optimizer and no other layer, and never changes a weight.
 """

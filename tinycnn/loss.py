@@ -43,7 +43,7 @@ class SoftmaxCrossEntropy:
         # that has rounded to 0 or to 1.
         shifted, best = shifted_logits(x)
         e = np.exp(shifted, out=empty(shifted.shape, shifted.dtype))
-        others = np.add.reduce(e, axis=1)  # which e.sum would call, through Python code that is cold here
+        others = np.add.reduce(e, axis=1)  # which e.sum would call, more slowly
         checked = _checked(np.asarray(labels), x)
         loss, wrong = loss_and_gradient(shifted, best, e, others, checked, self.label_smoothing)
         if wrong:

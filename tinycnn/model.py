@@ -3,9 +3,8 @@
     for layer in layers:            x = layer.forward(x, training)
     for layer in reversed(layers):  dy = layer.backward(dy)
 
-(Some neighbours do it together, which is faster: `together.py`.)
-
-It also builds the layers (shapes, weights), predicts, prints a summary, and saves and loads itself.
+(Some neighbours do it together, which is faster: `together.py`.) A model also builds its layers (shapes, weights),
+predicts, prints a summary, and saves and loads itself.
 
 What this file is not: no graph of layers, no loss and no optimizer; training is in `tinycnn/training.py`.
 """
@@ -24,7 +23,7 @@ from tinycnn.more_layers import BatchNorm, Dropout, GlobalAveragePool2D, Normali
 from tinycnn.rebuild import layers_from
 from tinycnn.tables import table
 
-LARGE = 1 << 25  # bytes; in inference no layer hands more than that to the next
+LARGE = 1 << 25  # bytes; in inference no layer hands more than that to the next, unless it is a single image
 LAYERS = (Normalize, Conv2D, MaxPool2D, BatchNorm, ReLU, Dropout, Flatten, GlobalAveragePool2D, Dense)
 
 
@@ -57,8 +56,9 @@ class Sequential:
         """Name the layers and tell each its input shape; returns their output shapes."""
         shapes = [self.input_shape]
         for number, layer in enumerate(self.layers, start=1):
-            if layer.name:
-                raise ValueError(f"Sequential: layer {number} is already {layer.name} of a model; make a new one")
+            if layer.name or layer in self.layers[: number - 1]:
+                raise ValueError(f"Sequential: layer {number}, {layer.label()}, is already in a model; make a new one")
+        for number, layer in enumerate(self.layers, start=1):
             layer.name = f"{type(layer).__name__.lower()}_{number}"
             try:
                 shapes.append(layer.build(shapes[-1], generator, self.dtype, _gain(self.layers[number:])))

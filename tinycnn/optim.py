@@ -6,6 +6,8 @@ An optimizer knows a list of parameters and nothing else. `step()` changes each 
         ...  # forward, loss, backward: every parameter.grad is now filled
         optimizer.learning_rate = schedule(step)
         optimizer.step()
+
+What this file is not: it plans no learning rate; whoever trains sets it.
 """
 
 import numpy as np
@@ -39,7 +41,7 @@ class SGD:
         self.momentum = fraction(momentum, "momentum")
         self.nesterov = nesterov
         self.weight_decay = not_negative(weight_decay, "weight_decay")
-        self._places = kernels.Places()
+        self._places = kernels.Places()  # of the arrays in memory, found once
         self.velocities = [np.zeros_like(p.value) for p in self.parameters]
 
     def step(self) -> None:
@@ -75,7 +77,7 @@ class Adam:
         self.epsilon = not_negative(epsilon, "epsilon")
         self.weight_decay = not_negative(weight_decay, "weight_decay")
         self.t = 0
-        self._places = kernels.Places()
+        self._places = kernels.Places()  # of the arrays in memory, found once
         self.means = [np.zeros_like(p.value) for p in self.parameters]
         self.squares = [np.zeros_like(p.value) for p in self.parameters]
 

@@ -2,6 +2,8 @@
 
 A schedule is a function of the number of steps already made: learning_rate = schedule(step), step = 0, 1, 2, …
 The training loop asks it before every step and tells the optimizer (`tinycnn/training.py`).
+
+What this file is not: a schedule sees no loss and no gradient; it only counts.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Tables of plain text: what `Sequential.summary` and `check_gradients` print."""
+"""Tables of plain text: what `Sequential.summary` and `check_gradients` print.
+
+What this file is not: for tables that don't fit the screen.
+"""
 
 
 def table(rows: list[tuple[str, ...]], right: tuple[int, ...] = (), rules: tuple[int, ...] = (1,)) -> str:

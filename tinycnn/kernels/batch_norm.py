@@ -5,6 +5,8 @@ order: the sums are equal bit for bit at any number of threads.
 
 A ReLU behind it can go along (`tinycnn/together.py`): forward in training then writes which numbers it left as they
 were, `active`, as `elementwise.relu` does, and backward's dy counts only there.
+
+What this file is not: it knows no gamma, beta or epsilon; the layer turns them into the rows that are used here.
 """
 
 from functools import cache
@@ -15,7 +17,7 @@ from tinycnn.kernels.elementwise import BYTE, relu_of, where_active
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import PARTS, numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import row_lanes
-from tinycnn.kernels.vector import multiply_add, read, write, zeros
+from tinycnn.kernels.vector import read, write, zeros
 
 
 def moments(
@@ -79,8 +81,11 @@ def input_gradient(
     dy, x (M, C), contiguous; active (M, C), or None for everywhere; the others (C,) -> dx (M, C).
     """
     dx = empty(x.shape, x.dtype)
-    kernel = _input_gradient_task(row_lanes(x.dtype), x.dtype, active is not None)
-    run(kernel, PARTS, x.shape, dy, x, mean, scale, constant, slope, dx, active)
+    kernel, parts = (
+        _input_gradient_task(row_lanes(x.dtype), x.dtype, active is not None),
+        parts_for(len(x), 32 * x.size),
+    )
+    run(kernel, parts, (parts, *x.shape), dy, x, mean, scale, constant, slope, dx, active)
     return dx
 
 
@@ -99,7 +104,7 @@ def _moments_task(L: int, dtype: np.dtype):
             total = zero = zeros(x, L)
             for m in range(first, last):
                 total = total + read(x, m * C + c, width, L)
-            mean, squares = multiply_add(share, total, zero), zero
+            mean, squares = share * total, zero
             for m in range(first, last):
                 centred = read(x, m * C + c, width, L) - mean
                 squares = squares + centred * centred
@@ -172,12 +177,12 @@ def _gradient_sums_task(L: int, dtype: np.dtype, relu: bool):
 def _input_gradient_task(L: int, dtype: np.dtype, relu: bool):
     @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype, BYTE)
     def input_gradient(part, sizes, dy, x, mean, scale, constant, slope, dx, active):
-        M, C = numbers(sizes, 2)
+        parts, M, C = numbers(sizes, 3)
         for c in range(0, C, L):
             width = min(L, C - c)
             mean_row, scale_row = read(mean, c, width, L), read(scale, c, width, L)
             constant_row, slope_row = read(constant, c, width, L), read(slope, c, width, L)
-            for m in range(part * M // PARTS, (part + 1) * M // PARTS):
+            for m in range(part * M // parts, (part + 1) * M // parts):
                 centred = read(x, m * C + c, width, L) - mean_row
                 gradient = where_active(dy, active, m * C + c, width, relu, L)
                 write(dx, m * C + c, scale_row * (gradient - constant_row - slope_row * centred), width)

@@ -19,7 +19,8 @@ Some kinds of shapes take another way to the same result, where it is faster:
     few output channels                     two neighbouring pixels are one with twice the channels (`_pairs_pay`)
     fewer still, as dx of a first layer     the lanes of a vector are input channels (`narrow_convolution.py`)
 
-The kernel can also do what a pool and a ReLU behind the convolution do (`pooled_convolution.py`).
+The kernel can also take the maxima of a max-pool behind the convolution, noting which cell of each window won
+(`winners`), and then be a ReLU, noting where it let the number through (`active`): see `pooled_convolution.py`.
 
 What this file is not: it has no FFT or im2col; the direct sum already runs near the peak of the CPU.
 """
@@ -75,11 +76,12 @@ def convolve(
 
     x (N, H, W, C), w (kh, kw, C, O), bias (O,), contiguous and of one dtype -> y (N, *output_size, O).
     """
-    if stride == spread == (1, 1) and winograd.pays(x.shape, w.shape, output_size):
+    way = way_of(x.shape, w.shape, x.dtype, output_size, stride, spread)
+    if way == "winograd":
         return winograd.convolve(x, w, bias, output_size, offset)[0]
-    if narrow_convolution.pays(w.shape, x.dtype):
+    if way == "narrow":
         return narrow_convolution.convolve(x, w, bias, output_size, stride, offset, spread)
-    if spread == (1, 1) and _pairs_pay(output_size[1], w.shape, stride[1], x.dtype):
+    if way == "pairs":
         pairs = (output_size[0], output_size[1] // 2), (stride[0], 2 * stride[1])
         return convolve(x, _for_pairs(w, stride[1]), np.concatenate((bias, bias)), *pairs, offset).reshape(
             len(x), *output_size, len(bias)
@@ -94,16 +96,23 @@ def convolve(
 
 
 @lru_cache(maxsize=1000)
-def is_direct(x_shape, w_shape, dtype, output_size, stride) -> bool:
-    """Whether `convolve` goes the direct way, none of the others."""
-    by_winograd = stride == (1, 1) and winograd.pays(x_shape, w_shape, output_size)
-    narrow = narrow_convolution.pays(w_shape, dtype)
-    return not (by_winograd or narrow or _pairs_pay(output_size[1], w_shape, stride[1], dtype))
+def way_of(x_shape, w_shape, dtype, output_size, stride, spread=(1, 1)) -> str:
+    """Which way `convolve` goes, of those in the table above."""
+    if stride == spread == (1, 1) and winograd.pays(x_shape, w_shape, output_size):
+        return "winograd"
+    if narrow_convolution.pays(w_shape, dtype):
+        return "narrow"
+    if spread == (1, 1) and _pairs_pay(output_size[1], w_shape, stride[1], dtype):
+        return "pairs"
+    return "direct"
 
 
 @lru_cache(maxsize=1000)
 def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 1), relu=False, remember=False):
-    """Everything about a convolution that only depends on its sizes: the same again at every step."""
+    """(kernel, columns, parts, scratch, sizes) for `run`: all that depends on sizes only, the same at every step.
+
+    Unless columns is 0, w goes through `in_columns` first. pool, relu, remember: as in `pooled_convolution.py`.
+    """
     out_channels = w_shape[3]
     K, held = w_shape[1] * w_shape[2], (0, 0)
     P, L = tile_shape(output_size[1], out_channels, dtype, K, multiple=pool[1])
@@ -125,7 +134,7 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 
     # stand side by side, and to fill up too few of them.
     moved = out_channels < L or (out_channels > L and prod(w_shape) * dtype.itemsize > NEAR)
     columns = L if moved and pixels > 500 else 0  # in a group, or 0: w as it is
-    sizes = (*sizes, *z_size, *stride, *offset, *spread, scratch, columns, shares, remember)
+    sizes = (*sizes, z_size[1], *stride, *offset, *spread, scratch, columns, shares, remember)
     return kernel, columns, parts, scratch, sizes
 
 
@@ -233,8 +242,8 @@ def _convolve_task(
     def convolve_tiles(part, sizes, scratch, x, w, b, y, winners, active):
         (
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
-            _, z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size, columns, shares, remember,
-        ) = numbers(sizes, 22)  # fmt: skip
+            z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size, columns, shares, remember,
+        ) = numbers(sizes, 21)  # fmt: skip
         K, step = kernel_w * C, stride_w * C
         acc = tile(P, L, x)
         z, start, row = x, 0, W * C

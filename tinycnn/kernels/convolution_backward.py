@@ -22,7 +22,7 @@ from math import ceil, prod
 
 import numpy as np
 
-from tinycnn.kernels import narrow_convolution, winograd, winograd_backward
+from tinycnn.kernels import narrow_convolution, winograd_backward
 from tinycnn.kernels.convolution import (
     NEAR,
     convolve,
@@ -31,6 +31,7 @@ from tinycnn.kernels.convolution import (
     scratch_size_for,
     set_inside_zeros,
     size_of_z,
+    way_of,
 )
 from tinycnn.kernels.elementwise import BYTE, where_active
 from tinycnn.kernels.held_rows import multiply_add_rows
@@ -51,7 +52,7 @@ def convolve_backward(
     x (N, H, W, C), dy (N, out_h, out_w, O), w (kh, kw, C, O), contiguous and of one dtype
     -> dx (N, H, W, C), dw (kh, kw, C, O), db (O,).
     """
-    if stride == (1, 1) and winograd.pays(x.shape, w.shape, dy.shape[1:3]):
+    if way_of(x.shape, w.shape, x.dtype, dy.shape[1:3], stride) == "winograd":
         return winograd_backward.convolve_backward(x, dy, w, dy.shape[1:3], padding)
     dw, db = convolve_weight_gradient(x, dy, w.shape[:2], stride, padding)
     return convolve_input_gradient(dy, w, x.shape[1:3], stride, padding), dw, db
@@ -86,9 +87,10 @@ def convolve_weight_gradient(
     """
     kernel_h, kernel_w = kernel_size
     channels, out_channels = x.shape[3], dy.shape[3]
-    if stride == (1, 1) and winograd.pays(x.shape, (*kernel_size, channels, out_channels), dy.shape[1:3]):
+    w_shape = (*kernel_size, channels, out_channels)
+    if way_of(x.shape, w_shape, x.dtype, dy.shape[1:3], stride) == "winograd":
         return winograd_backward.convolve_backward(x, dy, None, dy.shape[1:3], offset)[1:]
-    if dy.size and pairs_pay_in_dw(dy.shape[2], (*kernel_size, channels, out_channels), stride[1], x.dtype):
+    if dy.size and pairs_pay_in_dw(dy.shape[2], w_shape, stride[1], x.dtype):
         dy_pairs = dy.reshape(*dy.shape[:2], dy.shape[2] // 2, 2 * out_channels)
         dw, db = convolve_weight_gradient(
             x, dy_pairs, (kernel_h, kernel_w + stride[1]), (stride[0], 2 * stride[1]), offset

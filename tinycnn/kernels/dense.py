@@ -10,6 +10,8 @@ them or they are all there are. Those of wᵀ are always copied: in w they are r
 
 Why not NumPy's `@`? It is as fast, but its BLAS library keeps threads of its own, which spin while Numba's work and the
 other way round: a step then takes three times as long.
+
+What this file is not: a general matrix product; its matrices lie as the layer has them.
 """
 
 from functools import cache

@@ -58,10 +58,11 @@ def normalize(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
 
 def copy_shared(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """x, contiguous, again in another place and of another shape; each core copies what it has in its cache."""
-    if parts_for(x.size, 2 * x.nbytes) == 1 or x.dtype.hasobject:
+    parts = parts_for(x.nbytes, 2 * x.nbytes)
+    if parts == 1 or x.dtype.hasobject:
         return copy(x).reshape(shape)
     y = empty(shape, x.dtype)
-    _run(_copy_task(), x.nbytes, x, y)
+    run(_copy_task(), parts, (parts, x.nbytes), x, y)
     return y
 
 

@@ -54,7 +54,8 @@ def multiply_add_rows(typing_context, acc, groups, group_step, count, step, x, i
 def multiply_add_windows(typing_context, acc, count, stride, outputs, x, i, column, width, spread, pixel, lanes, rows):
     """acc[p · outputs + o] += Σ_t z[column + p · stride + t] · rows[t · outputs + o]  for p < count.
 
-    z[v · spread], a row, is x[i + v · pixel : … + lanes] for 0 <= v < width; the others are zero.
+    z is a line of pixels, a row each: pixel v of x, `lanes` numbers from x[i + v · pixel] on, is z[v · spread] for
+    0 <= v < width; all else is zeros, of the padding or between pixels that stand apart.
     Each row of z is loaded once for all the sums that it goes into, as a number by `multiply_add_rows`.
     """
 

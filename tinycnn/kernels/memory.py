@@ -13,6 +13,7 @@ A kernel's own notes are another matter: they are over when it ends, and each th
 What this file is not: it knows nothing of steps or layers; nobody has to reserve an array or give it back.
 """
 
+import threading
 from math import prod
 
 import numpy as np
@@ -23,6 +24,7 @@ ALIGNMENT = 64  # bytes of a cache line: a vector that lies in two lines costs t
 
 _waiting: dict[int, list["_Block"]] = {}  # unused blocks by size; the size that came back last is at the end
 _waiting_bytes = 0
+_lock = threading.RLock()  # for both; who holds it may come again: Python collects garbage, so arrays die, at any time
 _notepads: list[np.ndarray] = []  # that wait; more than one only if several threads of Python compute at once
 
 
@@ -66,15 +68,17 @@ def take_notepads(threads: int, size: int) -> np.ndarray:
 
 def put_back(notepads: np.ndarray) -> None:
     """What `take_notepads` returned is not used any more."""
-    _notepads.append(notepads)
+    if notepads.nbytes <= KEPT:
+        _notepads.append(notepads)
 
 
 def give_back() -> None:
     """Leave all blocks that wait to the operating system: for after the training, when something else needs memory."""
     global _waiting_bytes
-    _notepads.clear()
-    _waiting.clear()
-    _waiting_bytes = 0
+    with _lock:
+        _notepads.clear()
+        _waiting.clear()
+        _waiting_bytes = 0
 
 
 class _Block(np.ndarray):
@@ -91,17 +95,19 @@ class _Owner(np.ndarray):
     def __del__(self):
         global _waiting_bytes
         block = self.base
-        if type(block) is _Block:
+        if type(block) is not _Block:
+            return
+        with _lock:
             blocks = _waiting.pop(block.size, [])
             blocks.append(block)
             _waiting[block.size] = blocks
             _waiting_bytes += block.size
-        while _waiting_bytes > KEPT:
-            size, blocks = next(iter(_waiting.items()))
-            if blocks:
-                _waiting_bytes -= blocks.pop().size
-            else:
-                del _waiting[size]
+            while _waiting_bytes > KEPT:
+                size, blocks = next(iter(_waiting.items()))
+                if blocks:
+                    _waiting_bytes -= blocks.pop().size
+                else:
+                    del _waiting[size]
 
 
 def _block(size: int) -> _Block:
@@ -113,11 +119,12 @@ def _block(size: int) -> _Block:
     step = 1 << (size.bit_length() - 4)
     size = -(-size // step) * step
     candidate = size
-    while candidate <= 4 * size:
-        if _waiting.get(candidate):
-            _waiting_bytes -= candidate
-            return _waiting[candidate].pop()
-        candidate += 1 << (candidate.bit_length() - 4)
+    with _lock:
+        while candidate <= 4 * size:
+            if blocks := _waiting.get(candidate):
+                _waiting_bytes -= candidate
+                return blocks.pop()
+            candidate += 1 << (candidate.bit_length() - 4)
     memory = np.empty(size + ALIGNMENT, np.uint8)
     begin = -memory.ctypes.data % ALIGNMENT
     return memory[begin : begin + size].view(_Block)

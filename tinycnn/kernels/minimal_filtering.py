@@ -32,15 +32,15 @@ def B_transposed(d):
 
 
 @in_tasks
-def B(m, zero):
+def B(m):
     """The coefficients of a polynomial of degree 5, from G's values times A's."""
     m0, m1, m2, m3, m4, m5 = m
     even, even_2 = m1 + m2, m3 + m4
-    odd, odd_2 = multiply_add(3 / 4, m1 - m2, zero), multiply_add(3 / 2, m3 - m4, zero)
+    odd, odd_2 = 3 / 4 * (m1 - m2), 3 / 2 * (m3 - m4)
     return (
-        multiply_add(81 / 64, m0, zero),
-        multiply_add(81 / 64, m5, multiply_add(-9 / 4, odd, multiply_add(-9 / 16, odd_2, zero))),
-        multiply_add(-45 / 16, m0, multiply_add(-9 / 4, even, multiply_add(-9 / 16, even_2, zero))),
+        81 / 64 * m0,
+        multiply_add(81 / 64, m5, multiply_add(-9 / 4, odd, -9 / 16 * odd_2)),
+        multiply_add(-45 / 16, m0, multiply_add(-9 / 4, even, -9 / 16 * even_2)),
         multiply_add(-45 / 16, m5, odd + odd_2),
         m0 + even + even_2,
         m5,
@@ -48,29 +48,29 @@ def B(m, zero):
 
 
 @in_tasks
-def G(g, zero):
-    """g0 + g1·x + g2·x² at x = 0, ±3/4, ±3/2 and ∞, divided by the product of x's distances from the other points."""
+def G(g):
+    """g0 + g1·x + g2·x² at x = 0, ±3/4, ±3/2, divided by ∏ (x − each other of these points); and at ∞, which is g2."""
     g0, g1, g2 = g
-    even, odd = multiply_add(9 / 16, g2, g0), multiply_add(3 / 4, g1, zero)
-    even_2, odd_2 = multiply_add(9 / 4, g2, g0), multiply_add(3 / 2, g1, zero)
+    even, odd = multiply_add(9 / 16, g2, g0), 3 / 4 * g1
+    even_2, odd_2 = multiply_add(9 / 4, g2, g0), 3 / 2 * g1
     return (
-        multiply_add(64 / 81, g0, zero),
-        multiply_add(-128 / 243, even + odd, zero),
-        multiply_add(-128 / 243, even - odd, zero),
-        multiply_add(32 / 243, even_2 + odd_2, zero),
-        multiply_add(32 / 243, even_2 - odd_2, zero),
+        64 / 81 * g0,
+        -128 / 243 * (even + odd),
+        -128 / 243 * (even - odd),
+        32 / 243 * (even_2 + odd_2),
+        32 / 243 * (even_2 - odd_2),
         g2,
     )
 
 
 @in_tasks
-def G_transposed(s, zero):
+def G_transposed(s):
     """The transpose of `G`."""
     s0, s1, s2, s3, s4, s5 = s
     even, odd, even_2, odd_2 = s1 + s2, s1 - s2, s3 + s4, s3 - s4
     return (
-        multiply_add(64 / 81, s0, multiply_add(-128 / 243, even, multiply_add(32 / 243, even_2, zero))),
-        multiply_add(-32 / 81, odd, multiply_add(16 / 81, odd_2, zero)),
+        multiply_add(64 / 81, s0, multiply_add(-128 / 243, even, 32 / 243 * even_2)),
+        multiply_add(-32 / 81, odd, 16 / 81 * odd_2),
         multiply_add(8 / 27, even_2 - even, s5),
     )
 

@@ -1,7 +1,7 @@
 """The steps of the optimizers as hot loops, each through all parameters in one call.
 
-Most parameters are so small that a call takes longer than the work in it: a network of five layers with weights has a
-dozen. The formulas are in `tinycnn/optim.py`. Each part changes its share of every parameter, so that a thread meets
+Most parameters are so small that a call takes longer than the work in it: a network of five layers with weights has
+ten. The formulas are in `tinycnn/optim.py`. Each part changes its share of every parameter, so that a thread meets
 mostly numbers whose gradient its own core has written.
 
 What this file is not: it keeps no state of an optimizer but where the arrays are.

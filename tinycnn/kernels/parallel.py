@@ -8,7 +8,7 @@ A kernel here is a *task*: a plain sequential function that does one part of the
         for i in range(part * n // parts, (part + 1) * n // parts):
             y[i] = 2 * x[i]
 
-    run(double, parts, (n, parts), x, y)                 call it for part = 0 … parts − 1, on all threads
+    run(double, parts, (n, parts), x, y)                 call it for part = 0 … parts − 1, on up to 8 threads
 
 A task that needs memory for its own notes has a pointer to it before the others: run(…, scratch=numbers).
 
@@ -139,7 +139,10 @@ def _say_once(why: str) -> None:
 
 
 def parts_for(pieces: int, operations: int) -> int:
-    """How many parts to make of work that can be cut into so many pieces: one if it is too small to share out."""
+    """How many parts to make of work that can be cut into so many pieces: one if it is too small to share out.
+
+    operations: multiply-adds; a number that is only moved or compared counts as 8, one that enters a formula as 32.
+    """
     return 1 if operations < WORTH_SHARING else min(PARTS, pieces)
 
 

@@ -4,12 +4,12 @@
     weight_gradient      relu_backward, then max_pool_backward, then convolve_weight_gradient
     backward             the same, then convolve_backward
 
-What comes between the layers is four times as much as what leaves the pool, and more than a processor's cache holds; so
-writing and reading it can take longer than the convolution. Here the pool takes its maxima from the registers; on the
-way back, what it passed on is unpacked a few rows at a time and stays in the cache. So it is in Winograd's form, in the
-direct sum forward, and back in that of a first layer's weights. Elsewhere one function is called after the other, and
-the results are the same bit for bit, but for the bias gradient of `weight_gradient`: it is summed before it is
-unpacked, a quarter of the numbers, and rounded otherwise.
+What comes between the layers is four times as much as what leaves a pool of 2×2, and more than a processor's cache
+holds; so writing and reading it can take longer than the convolution. Here the pool takes its maxima from the
+registers; on the way back, what it passed on is unpacked a few rows at a time and stays in the cache. So it is in
+Winograd's form, in the direct sum forward, and back in that of a first layer's weights. Elsewhere one function is
+called after the other, and the results are the same bit for bit, but for the bias gradient of `weight_gradient`: it is
+summed before it is unpacked, over fewer numbers, and rounded otherwise.
 
 What this file is not: it has no loops of its own; they are the convolution's, which can do a little more.
 """
@@ -20,7 +20,7 @@ from math import prod
 import numpy as np
 
 from tinycnn.kernels import winograd, winograd_backward
-from tinycnn.kernels.convolution import convolve, in_columns, is_direct, plan
+from tinycnn.kernels.convolution import convolve, in_columns, plan, way_of
 from tinycnn.kernels.convolution_backward import (
     convolve_backward,
     convolve_weight_gradient,
@@ -34,6 +34,7 @@ from tinycnn.kernels.pooling import max_pool, max_pool_backward
 
 Pair = tuple[int, int]
 NONE = (1, 1)  # the pool where there is none
+WINOGRAD_POOLS = NONE, (2, 2)  # whose windows fill a patch of 4×4
 
 
 def convolve_and_pool(
@@ -79,19 +80,15 @@ def _way(x_shape, w_shape, dtype, output_size, stride, offset, pool, with_relu, 
     """How to do it, the shape of y, and the `plan` if it is the direct sum."""
     size = output_size[0] // pool[0], output_size[1] // pool[1]
     shape = (x_shape[0], *size, w_shape[3])
-    if _by_winograd(x_shape, w_shape, output_size, stride, pool):
+    apart = way_of(x_shape, w_shape, dtype, output_size, stride)
+    if apart == "winograd" and pool in WINOGRAD_POOLS:
         return "winograd", shape, None
     fits = min(shape) > 0 and pool[1] <= 7 and prod(pool) <= 256  # pixels of a tile, and numbers of a byte
-    if fits and is_direct(x_shape, w_shape, dtype, output_size, stride):
+    if fits and apart == "direct":
         covered = size[0] * pool[0], size[1] * pool[1]
         plan_of_it = plan(x_shape, w_shape, dtype, covered, stride, offset, (1, 1), pool, with_relu, remember)
         return "direct", shape, plan_of_it
     return "apart", shape, None
-
-
-def _by_winograd(x_shape, w_shape, output_size, stride, pool) -> bool:
-    possible = stride == (1, 1) and pool in (NONE, (2, 2))
-    return possible and winograd.pays(x_shape, w_shape, output_size)
 
 
 def weight_gradient(
@@ -110,10 +107,10 @@ def weight_gradient(
     x (N, H, W, C), dy (N, out_h // pool_h, out_w // pool_w, O), contiguous, of one dtype -> dw (kh, kw, C, O), db (O,).
     """
     w_shape = (*kernel_size, x.shape[3], dy.shape[3])
-    if _by_winograd(x.shape, w_shape, output_size, stride, pool):
+    by_winograd = way_of(x.shape, w_shape, x.dtype, output_size, stride) == "winograd"
+    if by_winograd and pool in WINOGRAD_POOLS:
         return winograd_backward.convolve_backward(x, dy, None, output_size, offset, winners, active)[1:]
-    winograd_apart = stride == (1, 1) and winograd.pays(x.shape, w_shape, output_size)  # its windows are another size
-    direct = not winograd_apart and not pairs_pay_in_dw(output_size[1], w_shape, stride[1], x.dtype)
+    direct = not by_winograd and not pairs_pay_in_dw(output_size[1], w_shape, stride[1], x.dtype)
     if direct and pool != NONE and winners.dtype == BYTE and dy.size:
         return direct_weight_gradient(x, dy, output_size, kernel_size, stride, offset, pool, winners, active)
     return convolve_weight_gradient(x, _in_front(dy, winners, active, output_size, pool), kernel_size, stride, offset)
@@ -131,7 +128,7 @@ def backward(
     pool: Pair,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `weight_gradient`, and the gradient by x: dx (N, H, W, C), dw (kh, kw, C, O), db (O,)."""
-    if _by_winograd(x.shape, w.shape, output_size, stride, pool):
+    if way_of(x.shape, w.shape, x.dtype, output_size, stride) == "winograd" and pool in WINOGRAD_POOLS:
         return winograd_backward.convolve_backward(x, dy, w, output_size, padding, winners, active)
     return convolve_backward(x, _in_front(dy, winners, active, output_size, pool), w, stride, padding)
 

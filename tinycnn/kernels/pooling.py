@@ -1,10 +1,12 @@
-"""Max-pooling as hot loops. Every loop's innermost index is the channel, which the compiler turns into vectors.
+"""Max-pooling as hot loops. A row is up to 16 channels of a pixel; the cells of a window are compared row by row.
 
     max_pool:           y[n, i, j, c] = max over the window of x, and winners[n, i, j, c] = which cell of it that was
     max_pool_backward:  dx of the winning cell += dy; the other cells of the window get nothing
 
 The cells of a window are numbered in reading order, and a cell takes the lead only if it is strictly greater: among
 equal maxima the first one wins, and it alone receives the gradient.
+
+What this file is not: for pools of the mean; `GlobalAveragePool2D` leaves that to NumPy.
 """
 
 from functools import cache

@@ -9,7 +9,7 @@ What this file is not: measurements of this machine. It is a model of a core, co
 """
 
 import platform
-from functools import cache
+from functools import cache, lru_cache
 from math import ceil, inf
 
 import llvmlite.binding
@@ -23,14 +23,14 @@ def vector_registers() -> tuple[int, int]:
     if platform.machine().lower() in ("arm64", "aarch64"):
         return 16, 32  # NEON
     features = llvmlite.binding.get_host_cpu_features().flatten()
-    if config.CPU_NAME:  # compiling for another CPU (NUMBA_CPU_NAME=haswell): believe only the features that were named
-        features = config.CPU_FEATURES or "+avx2"
+    if config.CPU_NAME or config.CPU_FEATURES is not None:  # for another CPU (NUMBA_CPU_NAME=haswell): what was named
+        features = config.CPU_FEATURES or ("" if config.CPU_NAME == "generic" else "+avx2")
     if "+avx512f" in features:
         return 64, 32
     return (32, 16) if "+avx" in features else (16, 16)
 
 
-@cache
+@lru_cache(maxsize=1000)
 def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = inf, multiple: int = 1) -> tuple[int, int]:
     """The tile (P, L) that covers an output of `rows` × `columns` in the least time; a row of columns is contiguous.
 
@@ -65,7 +65,7 @@ def usable_registers() -> int:
     return vector_registers()[1] * 15 // 16
 
 
-@cache
+@lru_cache(maxsize=1000)
 def holding_tile(rows: int, held: int, multiple: int = 1) -> int:
     """P for a tile of single vectors that holds `held` rows of w in registers beside its sums, and a number of x.
 
@@ -77,7 +77,7 @@ def holding_tile(rows: int, held: int, multiple: int = 1) -> int:
     return ceil(ceil(rows / tiles) / multiple) * multiple
 
 
-@cache
+@lru_cache(maxsize=1000)
 def tile_time(rows: int, columns: int, dtype: np.dtype, steps: float = inf) -> float:
     """The half cycles of one step of all the tiles of `tile_shape`, by the same model."""
     shape = tile_shape(rows, columns, dtype, steps)

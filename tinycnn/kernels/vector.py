@@ -3,8 +3,8 @@
 A CPU multiplies fastest when it works on whole vectors (16 float32 numbers with AVX-512) and when the running sums stay
 in its registers. So a kernel works on *rows*, each L numbers side by side, and keeps a *tile* of them, P running sums:
 
-    acc = tile(P, L, like)                    P rows of L numbers each, in registers
-    row = read(a, i, width, L)                row = a[i : i + width]
+    acc = tile(P, L, like)                    P rows of L numbers each, in registers (a Tile)
+    row = read(a, i, width, L)                row = a[i : i + width] (a Row)
     acc[p] = multiply_add(x, row, acc[p])     acc[p] += x · row, rounded once; x is a number, or a row as well
     write(a, i, acc[p], width)                a[i : i + width] = acc[p]
 
@@ -13,11 +13,12 @@ in its registers. So a kernel works on *rows*, each L numbers side by side, and 
     not_at_most, more_than, equals, choose    comparisons and choices, lane by lane
     copy_numbers, clear_numbers               memory as it is
 
-and + − · between rows. Arrays are the flat memory they are (C order, index in numbers). `width` may be smaller than L:
-the lanes beyond it read as zero and are not written, so a layer with 10 or 24 channels needs no special case.
+and + − · between rows, or a number · a row. Arrays are the flat memory they are (C order, index in numbers). `width` may
+be smaller than L: the lanes beyond it read as zero and are not written, so a layer with 10 or 24 channels needs no
+special case.
 
 P and L must be compile-time constants (LLVM unrolls the loop over p, then sees that nothing else can point at the tile
-and keeps it in registers); every other size is an ordinary run-time number. So a kernel is compiled once for a tile
+and keeps it in registers); most other sizes are ordinary run-time numbers. So most kernels are compiled once for a tile
 shape, not once for a layer. `tile_shape.py` chooses P and L, and explains how.
 
 Numba compiles a kernel to LLVM's language, and lets an operation, an *intrinsic*, say itself what it becomes there. It
@@ -191,6 +192,19 @@ def _operator(symbol, name: str) -> None:
 _operator(operator.add, "fadd")
 _operator(operator.sub, "fsub")
 _operator(operator.mul, "fmul")
+
+
+@type_callable(operator.mul)
+def _type_of_multiple(context):
+    return lambda x, row: row if isinstance(x, types.Number) and isinstance(row, Row) else None
+
+
+@lower_builtin(operator.mul, types.Number, Row)
+def _multiple(context, builder, signature, arguments):
+    """x · row, x a number."""
+    x_, row_ = arguments
+    (kind, row), element = signature.args, signature.return_type.dtype
+    return builder.fmul(broadcast(builder, context.cast(builder, x_, kind, element), row.lanes), row_)
 
 
 @intrinsic

@@ -113,13 +113,13 @@ def _backward_task(R: int, L_out: int, whole_out: bool, P: int, L_in: int, whole
         # dw = Gᵀ (the sums) G, for S pairs of channels at once
         size = C * O
         for i in range(0, size, S):
-            width, zero, here = min(S, size - i), zeros(scratch, S), sums + i
+            width, here = min(S, size - i), sums + i
             for t in range(6):
                 column = read_rows(scratch, here + t * (size + ODD), 6 * (size + ODD), 6, width, 6, S)
-                write_rows(scratch, half + t * S, 6 * S, 3, S, G_transposed(column, zero))
+                write_rows(scratch, half + t * S, 6 * S, 3, S, G_transposed(column))
             for a in range(3):
                 row = read_rows(scratch, half + 6 * a * S, S, 6, S, 6, S)
-                write_rows(dw, (9 * part + 3 * a) * size + i, size, 3, width, G_transposed(row, zero))
+                write_rows(dw, (9 * part + 3 * a) * size + i, size, 3, width, G_transposed(row))
 
     return backward_patches
 
@@ -226,14 +226,14 @@ def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S, whole
                 here = m + (row * columns + column) * C + c
                 for t in range(6):
                     m_column = read_rows(scratch, here + t * m_size, 6 * m_size, 6, width, 6, S)
-                    write_rows(scratch, half + (36 * column + t) * S, 6 * S, 6, S, B(m_column, zero))
+                    write_rows(scratch, half + (36 * column + t) * S, 6 * S, 6, S, B(m_column))
             for a in range(6):
                 to = start + (i + a) * row_size + c
                 left_0 = left_1 = zero  # what the patch to the left adds to this one
                 for column in range(columns + 1):
                     count = 6 if column < columns else 0
                     m_row = read_rows(scratch, half + (36 * column + 6 * a) * S, S, count, S, 6, S)
-                    z0, z1, z2, z3, z4, z5 = B(m_row, zero)
+                    z0, z1, z2, z3, z4, z5 = B(m_row)
                     pixels = z0 + left_0, z1 + left_1, z2, z3
                     if a < 2 and i > 0:  # and the one above
                         pixels = _sums(pixels, read_rows(z, to, C, 4, width, 4, S))
