@@ -13,8 +13,8 @@ in its registers. So a kernel works on *rows*, each L numbers side by side, and 
     not_at_most, more_than, equals, choose    comparisons and choices, lane by lane
     copy_numbers, clear_numbers               memory as it is
 
-and + − · between rows, or a number · a row. Arrays are the flat memory they are (C order, index in numbers). `width` may
-be smaller than L: the lanes beyond it read as zero and are not written, so a layer with 10 or 24 channels needs no
+and + − · between rows, or a number · a row. Arrays are the flat memory they are (C order, index in numbers). `width`
+may be smaller than L: the lanes beyond it read as zero and are not written, so a layer with 10 or 24 channels needs no
 special case.
 
 P and L must be compile-time constants (LLVM unrolls the loop over p, then sees that nothing else can point at the tile
