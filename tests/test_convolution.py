@@ -262,8 +262,9 @@ def test_winograd_is_used_where_it_pays(random, monkeypatch):
     x, w, b = (random.normal(size=s) for s in ((17, 14, 12, 32), (3, 3, 32, 16), (16,)))
     dy = random.normal(size=(17, 12, 10, 16))
     assert winograd.pays(x.shape, w.shape, (12, 10))
+    remembers_nothing = convolution.way_of.__wrapped__
     for module in (convolution, convolution_backward):
-        monkeypatch.setattr(module, "way_of", convolution.way_of.__wrapped__)  # which remembers nothing
+        monkeypatch.setattr(module, "way_of", remembers_nothing)
     results = convolve(x, w, b, (12, 10)), *convolve_backward(x, dy, w, (1, 1), (0, 0))
     for alone, together in zip(convolve_weight_gradient(x, dy, (3, 3)), results[2:], strict=True):
         np.testing.assert_array_equal(alone, together)
