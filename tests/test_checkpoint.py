@@ -264,6 +264,15 @@ def test_leftovers_of_a_killed_process_are_cleared_away(tmp_path):
         assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "kept.part"]
 
 
+def test_two_may_replace_a_file_at_once(tmp_path):
+    """Threads, or processes that have the same number in two containers: the last one's whole file is there then."""
+    with replacing(tmp_path / "a") as first, replacing(tmp_path / "a") as second:
+        first.write(b"first" * 1000)
+        second.write(b"2")
+    assert (tmp_path / "a").read_bytes() == b"first" * 1000
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     (tmp_path / "a").write_text("old")
 

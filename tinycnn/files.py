@@ -4,6 +4,7 @@ What this file is not: it knows no format. Those who do are `idx.py`, `archive.p
 """
 
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,9 +59,9 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     'whole'
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")  # nobody else's: others may be writing too
     try:
-        with open(temporary, "w+b") as file:
+        with open(temporary, "x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # or the new name might reach the disk before the content does
