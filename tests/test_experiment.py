@@ -406,6 +406,17 @@ def test_images_that_can_not_be_distorted_are_refused_before_any_training(tmp_pa
     assert (tmp_path / "checkpoint.npz").read_bytes() == b"earlier"
 
 
+@pytest.mark.parametrize(
+    "changes", [{"schedule": "linear"}, {"label_smoothing": 1.0}, {"schedule": "one-cycle", "warm_up": 1.0}]
+)
+def test_a_recipe_that_can_not_be_leaves_an_earlier_checkpoint(tmp_path, changes):
+    write_files(tmp_path / "data", noise(20, 10, size=(28, 28)))
+    (tmp_path / "checkpoint.npz").write_bytes(b"earlier")
+    with pytest.raises(ValueError, match=r"unknown schedule|label_smoothing|warm_up"):
+        run(Settings("fast", changes, data_dir=tmp_path / "data", out=tmp_path), print, progress=False)
+    assert (tmp_path / "checkpoint.npz").read_bytes() == b"earlier"
+
+
 @pytest.mark.parametrize("changes", [{"epochs": 0}, {"batch_size": 0}, {"batch_size": 1.5}])
 def test_settings_that_can_not_work_are_refused_before_any_training(tmp_path, changes):
     write_files(tmp_path / "data", noise(20, 10))

@@ -92,11 +92,7 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
             {name: np.random.default_rng([settings.seed, n]) for n, name in ((1, "shuffling"), (2, "augmentation"))},
             make_average(recipe, model),
         )
-        position = Position()
-        if settings.resume:
-            position = _restored(checkpoint, out, say)
-        else:
-            checkpoint.path.unlink(missing_ok=True)  # this training could not go on from an earlier one's
+        position = _restored(checkpoint, out, say) if settings.resume else Position()
         earlier = position.seconds + sum(row["seconds"] for row in position.history)
         history = _train(checkpoint, recipe, train_set, validation_set, position, out, say, progress)
 
@@ -143,6 +139,10 @@ def _train(
 ) -> list[dict]:
     """From the position to the end of the recipe; returns the history."""
     model, optimizer, generators = checkpoint.model, checkpoint.optimizer, checkpoint.generators
+    schedule = make_schedule(recipe, steps_an_epoch=ceil(len(train_set[0]) / recipe.batch_size))
+    loss = SoftmaxCrossEntropy(recipe.label_smoothing)
+    if position == Position():
+        checkpoint.path.unlink(missing_ok=True)  # an earlier training's; now nothing keeps this one from its begin
     saved, saved_at = position != Position(), time.monotonic()
 
     def save(position: Position) -> None:
@@ -170,13 +170,13 @@ def _train(
             return train(
                 model,
                 optimizer,
-                make_schedule(recipe, steps_an_epoch=ceil(len(train_set[0]) / recipe.batch_size)),
+                schedule,
                 *train_set,
                 epochs=recipe.epochs,
                 batch_size=recipe.batch_size,
                 generator=generators["shuffling"],
                 augment=make_augmentation(recipe, generators["augmentation"]),
-                loss=SoftmaxCrossEntropy(recipe.label_smoothing),
+                loss=loss,
                 average=checkpoint.average,
                 validation=validation_set,
                 position=position,
