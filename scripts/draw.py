@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import threading
 import webbrowser
 
 import numpy as np
@@ -23,8 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     address = f"http://127.0.0.1:{server.server_address[1]}/"
     print(f"draw a digit at {address}  (Ctrl-C ends it)", flush=True)
-    if not options.no_browser:
-        webbrowser.open(address)
+    if not options.no_browser:  # in a thread, because a browser in this terminal would return only when it is closed
+        threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
     try:
         server.serve_forever()
     except KeyboardInterrupt:

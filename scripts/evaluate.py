@@ -33,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser().error("--show needs --plots, where the pictures are to be")
     try:
         models = [Sequential.load(path) for path in options.models]
+        for path, model in zip(options.models, models, strict=True):
+            if len(model.output_shapes[-1]) != 1:
+                raise ValueError(f"{path} ends in {model.output_shapes[-1]} numbers, not in one for each class")
         data = load_mnist(options.data_dir, options.mirror)
         count_classes(data)
         images, labels = data[1]

@@ -12,7 +12,8 @@ import numpy as np
 from train_mnist import show
 
 from tinycnn import Sequential, command_line
-from tinycnn.digits import NoDigitFound, read_picture, to_mnist
+from tinycnn.digits import NoDigitFound, to_mnist
+from tinycnn.pictures import read_picture
 from tinycnn.trained import TRAINED
 
 
@@ -21,12 +22,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.show and not options.plot:
         parser().error("--show needs --plot, where the pictures are to be")
+    if options.plot and not options.plot.name:
+        parser().error(f"--plot needs the name of a file, got {options.plot}")
     try:
         model = load_model(options.model)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    status = 0
+    status, drawn = 0, []
     for number, path in enumerate(options.pictures):
         try:
             grey = read_picture(path)
@@ -41,11 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
         probabilities = model.predict_proba(seen[None])[0]
         print(f"{path}: {line(probabilities)}")
         if options.plot:
-            draw(plot_path(options.plot, number, len(options.pictures)), grey, seen, probabilities)
-    if options.show:
-        drawn = [plot_path(options.plot, number, len(options.pictures)) for number in range(len(options.pictures))]
-        status = show([path for path in drawn if path.exists()]) or status
-    return status
+            drawn.append(plot_path(options.plot, number, len(options.pictures)))
+            draw(drawn[-1], grey, seen, probabilities)
+    return (show(drawn) if options.show else 0) or status
 
 
 def load_model(path: str | Path) -> Sequential:
@@ -53,6 +54,8 @@ def load_model(path: str | Path) -> Sequential:
     model = Sequential.load(path)
     if model.input_shape != (28, 28, 1):
         raise ValueError(f"{path} is for images of {model.input_shape}, not of 28 × 28 grey pixels")
+    if len(model.output_shapes[-1]) != 1:
+        raise ValueError(f"{path} ends in {model.output_shapes[-1]} numbers, not in one for each class")
     return model
 
 

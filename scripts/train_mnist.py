@@ -12,6 +12,7 @@ import numba
 from tinycnn import command_line, together
 from tinycnn.experiment import Settings, run
 from tinycnn.presets import PRESETS
+from tinycnn.results import PICTURES
 
 CHANGES = ("epochs", "batch_size", "learning_rate", "optimizer", "momentum", "weight_decay", "schedule")
 
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"({metrics['seconds_total']:.1f} s in all, {metrics['images_per_second']:,.0f} images/s in training)\n"
         f"saved in {out}: model.npz, history.csv, metrics.json, training.png and other pictures"
     )
-    return show(sorted(Path(out).glob("*.png"))) if options.show else 0
+    return show([picture for name in PICTURES if (picture := Path(out) / name).exists()]) if options.show else 0
 
 
 def how_to_resume(arguments: list[str], out: str) -> str:
@@ -82,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument_group("what to train").add_argument
     add("--preset", choices=PRESETS, default="standard", help="network and recipe (default: standard)")
-    add("--seed", type=whole(0), default=0, metavar="N", help="of weights, order and shifts (default: 0)")
+    add("--seed", type=whole(0), default=0, metavar="N", help="of all that is random (default: 0)")
     add(
         "--validation",
         type=whole(0),

@@ -30,7 +30,8 @@ import mutations
 import numpy as np
 
 from tinycnn import Sequential, read_idx
-from tinycnn.digits import NoDigitFound, read_picture, to_mnist
+from tinycnn.digits import NoDigitFound, to_mnist
+from tinycnn.pictures import read_picture
 
 SECONDS, MEGABYTES, HANGS = 1.0, 200, 60  # of CPU time; above the idle program; seconds of waiting
 LIMIT = 4 << 30  # bytes of address space that the reading process may take besides those of the idle program

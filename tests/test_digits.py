@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tinycnn import Sequential, load_mnist
-from tinycnn.digits import NoDigitFound, read_picture, stroke_width, to_mnist
+from tinycnn.digits import NoDigitFound, stroke_width, to_mnist
+from tinycnn.pictures import read_picture
 from tinycnn.trained import TRAINED
 
 

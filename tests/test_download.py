@@ -322,7 +322,12 @@ def test_nobody_there(tmp_path):
     with Server(honest) as server:
         pass
     assert "refused" in failure(tmp_path, server)
-    assert "none was given" in failure(tmp_path)
+
+
+def test_without_a_mirror_nothing_is_begun(tmp_path, capsys):
+    assert "none was given" in failure(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    assert capsys.readouterr().err == ""  # no bar
 
 
 @settings(max_examples=60)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tinycnn import BatchNorm, Conv2D, Dense, Dropout, Flatten, Sequential, archive, pictures, rebuild
-from tinycnn.digits import read_picture
+from tinycnn.pictures import read_picture
 
 READERS = list(fuzz.READERS)
 

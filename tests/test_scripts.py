@@ -1,5 +1,6 @@
 """evaluate.py, predict.py and draw.py as commands: what they print, and what they make of bad input."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from small_mnist import noise, write_files
 
-from tinycnn import load_mnist
+from tinycnn import Conv2D, Sequential, load_mnist
 from tinycnn.trained import TRAINED
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -78,6 +79,26 @@ def test_predict_with_a_bad_model(script, pictures, capsys, tmp_path):
     assert "there is no tinycnn model file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["predict", "evaluate"])
+def test_a_model_without_classes_is_refused(script, pictures, capsys, tmp_path, name):
+    model = tmp_path / "model.npz"
+    Sequential([Conv2D(2, 3)], (28, 28, 1)).save(model)
+    assert script(name).main([str(pictures[0][0]), "--model", str(model)] if name == "predict" else [str(model)]) == 1
+    assert "ends in (26, 26, 2) numbers, not in one for each class" in capsys.readouterr().err
+
+
+def test_predict_shows_only_what_it_has_drawn(script, pictures, tmp_path, monkeypatch):
+    Image.new("L", (50, 50), 200).save(tmp_path / "blank.png")
+    (tmp_path / "seen-1.png").write_bytes(b"of an earlier run")
+    shown, predict = [], script("predict")
+    monkeypatch.setattr(predict, "show", lambda paths: shown.extend(paths) or 0)
+    files = [str(tmp_path / "blank.png"), str(pictures[0][0])]
+    assert predict.main([*files, "--plot", str(tmp_path / "seen.png"), "--show"]) == 0
+    assert shown == [tmp_path / "seen-2.png"]
+    with pytest.raises(SystemExit):
+        predict.main([*files, "--plot", "."])
+
+
 def test_evaluate(script, capsys, tmp_path):
     assert script("evaluate").main([str(TRAINED), "--plots", str(tmp_path / "plots")]) == 0
     printed = capsys.readouterr().out
@@ -117,6 +138,25 @@ def test_draw_serves_the_page():
         address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0]
         with urllib.request.urlopen(address, timeout=10) as response:
             assert b"Draw a digit" in response.read()
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def test_draw_serves_a_browser_that_stays_in_the_foreground(tmp_path):
+    """As those in a terminal do."""
+    code = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read(15), flush=True)"
+    (tmp_path / "browse.py").write_text(f"{code}; input()")
+    process = subprocess.Popen(
+        [sys.executable, SCRIPTS / "draw.py"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "BROWSER": f"{sys.executable} {tmp_path / 'browse.py'} %s"},
+    )
+    try:
+        assert "draw a digit at" in process.stdout.readline()
+        assert "<!doctype html>" in process.stdout.readline()
     finally:
         process.terminate()
         process.communicate(timeout=10)

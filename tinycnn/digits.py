@@ -13,8 +13,6 @@ What this file is not: it finds one digit, not several, and turns nothing uprigh
 import numpy as np
 from PIL import Image, ImageFilter
 
-from tinycnn.pictures import read_picture as read_picture  # what comes before to_mnist
-
 SIDE, BOX = 28, 20  # of the result, and of the square that the digit fits into
 WORKING_SIDE = 160  # pictures are made this small first: enough to see every stroke
 LEAST_CONTRAST = 0.06  # between ink and paper, of the whole range from black to white
@@ -35,10 +33,7 @@ def to_mnist(grey: np.ndarray) -> np.ndarray:
         raise ValueError(f"a grey picture has the shape (height, width), not {grey.shape}")
     if not np.isfinite(grey).all():
         raise ValueError("the picture holds NaN or infinite pixels")
-    ink = find_ink(_shrunk(grey))
-    rows, columns = np.flatnonzero(ink.max(axis=1) > 0.3), np.flatnonzero(ink.max(axis=0) > 0.3)
-    cropped = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return centred(fitted(cropped))
+    return centred(fitted(_cropped(find_ink(_shrunk(grey)))))
 
 
 def find_ink(grey: np.ndarray) -> np.ndarray:

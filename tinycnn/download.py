@@ -39,6 +39,8 @@ def download(name: str, size: int, sha256: str, directory: Path, mirrors: Sequen
     Raises FileNotFoundError, with the reason of each mirror, if none has it, and OSError if the directory, which is
     made if need be, can't be written. In both cases, and when interrupted, nothing is left behind.
     """
+    if not mirrors:
+        raise FileNotFoundError(f"could not get {name} from any mirror: none was given")
     with _blaming(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):  # better to know before the download than after it
@@ -95,7 +97,7 @@ def _fetch_from_any(mirrors: Sequence[str], name: str, size: int, sha256: str) -
                 # A server may have written parts of this text: one line, and nothing that a terminal would obey.
                 reason = textwrap.shorten(str(error) or type(error).__name__, 300)
                 failures.append(f"\n  {mirror}: {''.join(filter(str.isprintable, reason))}")
-    raise FileNotFoundError(f"could not get {name} from any mirror:" + ("".join(failures) or " none was given"))
+    raise FileNotFoundError(f"could not get {name} from any mirror:" + "".join(failures))
 
 
 def _fetch(url: str, size: int, sha256: str, bar: tqdm) -> bytearray:
