@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from tinycnn import Sequential
+from tinycnn import Sequential, load_mnist
 from tinycnn.server import make_server
 from tinycnn.studio import Studio
 from tinycnn.trained import TRAINED
@@ -33,7 +33,7 @@ STROKES = {  # of a canvas of 100 × 100
 
 @pytest.fixture(scope="module")
 def address():
-    server = make_server(Studio(Sequential.load(TRAINED)))
+    server = make_server(Studio(Sequential.load(TRAINED), load_mnist()[1]))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}/"
     server.shutdown()
@@ -162,6 +162,16 @@ def test_everything_can_be_done_with_the_keyboard(page):
     wait(page, lambda d: "channel 1, row 10, column 10" in d.find_element(By.ID, "place").text)
     canvas.send_keys(Keys.DELETE)
     wait(page, lambda d: "Nothing drawn" in answer(d))
+
+
+def test_the_pen_is_up_after_a_test_image(page):
+    """The one with which the keyboard draws."""
+    page.find_element(By.ID, "draw").send_keys(Keys.SPACE)
+    page.find_element(By.ID, "sample").click()
+    wait(page, lambda d: "It is a" in answer(d))
+    before = answer(page)
+    page.find_element(By.ID, "draw").send_keys(*[Keys.ARROW_DOWN] * 9)
+    assert answer(page) == before
 
 
 def test_it_fits_a_phone(page):

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from tinycnn import Sequential
 from tinycnn import server as tinycnn_server
+from tinycnn import studio as tinycnn_studio
 from tinycnn.server import make_server
 from tinycnn.studio import Studio
 from tinycnn.trained import TRAINED
@@ -92,6 +93,12 @@ def test_maps_and_saliency(ask):
         shades = np.frombuffer(base64.b64decode(packed["shades"]), np.uint8).reshape(packed["shape"])
         values = packed["low"] + (packed["high"] - packed["low"]) * shades / 255
         np.testing.assert_allclose(values, x[0], atol=0.003 * (packed["high"] - packed["low"]) + 1e-6)
+
+
+def test_the_largest_drawing_is_looked_at(ask):
+    side = tinycnn_studio.LARGEST_SIDE
+    status, answer = ask("POST", "/look", {"ink": [[255] * side] * side, "maps": True, "saliency": True})
+    assert (status, answer["digit"]) == (200, None)
 
 
 def test_a_blank_drawing_has_no_digit(ask):
@@ -253,9 +260,9 @@ HOSTILE = {
     "chunks": (POST + b"\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0" + END, 411),
     "chunks and a length": (posted(b"2\r\nTransfer-Encoding: chunked"), 411),
     "a length of many digits": (posted(b"9" * 5000), 413),
-    "a byte too many": (posted(b"65537", b" " * 65537), 413),
+    "a byte too many": (posted(b"131073", b" " * 131073), 413),
     "megabytes": (posted(b"20000000", b" " * 20_000_000), 413),
-    "a body shorter than it says": (posted(b"65536"), 400),
+    "a body shorter than it says": (posted(b"131072"), 400),
     "a body longer than it says": (posted(b"50"), 400),
 }
 
@@ -386,7 +393,7 @@ def test_who_waits_for_the_network_is_not_waited_for(server, ask, monkeypatch):
 def test_clients_that_go_away(server, ask, capsys):
     """Before, while and after they are answered: nothing is said about it, and nothing is left of them."""
     request = posted(b"%d" % len(BODY)).replace(b"PORT", b"%d" % server.server_address[1])
-    for sent in (b"", request[:100], request[:-1], request, 20 * request, posted(b"65537"), b"nonsense" + END):
+    for sent in (b"", request[:100], request[:-1], request, 20 * request, posted(b"131073"), b"nonsense" + END):
         for _ in range(5):
             with socket.create_connection(server.server_address, timeout=20) as client:
                 client.sendall(sent)

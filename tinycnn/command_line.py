@@ -48,7 +48,8 @@ class _Output:
     def __init__(self, stream: TextIO | None, to_the_end: bool):
         self._stream = stream or open(os.open(os.devnull, os.O_WRONLY), "w", closefd=False)  # noqa: SIM115
         self._to_the_end = to_the_end
-        self._stream.reconfigure(errors="replace", line_buffering=True)
+        if hasattr(self._stream, "reconfigure"):  # else somebody has put something of his own there
+            self._stream.reconfigure(errors="replace", line_buffering=True)
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)

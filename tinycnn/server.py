@@ -31,7 +31,7 @@ import numba
 from tinycnn.studio import Refused, Studio
 
 PAGE = Path(__file__).parent / "page.html"
-LARGEST_HEAD = LARGEST_BODY = 1 << 16  # bytes
+LARGEST_HEAD, LARGEST_BODY = 1 << 16, 1 << 17  # bytes
 SILENCE, PATIENCE = 5, 30  # seconds that a client may pause within a request, and take for a whole one
 MOST_WAITED_FOR = 500  # clients that have a connection but have not sent a whole request
 
@@ -45,6 +45,7 @@ class Server(ThreadingHTTPServer):
     """A thread for each client. Who keeps it waiting is dropped: after PATIENCE, or when too many others come."""
 
     request_queue_size = 1024  # clients that may knock at the same moment
+    allow_reuse_address = sys.platform != "win32"  # where two servers could then have the same port
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -80,6 +81,7 @@ def handler(studio: Studio) -> type[BaseHTTPRequestHandler]:
 
         def handle_one_request(self):
             self.server.waited_for[self.connection] = monotonic()
+            self.command = ""  # not that of the request before
             try:
                 super().handle_one_request()
             except Refused as refusal:
@@ -116,7 +118,9 @@ def handler(studio: Studio) -> type[BaseHTTPRequestHandler]:
 
         def _check_sender(self) -> None:
             """Refuses what another page, or one under another name for this machine, asks."""
-            own = [f"{name}:{self.server.server_address[1]}" for name in ("127.0.0.1", "localhost")]
+            port = self.server.server_address[1]
+            end = "" if port == 80 else f":{port}"  # which a browser leaves out
+            own = ["127.0.0.1" + end, "localhost" + end]
             hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
             if self.headers.defects:
                 raise Refused("the headers make no sense")
