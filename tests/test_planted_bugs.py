@@ -1,6 +1,7 @@
 """Every classic mistake is caught, by the check that is said to catch it; and without a mistake all checks pass."""
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def test_the_bug_is_caught(bug):
 
 def test_there_are_many_and_each_has_a_name_of_its_own():
     assert len({bug.name for bug in BUGS}) == len(BUGS) >= 25
+    assert all(re.fullmatch(r"[a-z0-9-]+", bug.name) for bug in BUGS)  # to be typed into any shell
 
 
 def test_the_script_lists_breaks_and_draws(capsys, tmp_path):

@@ -108,8 +108,8 @@ def random_displacements(
 def _smoothing(length: int, sigma: float) -> np.ndarray:
     """G (length, points): G · noise is the noise smoothed by a Gaussian of this σ, along one axis of the image.
 
-    The noise lives on points σ apart. The Gaussian blurs them into one another so well that G · Gᵀ, what places have in
-    common, is within 0.004 of what it would be with noise everywhere. Each row of G has length 1: the variance stays.
+    Noise on points only σ apart is enough: the correlation of the places i and j, (G · Gᵀ)[i, j], is within 0.007 of
+    exp(−(i − j)² / 4σ²), that of noise everywhere. Each row of G has length 1: the variance stays.
     """
     points = sigma * np.arange(-1, np.ceil((length - 1) / sigma) + 2)  # one more on either side
     weights = np.exp(-(((np.arange(length)[:, None] - points) / sigma) ** 2) / 2)

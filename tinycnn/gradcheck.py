@@ -68,7 +68,7 @@ def central_difference(f: Callable[[], float], x: np.ndarray, h: float = 1e-3) -
 def relative_error(a: np.ndarray, b: np.ndarray, floor: float = 1e-12) -> float:
     """The largest |a − b| / max(|a|, |b|) over all elements; two numbers below `floor` count as equal.
 
-    Not a number if one of them is none: that is below no tolerance. Raises ValueError for arrays of different shapes.
+    NaN if an element is NaN, which is below no tolerance. Raises ValueError for arrays of different shapes.
     """
     if a.shape != b.shape:
         raise ValueError(f"arrays of different shapes, {a.shape} and {b.shape}")
@@ -212,9 +212,9 @@ def _check_array(name, array, gradient, output, dy, tolerance, samples, random) 
 def _compare(analytic, rounding, moved, dy, tolerance) -> tuple[float, float, bool, bool]:
     """(the derivative of Σ dy · moved(distance) at 0, the error of the analytic one, at a kink?, passed?).
 
-    Where both sides of the place have one slope, that is the derivative. If they have not, a kink is near; the steps
-    become smaller until it is out of reach. A kink at the very place never is: then each output may follow its left
-    slope, its right one, or any in between.
+    If the slopes to the left and to the right of the place agree, they are the derivative. If not, a kink is near, and
+    smaller steps may leave it out of reach. A kink at the very place stays: then each output may follow its left slope,
+    its right one, or any in between.
     """
     at_zero = moved(0)
     for h in STEPS:

@@ -21,8 +21,8 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
 
 
 def precision_recall_f1(confusion: np.ndarray) -> np.ndarray:
-    """For each class (a row): precision = of those taken for it, the part that is; recall = of those that are, the part
-    that was found; F1 = their harmonic mean. 0 where there are none.  (K, K) -> (K, 3).
+    """For each class (a row): precision = the share of the images taken for it that are of it; recall = the share of
+    its images that were taken for it; F1 = their harmonic mean. 0 where there are none.  (K, K) -> (K, 3).
     """
     right = np.diag(confusion).astype(float)
     precision = right / np.maximum(1, confusion.sum(axis=0))
@@ -32,7 +32,7 @@ def precision_recall_f1(confusion: np.ndarray) -> np.ndarray:
 
 
 def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """−mean log p[label], in nats. A probability of 0 counts as one of 10⁻³⁰⁸."""
+    """−mean log p[label], in nats. A probability of 0, or one that has rounded to it, counts as 10⁻³⁰⁸: 708 nats."""
     p = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.log(np.maximum(p, np.finfo(np.float64).tiny)).mean())
 

@@ -34,10 +34,10 @@ ORIENTATION = 0x0112
 def read_picture(path: str | Path) -> np.ndarray:
     """A PNG, JPEG, GIF, BMP or WebP file as grey numbers (H, W) from 0 (black) to 1 (white), float32.
 
-    H and W are those of the picture, or divided by a whole number if they are large. A photo is turned the way the
-    camera was held. What is transparent takes the colour that its ink stands out from. Of several pictures in a file
-    the first is taken. Raises FileNotFoundError, or ValueError naming the file and the fault: it can't be read, or is
-    larger than the limits above.
+    H and W are those of the picture, or divided by a whole number if they are large. Of 16 bits the brightest pixel is
+    white. A photo is turned the way the camera was held. What is transparent takes the colour that its ink stands out
+    from. Of several pictures in a file the first is taken. Raises FileNotFoundError, or ValueError naming the file and
+    the fault: it can't be read, or is larger than the limits above.
     """
     with open_file(path, "picture") as file:
         try:

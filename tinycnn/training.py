@@ -19,7 +19,7 @@ from tinycnn.optim import SGD, Adam
 from tinycnn.schedules import Schedule
 
 # The columns of a history row. Training figures are means over the epoch, while the weights were still changing and
-# with augmentation and dropout; validation figures are those of the epoch's final weights.
+# with augmentation and dropout; validation figures are those of the epoch's final weights, or of their average.
 COLUMNS = (
     "epoch",
     "learning_rate",
@@ -160,7 +160,7 @@ def _restored_if_it_diverges(model: Sequential, average: WeightAverage | None) -
 
 
 def _batches(images, labels, batch_size, generator, augment, position) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The epoch's batches from the position on."""
+    """The epoch's batches from the position on; the order is drawn again from the state in which the epoch began."""
     position.shuffling = position.shuffling or generator.bit_generator.state
     generator.bit_generator.state = position.shuffling
     order = generator.permutation(len(images))
