@@ -63,6 +63,8 @@ def model(path: str | Path) -> None:
 def checkpoint(path: str | Path) -> None:
     """All arrays are those that NumPy finds, and finite; from a file that is refused nothing is taken."""
     training = mutations.training(path)
+    for array in training.arrays().values():
+        array += 1  # or what is in the file could be what is there already
     before = {name: array.copy() for name, array in training.arrays().items()}
     try:
         position = training.restore()

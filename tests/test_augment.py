@@ -99,7 +99,7 @@ def test_resampling_is_scipys(random, displaced):
 
 
 @pytest.mark.parametrize("far", [1e30, -1e30, np.inf, -np.inf, np.nan, 8.0, -1.0])
-def test_places_far_outside_are_background(random, far):
+def test_places_far_outside_are_background(far):
     """Never memory beside the image."""
     images = np.full((3, 8, 8, 1), 255, np.uint8)
     for axis in range(2):

@@ -168,13 +168,21 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, change, fault)
     checkpoint.save(Position())
     with archive.reading(path, archive.CHECKPOINT) as (description, stored):
         arrays = {name: np.asarray(array) for name, array in stored.items()}
-    position = description["position"] | change.pop("position", {})
-    archive.write(path, archive.CHECKPOINT, description | {"position": position} | change, arrays)
-    before = [array.copy() for array in checkpoint.arrays().values()]
+    position = description["position"] | change.get("position", {})
+    archive.write(path, archive.CHECKPOINT, description | change | {"position": position}, arrays)
+    other = parts(Adam, path, seed=5)  # where everything that came from the file would show
+    before = [array.copy() for array in other.arrays().values()], repr(states(other))
     with pytest.raises(ValueError, match=rf"c\.npz is not a tinycnn checkpoint file, or a damaged one: .*{fault}"):
-        checkpoint.restore()
-    for array, old in zip(checkpoint.arrays().values(), before, strict=True):
+        other.restore()
+    for array, old in zip(other.arrays().values(), before[0], strict=True):
         np.testing.assert_array_equal(array, old)
+    assert repr(states(other)) == before[1]
+
+
+def states(checkpoint: Checkpoint) -> tuple:
+    """What is restored beside the arrays."""
+    generators = {name: g.bit_generator.state for name, g in checkpoint._all_generators().items()}
+    return generators, checkpoint.optimizer.t, checkpoint.average.updates
 
 
 def test_a_checkpoint_is_no_model_and_a_model_no_checkpoint(tmp_path):
@@ -225,13 +233,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(job):
 
 
 def test_two_trainings_into_the_same_directory(job):
-    first = train(job, job / "out")
-    wait_for(job / "out" / "checkpoint.npz")
-    second = train(job, job / "out", stderr=subprocess.PIPE)
-    said = second.communicate()[1].decode()
-    assert first.wait() == 0
-    if second.returncode == 0:
-        pytest.fail("the first one was too quick, or the second was not refused")
+    (job / "out").mkdir()
+    with alone_in(job / "out"):
+        second = train(job, job / "out", stderr=subprocess.PIPE)
+        said = second.communicate()[1].decode()
+    assert second.returncode == 1
     assert f"another training is writing to {job / 'out'}" in said
     assert "Traceback" not in said
 

@@ -164,9 +164,9 @@ def test_an_edited_kernel_is_compiled_anew(kernels):
     """Also where the edit is in another file, of which Numba's cache knows nothing."""
     folder, add = kernels
     assert add() == ""
-    source = (folder / "vector.py").read_text()
+    source = (folder / "vector.py").read_text("utf-8")
     (folder / "vector.py").write_text(
-        source.replace('_operator(operator.add, "fadd")', '_operator(operator.add, "fsub")')
+        source.replace('_operator(operator.add, "fadd")', '_operator(operator.add, "fsub")'), "utf-8"
     )
     assert add("[-3. -6.]") == ""
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from small_mnist import bright_quarters, noise, write_files
 
-from tinycnn import Sequential, archive, experiment, load_mnist
+from tinycnn import Sequential, archive, experiment, load_mnist, together
 from tinycnn.experiment import Settings, run
 from tinycnn.results import PICTURES
 
@@ -67,11 +68,45 @@ def test_what_it_prints_and_writes(options, data_dir, tmp_path, capsys):
     assert (metrics["seed"], metrics["epochs"]) == (0, 4)
     assert metrics["parameters"] == sum(q.value.size for q in model.parameters())
     assert 0 < metrics["seconds_training"] <= metrics["seconds_total"]
-    assert metrics["images_per_second"] == pytest.approx(800 / metrics["seconds_training"], rel=0.5)
+    assert metrics["images_per_second"] == pytest.approx(800 / metrics["seconds_training"])
     rows = history_of(out)
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert float(rows[-1]["train_accuracy"]) == metrics["train_accuracy"]
     assert rows[-1]["validation_accuracy"] == ""
+
+
+def test_what_is_trained_is_what_the_settings_say(tmp_path, monkeypatch):
+    """The loop gets the images that are left, those that are held out, and all that the recipe asks for."""
+    arrays = noise(20, 10, size=(28, 28))
+    write_files(tmp_path / "data", arrays)
+    seen = {}
+
+    def note(model, optimizer, schedule, images, labels, **others):
+        seen.update(others, train_set=(images, labels))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "train", note)
+    changes = {"label_smoothing": 0.25, "averaging": 0.5, "epochs": 3, "batch_size": 4}
+    settings = Settings("small", changes, validation=6, limit=9, data_dir=tmp_path / "data", out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, print, progress=False)
+    for given, start, end in ((seen["train_set"], 0, 9), (seen["validation"], 14, 20)):
+        for array, whole in zip(given, arrays[:2], strict=True):
+            np.testing.assert_array_equal(array, whole[start:end])
+    assert (seen["loss"].label_smoothing, seen["average"].share) == (0.25, 0.5)
+    assert (seen["epochs"], seen["batch_size"]) == (3, 4)
+    assert (seen["augment"](arrays[0]) != arrays[0]).any()
+
+
+def test_the_model_that_is_kept_is_the_average(tmp_path):
+    write_files(tmp_path / "data", noise(20, 10, size=(28, 28)))
+    changes = {"epochs": 1, "batch_size": 5, "averaging": 0.5}
+    run(Settings("small", changes, data_dir=tmp_path / "data", out=tmp_path), print, progress=False)
+    kept = dict(Sequential.load(tmp_path / "model.npz").state())
+    with np.load(tmp_path / "checkpoint.npz") as file:
+        for name, array in kept.items():
+            np.testing.assert_array_equal(array, file[f"average.{name}"], err_msg=name)
+        assert any((array != file[name]).any() for name, array in kept.items())
 
 
 def test_quiet_prints_the_result_only(options, capsys):
@@ -90,7 +125,7 @@ def test_validation_holds_the_last_images_out(options, tmp_path, capsys):
     assert math.isfinite(float(rows[-1]["validation_loss"]))
 
 
-def test_options_reach_the_recipe(options, tmp_path, monkeypatch):
+def test_options_reach_the_recipe(options, monkeypatch):
     """Each one changes what is trained."""
     seen = []
     monkeypatch.setitem(
@@ -353,10 +388,15 @@ def test_a_training_that_is_done_resumes_to_the_same_and_another_is_refused_by_n
     weights, history = (out / "model.npz").read_bytes(), (out / "history.csv").read_bytes()
     assert main([*options, "--epochs", "2", "--resume"]) == 0
     assert ((out / "model.npz").read_bytes(), (out / "history.csv").read_bytes()) == (weights, history)
+    metrics = metrics_of(out)
+    assert metrics["seconds_total"] > metrics["seconds_training"] > 0  # which were before
     assert "going on: 2 epochs and 0 steps are done" in capsys.readouterr().out
-    assert main([*options, "--epochs", "3", "--seed", "1", "--learning-rate", "0.5", "--resume"]) == 1
+    others = ["--seed", "1", "--learning-rate", "0.5", "--validation", "5", "--limit", "9"]
+    assert main([*options, "--epochs", "3", *others, "--resume"]) == 1
     said = capsys.readouterr().err
     for difference in ("seed was 0, is 1 now", "epochs was 2, is 3 now", "learning_rate was 0.01, is 0.5 now"):
+        assert difference in said
+    for difference in ("validation was 0, is 5 now", "limit was None, is 9 now"):
         assert difference in said
     arrays = [array for part in load_mnist(data_dir) for array in part]
     arrays[3] = arrays[3][::-1].copy()
@@ -442,20 +482,36 @@ def test_weights_that_are_not_finite_are_never_saved(options, tmp_path, monkeypa
             assert all(np.isfinite(array).all() for array in arrays.values())
 
 
-def test_ctrl_c(options, tmp_path, monkeypatch, capsys):
-    def interrupted(*_, **__):
+def test_a_second_ctrl_c_ends_it_at_once():
+    """The first one is noted, for the step that is being made to end."""
+    with experiment._ctrl_c_noted() as noted:
+        assert not noted()
+        signal.raise_signal(signal.SIGINT)
+        assert noted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_one_by_one_calls_every_layers_own_code(options, monkeypatch):
+    """Where somebody has changed it."""
+    seen = []
+
+    def note(*_, **__):
+        seen.append(together._together)
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(main.__globals__, "run", interrupted)
-    assert main(options) == 130
-    assert "nothing to go on from" in capsys.readouterr().err
+    monkeypatch.setitem(main.__globals__, "run", note)
+    assert (main(options), main([*options, "--one-by-one"])) == (130, 130)
+    assert seen == [True, False]
 
 
-def test_as_a_command(options):
+def test_as_a_command(options, tmp_path):
     """As a user starts it: a process of its own, from another directory."""
     environment = {**os.environ, "PYTHONWARNINGS": "error,ignore::DeprecationWarning"}
     result = subprocess.run(
         [sys.executable, SCRIPT, *options, "--epochs", "1"],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         env=environment,

@@ -70,7 +70,7 @@ def test_saliency_is_the_derivative_of_the_logit(model, random):
 
 
 def test_a_receptive_field_holds_exactly_the_pixels_that_can_act(model):
-    """The gradient of one output, with every ReLU open and pools averaging their whole window, reaches just those."""
+    """With weights above 0 and every ReLU open a much brighter pixel changes the output if, and only if, it is seen."""
     for number, shape in enumerate(model.output_shapes):
         if len(shape) != 3:
             assert receptive_field(model, number, 0, 0) == (0, 0, 11, 9)

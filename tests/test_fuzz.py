@@ -258,7 +258,7 @@ def test_any_png(tmp_path_factory, head, pixels, more):
 # ------------------------------------------------------------------------------------- what is good must not be refused
 
 
-def test_a_model_of_every_layer_is_loaded_as_it_was(tmp_path):
+def test_a_model_with_dropout_and_statistics_is_loaded_as_it_was(tmp_path):
     """Built without random numbers, it has those of the file; its layers and its Dropout are like any others'."""
     model = Sequential([Conv2D(2, 3, padding=1), BatchNorm(), Dropout(0.5), Flatten(), Dense(3)], (6, 6, 1), seed=5)
     model.save(tmp_path / "m.npz")

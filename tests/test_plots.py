@@ -175,7 +175,7 @@ def test_prediction_marks_the_answer():
     assert middle.images[0].get_array().shape == (28, 28)
 
 
-def test_derivative_errors(tmp_path):
+def test_derivative_errors():
     steps = np.array([1.0, 0.1, 0.01])
     (axes,) = plots.derivative_errors(steps, {"a": np.array([1, 0.1, 0]), "b": np.array([0.5, 0, 0])}).axes
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [1, 0.1, 1e-16])

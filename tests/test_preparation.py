@@ -27,7 +27,7 @@ def test_another_optimizer_does_not_inherit_the_weight_decay():
     assert change(recipe, {"optimizer": "adam"}).weight_decay == recipe.weight_decay > 0
 
 
-def test_optimizer_and_schedule_follow_the_recipe(random):
+def test_optimizer_and_schedule_follow_the_recipe():
     model = Sequential(PRESETS["classic"](3).layers, (12, 12, 1))
     recipe = Recipe(
         [], epochs=3, batch_size=1, learning_rate=0.2, momentum=0.7, weight_decay=0.01, beta1=0.6, beta2=0.8

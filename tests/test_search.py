@@ -158,7 +158,7 @@ def test_reproduce(script, tmp_path, data_dir, monkeypatch, capsys):
     accuracy = np.array([m["test_accuracy"] for m in metrics])
     assert f"{100 * accuracy.mean():.2f} ± {100 * accuracy.std(ddof=1):.2f} %" in first
     assert "mean of 2 `lenet`" in first
-    assert (out / "table.md").read_text() == first
+    assert (out / "table.md").read_text("utf-8") == first
     weights = (out / "lenet-1" / "model.npz").read_bytes()
     assert module.main(command) == 0
     assert capsys.readouterr().out == first

@@ -54,8 +54,8 @@ def assert_same_training(model: Sequential, x: np.ndarray, random) -> None:
             np.testing.assert_allclose(parameter.grad, other.grad, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @given(
+    dtype=st.sampled_from([np.float32, np.float64]),
     batch=st.integers(0, 5),
     side=st.sampled_from([6, 9, 14]),
     channels=st.sampled_from([1, 3, 8]),
@@ -85,8 +85,8 @@ def test_equal_to_one_by_one(dtype, batch, side, channels, filters, kernel, stri
     assert_same_training(model, x, random)
     if seed % 3 == 0 and batch:
         x[0, side // 2, 1, 0], x[-1, 0, 0, 0] = np.nan, -np.inf
-    with np.errstate(invalid="ignore"):
-        assert_same_memory(model, x)
+        with np.errstate(invalid="ignore"):
+            assert_same_memory(model, x)
 
 
 @pytest.mark.parametrize("pool", [(100, 7), (2, 16), (2, 12)])
@@ -226,7 +226,7 @@ def test_what_goes_together(layers, expected, random):
     np.testing.assert_array_equal(model.forward(x), one_by_one(model, x))
 
 
-def test_a_pool_that_does_not_fit_is_named(random):
+def test_a_pool_that_does_not_fit_is_named():
     """Somebody has put another one there."""
     model, x = Sequential([Conv2D(4, 3), MaxPool2D(2), ReLU()], (12, 12, 1)), np.zeros((2, 12, 12, 1), np.float32)
     model.layers[1] = MaxPool2D((2, 20))
@@ -234,7 +234,7 @@ def test_a_pool_that_does_not_fit_is_named(random):
         model.forward(x)
 
 
-def test_gradients_that_were_put_into_a_layer_are_called(random):
+def test_gradients_that_were_put_into_a_layer_are_called():
     model = Sequential([Conv2D(4, 3), MaxPool2D(2), ReLU()], (12, 12, 1))
     seen, conv = [], model.layers[0]
     conv.parameter_gradients = lambda dy: seen.append(dy.shape)

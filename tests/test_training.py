@@ -179,14 +179,17 @@ def test_a_loss_that_is_not_finite_stops_and_restores(stripes, poison):
         return images * poison if after_first else images
 
     model = small_model()
+    average = WeightAverage(model, 0.5)
+    state = lambda: model.state() + average.state()  # noqa: E731
     with pytest.raises(TrainingDiverged, match=r"the loss is (nan|inf) at step \d of epoch 2, learning rate 0\.01"):
         run(
             stripes,
             model,
             augment=augment,
-            after_epoch=lambda _: after_first.extend(a.copy() for _, a in model.state()),
+            average=average,
+            after_epoch=lambda _: after_first.extend(a.copy() for _, a in state()),
         )
-    for (name, now), then in zip(model.state(), after_first, strict=True):
+    for (name, now), then in zip(state(), after_first, strict=True):
         np.testing.assert_array_equal(now, then, err_msg=name)
     assert math.isfinite(evaluate(model, *stripes)[0])
 
