@@ -388,8 +388,6 @@ def test_a_training_that_is_done_resumes_to_the_same_and_another_is_refused_by_n
     weights, history = (out / "model.npz").read_bytes(), (out / "history.csv").read_bytes()
     assert main([*options, "--epochs", "2", "--resume"]) == 0
     assert ((out / "model.npz").read_bytes(), (out / "history.csv").read_bytes()) == (weights, history)
-    metrics = metrics_of(out)
-    assert metrics["seconds_total"] > metrics["seconds_training"] > 0  # which were before
     assert "going on: 2 epochs and 0 steps are done" in capsys.readouterr().out
     others = ["--seed", "1", "--learning-rate", "0.5", "--validation", "5", "--limit", "9"]
     assert main([*options, "--epochs", "3", *others, "--resume"]) == 1
@@ -406,6 +404,21 @@ def test_a_training_that_is_done_resumes_to_the_same_and_another_is_refused_by_n
     assert "test labels was 50 uint8 with SHA-256" in said
     assert "training images" not in said
     assert (out / "model.npz").read_bytes() == weights
+
+
+def test_the_seconds_before_a_resume_count(options, tmp_path, monkeypatch):
+    restored = experiment._restored
+
+    def of_long_ago(*arguments):
+        position = restored(*arguments)
+        position.history = [row | {"seconds": 1000.0} for row in position.history]
+        return position
+
+    monkeypatch.setattr(experiment, "_restored", of_long_ago)
+    for _ in range(2):
+        assert main([*options, "--epochs", "1", "--resume", "--quiet"]) == 0
+    metrics = metrics_of(tmp_path / "out")
+    assert metrics["seconds_training"] == 1000 < metrics["seconds_total"]
 
 
 def test_resumed_in_the_middle_of_an_epoch_the_model_is_still_that_of_the_last_whole_one(

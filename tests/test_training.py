@@ -172,11 +172,12 @@ def test_progress_shows_loss_accuracy_and_speed(stripes, capsys):
 
 @pytest.mark.parametrize("poison", [np.float32(np.inf), np.float32(3e38)])
 def test_a_loss_that_is_not_finite_stops_and_restores(stripes, poison):
-    """From the second epoch on the images are poisoned: the model ends as the first epoch left it, statistics too."""
-    after_first = []
+    """In the second epoch the third batch is poisoned: all ends as the first epoch left it, statistics and average."""
+    after_first, of_second = [], []
 
     def augment(images):
-        return images * poison if after_first else images
+        of_second.extend([images] if after_first else [])
+        return images * poison if len(of_second) == 3 else images
 
     model = small_model()
     average = WeightAverage(model, 0.5)
