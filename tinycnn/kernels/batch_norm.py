@@ -81,10 +81,8 @@ def input_gradient(
     dy, x (M, C), contiguous; active (M, C), or None for everywhere; the others (C,) -> dx (M, C).
     """
     dx = empty(x.shape, x.dtype)
-    kernel, parts = (
-        _input_gradient_task(row_lanes(x.dtype), x.dtype, active is not None),
-        parts_for(len(x), 32 * x.size),
-    )
+    parts = parts_for(len(x), 32 * x.size)
+    kernel = _input_gradient_task(row_lanes(x.dtype), x.dtype, active is not None)
     run(kernel, parts, (parts, *x.shape), dy, x, mean, scale, constant, slope, dx, active)
     return dx
 
