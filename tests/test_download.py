@@ -10,12 +10,14 @@ import os
 import re
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.error
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -224,6 +226,22 @@ def test_a_connection_closed_before_anything_is_said(tmp_path, scheme, refuse):
         server.server.verify_request = lambda *connection: server.asked.append(None) or refuse(*connection)
         assert "3 requests in vain" in failure(tmp_path, server)
     assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("fault", [ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError])
+def test_a_cut_is_no_reason_to_leave_a_mirror_at_once(tmp_path, monkeypatch, fault):
+    """Whichever way Python reports the end of a connection, which depends on when it comes."""
+    asked = []
+
+    class Opener:
+        def open(self, *_, **__):
+            asked.append(None)
+            raise urllib.error.URLError(fault("cut"))
+
+    monkeypatch.setattr(module, "_opener", lambda clock: Opener())
+    with Server(honest) as server:
+        assert "3 requests in vain" in failure(tmp_path, server)
+    assert len(asked) == 3
 
 
 def test_a_server_without_range_starts_anew(tmp_path):
