@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from predict import load_classifier
 from train_mnist import show
 
 from tinycnn import Sequential, command_line, load_mnist
@@ -32,10 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.show and not options.plots:
         parser().error("--show needs --plots, where the pictures are to be")
     try:
-        models = [Sequential.load(path) for path in options.models]
-        for path, model in zip(options.models, models, strict=True):
-            if len(model.output_shapes[-1]) != 1:
-                raise ValueError(f"{path} ends in {model.output_shapes[-1]} numbers, not in one for each class")
+        models = [load_classifier(path) for path in options.models]
         data = load_mnist(options.data_dir, options.mirror)
         count_classes(data)
         images, labels = data[1]

@@ -51,9 +51,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def load_model(path: str | Path) -> Sequential:
     """A model for pictures as `to_mnist` makes them. Raises ValueError or FileNotFoundError."""
-    model = Sequential.load(path)
+    model = load_classifier(path)
     if model.input_shape != (28, 28, 1):
         raise ValueError(f"{path} is for images of {model.input_shape}, not of 28 × 28 grey pixels")
+    return model
+
+
+def load_classifier(path: str | Path) -> Sequential:
+    """A model for images of any kind that ends in a number for each class. Raises ValueError or FileNotFoundError."""
+    model = Sequential.load(path)
     if len(model.output_shapes[-1]) != 1:
         raise ValueError(f"{path} ends in {model.output_shapes[-1]} numbers, not in one for each class")
     return model

@@ -29,8 +29,8 @@ from tinycnn.files import replacing
 STALL_SECONDS = 30  # a mirror has failed if in this time
 STALL_BYTES = 1 << 15  # it did not bring us so much further into the file (or to its end),
 FUTILE_REQUESTS = 3  # or if so many requests in a row were cut before they brought us any further
-ENDS_OF_TLS = ssl.SSLEOFError, ssl.SSLZeroReturnError  # without a farewell, and with one
-CUTS = (ConnectionError, *ENDS_OF_TLS, http.client.HTTPException)  # no reason to leave a mirror at once
+# No reason to leave a mirror at once; TLS has two ways to end.
+CUTS = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError, http.client.HTTPException)
 LEFTOVER_SECONDS = 3600  # a temporary file this old was left by a process that was killed
 
 

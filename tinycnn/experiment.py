@@ -142,7 +142,7 @@ def _train(
     schedule = make_schedule(recipe, steps_an_epoch=ceil(len(train_set[0]) / recipe.batch_size))
     loss = SoftmaxCrossEntropy(recipe.label_smoothing)
     if position == Position():
-        checkpoint.path.unlink(missing_ok=True)  # an earlier training's; now nothing keeps this one from its begin
+        checkpoint.path.unlink(missing_ok=True)  # an earlier training's, from which this one could not go on
     saved, saved_at = position != Position(), time.monotonic()
 
     def save(position: Position) -> None:

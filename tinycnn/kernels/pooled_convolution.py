@@ -80,11 +80,11 @@ def _way(x_shape, w_shape, dtype, output_size, stride, offset, pool, with_relu, 
     """How to do it, the shape of y, and the `plan` if it is the direct sum."""
     size = output_size[0] // pool[0], output_size[1] // pool[1]
     shape = (x_shape[0], *size, w_shape[3])
-    apart = way_of(x_shape, w_shape, dtype, output_size, stride)
-    if apart == "winograd" and pool in WINOGRAD_POOLS:
+    alone = way_of(x_shape, w_shape, dtype, output_size, stride)  # how the convolution goes without them
+    if alone == "winograd" and pool in WINOGRAD_POOLS:
         return "winograd", shape, None
     fits = min(shape) > 0 and pool[1] <= 7 and prod(pool) <= 256  # pixels of a tile, and numbers of a byte
-    if fits and apart == "direct":
+    if fits and alone == "direct":
         covered = size[0] * pool[0], size[1] * pool[1]
         plan_of_it = plan(x_shape, w_shape, dtype, covered, stride, offset, (1, 1), pool, with_relu, remember)
         return "direct", shape, plan_of_it

@@ -23,7 +23,7 @@ def vector_registers() -> tuple[int, int]:
     if platform.machine().lower() in ("arm64", "aarch64"):
         return 16, 32  # NEON
     features = llvmlite.binding.get_host_cpu_features().flatten()
-    if config.CPU_NAME or config.CPU_FEATURES is not None:  # for another CPU (NUMBA_CPU_NAME=haswell): what was named
+    if config.CPU_NAME or config.CPU_FEATURES is not None:  # compiling for another CPU: the host's don't count
         features = config.CPU_FEATURES or ("" if config.CPU_NAME == "generic" else "+avx2")
     if "+avx512f" in features:
         return 64, 32

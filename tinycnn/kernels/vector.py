@@ -195,16 +195,16 @@ _operator(operator.mul, "fmul")
 
 
 @type_callable(operator.mul)
-def _type_of_multiple(context):
+def _type_of_number_times_row(context):
     return lambda x, row: row if isinstance(x, types.Number) and isinstance(row, Row) else None
 
 
 @lower_builtin(operator.mul, types.Number, Row)
-def _multiple(context, builder, signature, arguments):
-    """x · row, x a number."""
-    x_, row_ = arguments
-    (kind, row), element = signature.args, signature.return_type.dtype
-    return builder.fmul(broadcast(builder, context.cast(builder, x_, kind, element), row.lanes), row_)
+def _number_times_row(context, builder, signature, arguments):
+    """x · row, lane by lane, the number x first rounded to the row's dtype."""
+    (x_, row_), row = arguments, signature.return_type
+    x_ = context.cast(builder, x_, signature.args[0], row.dtype)
+    return builder.fmul(broadcast(builder, x_, row.lanes), row_)
 
 
 @intrinsic
