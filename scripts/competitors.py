@@ -18,7 +18,8 @@ import numpy as np
 import tinycnn as ours
 from tinycnn import Adam, Conv2D, Dense, Flatten, MaxPool2D, ReLU, Sequential, SoftmaxCrossEntropy
 from tinycnn.kernels.convolution import convolve
-from tinycnn.kernels.convolution_backward import convolve_backward, convolve_input_gradient, convolve_weight_gradient
+from tinycnn.kernels.convolution_backward import convolve_backward, convolve_weight_gradient
+from tinycnn.kernels.input_gradient import convolve_input_gradient
 from tinycnn.kernels.parallel import numbers, run, task
 from tinycnn.kernels.tile_shape import vector_registers
 from tinycnn.kernels.vector import multiply_add, read, tile, write

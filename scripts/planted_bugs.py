@@ -57,19 +57,6 @@ class Bug:
             setattr(self.owner, self.attribute, original)
 
 
-def in_dx(change: Callable) -> Callable:
-    """A patch of `convolve` as the input gradient calls it: change(dy, w, keywords) -> dy, w, keywords."""
-
-    def patch(original):
-        def convolve(dy, w, b, size, **keywords):
-            dy, w, keywords = change(dy, w, keywords)
-            return original(dy, np.ascontiguousarray(w), b, size, **keywords)
-
-        return convolve
-
-    return patch
-
-
 def in_result(change: Callable) -> Callable:
     """A patch that changes what a function or method returns: change(result, *arguments)."""
 
@@ -235,8 +222,8 @@ BUGS = [
         "dX convolves dy with the kernel as it is, not turned by 180 degrees.",
         "dX is right only where a kernel is symmetric; the layer still learns, the layers before it get nonsense.",
         convolution_backward,
-        "convolve",
-        in_dx(lambda dy, w, k: (dy, w[::-1, ::-1], k)),
+        "convolve_input_gradient",
+        in_arguments(lambda dy, w, *sizes: (dy, w[::-1, ::-1].copy(), *sizes)),
     ),
     Bug(
         "conv-channels-not-swapped",
@@ -245,8 +232,8 @@ BUGS = [
         "dX uses w[a, b, c, o] with c and o in each other's place.",
         "Shapes fit only where a layer has as many filters as channels, and there it goes unseen.",
         convolution_backward,
-        "convolve",
-        in_dx(lambda dy, w, k: (dy, w.transpose(0, 1, 3, 2), k)),
+        "convolve_input_gradient",
+        in_arguments(lambda dy, w, *sizes: (dy, w.transpose(0, 1, 3, 2).copy(), *sizes)),
     ),
     Bug(
         "conv-padding-forgotten-in-dx",
@@ -255,8 +242,8 @@ BUGS = [
         "dX is cut out of dz without moving by the padding.",
         "Every gradient arrives a few pixels away from where it belongs.",
         convolution_backward,
-        "convolve",
-        in_dx(lambda dy, w, k: (dy, w, {**k, "offset": (w.shape[0] - 1, w.shape[1] - 1)})),
+        "convolve_input_gradient",
+        in_arguments(lambda dy, w, size, stride, padding: (dy, w, size, stride, (0, 0))),
     ),
     Bug(
         "conv-stride-forgotten-in-dx",
@@ -265,8 +252,8 @@ BUGS = [
         "dX takes neighbouring dy for neighbouring windows, though the kernel jumped.",
         "Right for stride 1, wrong for every other.",
         convolution_backward,
-        "convolve",
-        in_dx(lambda dy, w, k: (dy, w, {**k, "spread": (1, 1)})),
+        "convolve_input_gradient",
+        in_arguments(lambda dy, w, size, stride, padding: (dy, w, size, (1, 1), padding)),
     ),
     Bug(
         "conv-stride-forgotten-in-dw",

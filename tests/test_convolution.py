@@ -15,13 +15,15 @@ from tinycnn import reference
 from tinycnn.kernels import (
     convolution,
     convolution_backward,
+    input_gradient,
     narrow_convolution,
     tile_shape,
     winograd,
     winograd_backward,
 )
 from tinycnn.kernels.convolution import convolve
-from tinycnn.kernels.convolution_backward import convolve_backward, convolve_input_gradient, convolve_weight_gradient
+from tinycnn.kernels.convolution_backward import convolve_backward, convolve_weight_gradient
+from tinycnn.kernels.input_gradient import convolve_input_gradient
 
 # (width, kernel_w, stride, padding). The widths of x and y decide which tiles are compiled, so they are few.
 WIDTHS = st.sampled_from(
@@ -151,7 +153,7 @@ def test_two_pixels_as_one_are_the_same_convolution(random, monkeypatch):
     seed=st.integers(0, 99),
 )
 @example((3, 9, 12), (40, 6), ((3, 5), (1, 1)), (1, 2), 0)  # the rows of w for one column of the kernel are held
-@example((3, 9, 12), (19, 3), ((3, 3), (2, 2)), (2, 1), 0)  # whole and other chunks; dx reads dy spread
+@example((3, 9, 12), (19, 3), ((3, 3), (2, 2)), (2, 1), 0)  # whole and other chunks; dx reads dy set apart
 def test_convolution_from_many_to_few_channels(dtype, size, wide_and_narrow, kernel_and_stride, padding, seed):
     """y of such a convolution, and dx of one from few to many."""
     (many, few), (kernel, stride), random = wide_and_narrow, kernel_and_stride, np.random.default_rng(seed)
@@ -201,6 +203,55 @@ def test_narrow_convolution_shows_not_a_number_where_it_is_seen(random):
         seen[:2, 5:] = True
         np.testing.assert_array_equal(np.isfinite(y[0, :, :, 0]), ~seen)
         assert np.isnan(y).any() == np.isnan(value)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(
+    batch=st.sampled_from([1, 9, 17]),  # one image, and tiles that overlap
+    channels=st.sampled_from([8, 33]),
+    sizes=st.tuples(*[st.tuples(*[st.integers(1, most)] * 2) for most in (7, 4, 3)]),
+    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    seed=st.integers(0, 99),
+)
+@example(9, 33, ((7, 7), (5, 5), (1, 1)), (0, 0), 0)
+@example(9, 8, ((7, 5), (2, 1), (3, 2)), (0, 1), 0)  # pixels that nobody sees
+def test_input_gradient_across_images(dtype, batch, channels, sizes, padding, seed):
+    """`gather` equals the reference, whether it pays or not."""
+    size, kernel, stride = sizes
+    kernel = [min(k, n + 2 * p) for k, n, p in zip(kernel, size, padding, strict=True)]
+    random = np.random.default_rng(seed)
+    x, w = random.normal(size=(batch, *size, channels)), random.normal(size=(*kernel, channels, 5)).astype(dtype)
+    dy = random.normal(size=reference.conv2d(x, w, np.zeros(5), stride, padding).shape).astype(dtype)
+    wide = dy.astype(np.float64), x, w.astype(np.float64)
+    exact, *_ = reference.conv2d_backward(*wide, stride, padding)
+    magnitude, *_ = reference.conv2d_backward(*map(np.abs, wide), stride, padding)
+    assert_within(input_gradient.gather(dy, w, size, stride, padding), exact, w[:, :, 0].size, magnitude)
+
+
+@pytest.mark.parametrize("registers", [(64, 32), (32, 16), (16, 32)])
+@pytest.mark.parametrize(
+    ("batch", "side", "shape", "stride", "padding", "pays"),
+    [
+        (64, 7, (5, 5, 32, 64), 1, 0, True),  # 3 of 7 columns of dx see the middle of the kernel
+        (64, 14, (5, 5, 32, 64), 1, 0, True),
+        (64, 56, (3, 3, 32, 8), 1, 1, False),  # few zeros
+        (64, 14, (1, 1, 32, 64), 1, 0, False),  # none
+        (1, 28, (5, 5, 32, 64), 1, 2, False),
+        (1, 14, (3, 3, 32, 64), 2, 1, True),  # zeros between dy as well
+        (64, 7, (5, 5, 32, 1), 1, 0, False),  # dy of one channel: w stays in registers instead
+        (64, 12, (3, 3, 32, 64), 1, 0, False),  # Winograd's
+        (0, 7, (5, 5, 32, 64), 1, 0, False),
+    ],
+)
+def test_gathering_pays(monkeypatch, registers, batch, side, shape, stride, padding, pays):
+    monkeypatch.setattr(tile_shape, "vector_registers", lambda: registers)
+    for module, name in ((input_gradient, "way_of"), (input_gradient, "tile_time"), (convolution, "tile_time")):
+        monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)  # which remembers nothing
+    monkeypatch.setattr(convolution, "_pairs_pay", convolution._pairs_pay.__wrapped__)
+    monkeypatch.setattr(tile_shape, "tile_shape", tile_shape.tile_shape.__wrapped__)
+    out = (side + 2 * padding - shape[0]) // stride + 1
+    sizes = (batch, out, out, shape[3]), shape, np.dtype(np.float32), (side, side), (stride,) * 2, (padding,) * 2
+    assert input_gradient.gathering_pays.__wrapped__(*sizes) is pays
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -15,6 +15,7 @@ from tinycnn.kernels import (
     convolution,
     convolution_backward,
     elementwise,
+    input_gradient,
     narrow_convolution,
     parallel,
     pooled_convolution,
@@ -24,9 +25,10 @@ from tinycnn.kernels import (
 )
 from tinycnn.kernels import dense as dense_kernels
 from tinycnn.kernels.convolution import convolve
-from tinycnn.kernels.convolution_backward import convolve_backward, convolve_input_gradient, convolve_weight_gradient
+from tinycnn.kernels.convolution_backward import convolve_backward, convolve_weight_gradient
 from tinycnn.kernels.dense import dense, dense_input_gradient, dense_weight_gradient
 from tinycnn.kernels.elementwise import sum_of_parts
+from tinycnn.kernels.input_gradient import convolve_input_gradient
 from tinycnn.kernels.pooled_convolution import convolve_and_pool
 from tinycnn.kernels.pooling import max_pool, max_pool_backward
 
@@ -137,6 +139,7 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads, monke
             *direct_pooled_gradients(x[..., :1].copy(), w[:, :, :1].copy(), b, (12, 11), (1, 1)),
             *convolve_backward(x, dy, w, (1, 1), (0, 0)),
             convolve_input_gradient(dy, w[:, :, :1], (12, 11), (1, 1), (0, 0)),
+            convolve_input_gradient(dy, w, (21, 19), (2, 2), (0, 0)),
             dense(wide, column, b),
             dense_weight_gradient(wide, x[:, 0, 0].copy()),
             dense_input_gradient(dy[:, 0, 0].copy(), column),
@@ -197,6 +200,7 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
             convolve_and_pool(x, w, b, (side, side), (1, 1), (1, 1), (2, 2), with_relu=True, remember=False)[0],
             *convolve_backward(x, dy, w, (1, 1), (1, 1)),
             convolve_input_gradient(dy[..., :3].copy(), few, (side, side), (1, 1), (1, 1)),
+            convolve_input_gradient(dy, w, (3 * side, 3 * side), (3, 3), (0, 0)),
             convolve(x, few, b[:3], (side, side), (1, 1), (1, 1)),
             *convolve_and_pool(x, w, b, (side, side), (1, 1), (1, 1), (2, 3), True),
             dense(x.reshape(3 * side, -1), x.reshape(-1, 17)[: 17 * side], b[:17]),
@@ -218,6 +222,7 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
         convolution_backward,
         dense_kernels,
         elementwise,
+        input_gradient,
         narrow_convolution,
         pooled_convolution,
         pooling,

@@ -147,8 +147,8 @@ def test_narrow_tile_fits_the_registers(monkeypatch, registers, out_w, kernel_w,
 # Tiles of every kind of task, the first the largest: 13 × 32 numbers with AVX-512, 6 × 16 with AVX2.
 COUNT_MULTIPLY_ADDS = """
 import numpy as np
-from tinycnn.kernels import convolution, convolution_backward, dense, narrow_convolution, tile_shape
-from tinycnn.kernels import winograd, winograd_backward
+from tinycnn.kernels import convolution, convolution_backward, dense, input_gradient, narrow_convolution
+from tinycnn.kernels import tile_shape, winograd, winograd_backward
 float32 = np.dtype(np.float32)
 P, L = tile_shape.tile_shape(26, 64, float32)
 S = tile_shape.register_lanes(float32)
@@ -160,6 +160,7 @@ for name, rows, task in (
     ("held", 12 * 5, convolution._convolve_task(12, S, True, float32, 1, 1, False, 5, 1)),
     ("held, with a pool", 6 * 3, convolution._convolve_task(6, S, False, float32, 2, 2, True, 3, 1)),
     ("held, dw", 40, convolution_backward._weight_gradient_task(2, 5, S, True, float32, 2, 2, True, 4, 1)),
+    ("its input gradient", P, input_gradient._gather_task(P, L, False, float32)),
     ("narrow", 2 * 2 * 3, narrow_convolution._task(2, 3, S, 3, S + 3, 2, (1, 1), (1, 1), float32)),
     ("dense", P, dense._product_task(P, L, float32)),
     ("its weight gradient", P, dense._weight_gradient_task(P, L, float32)),
@@ -180,7 +181,7 @@ def test_tiles_are_unrolled(tmp_path, processor):
     printed = subprocess.run(
         [sys.executable, "-c", COUNT_MULTIPLY_ADDS], capture_output=True, text=True, env=variables, check=True
     ).stdout
-    assert len(printed.splitlines()) == 11
+    assert len(printed.splitlines()) == 12
     for line in printed.splitlines():
         _, count, rows = line.rsplit(" ", 2)
         assert int(count) >= int(rows), printed

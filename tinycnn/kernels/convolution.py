@@ -1,4 +1,4 @@
-"""Convolution as hot loops: `convolve`. Its gradients are in `convolution_backward.py`.
+"""Convolution as hot loops: `convolve`. Its gradients are in `input_gradient.py` and `convolution_backward.py`.
 
 It does what the formula in `tinycnn/reference.py` says, on NHWC arrays. In that layout the kernel_w × channels numbers
 under one row of a kernel are neighbours in memory, and so are the out_channels of one weight. A convolution is
@@ -67,20 +67,18 @@ def convolve(
     output_size: tuple[int, int],
     stride: tuple[int, int] = (1, 1),
     offset: tuple[int, int] = (0, 0),
-    spread: tuple[int, int] = (1, 1),
 ) -> np.ndarray:
     """y[n, i, j, o] = bias[o] + Σ_{a,b,c} z[n, i·stride_h + a, j·stride_w + b, c] · w[a, b, c, o].
 
-    z is x set inside zeros: z[n, offset_h + i·spread_h, offset_w + j·spread_w] = x[n, i, j], as large as y needs it.
-    (Padding is an offset. Only the input gradient, which comes here too, has a spread: the stride.)
+    z is x set inside zeros: z[n, offset_h + i, offset_w + j] = x[n, i, j], as large as y needs it. (Padding.)
 
     x (N, H, W, C), w (kh, kw, C, O), bias (O,), contiguous and of one dtype -> y (N, *output_size, O).
     """
-    way = way_of(x.shape, w.shape, x.dtype, output_size, stride, spread)
+    way = way_of(x.shape, w.shape, x.dtype, output_size, stride)
     if way == "winograd":
         return winograd.convolve(x, w, bias, output_size, offset)[0]
     if way == "narrow":
-        return narrow_convolution.convolve(x, w, bias, output_size, stride, offset, spread)
+        return narrow_convolution.convolve(x, w, bias, output_size, stride, offset)
     if way == "pairs":
         pairs = (output_size[0], output_size[1] // 2), (stride[0], 2 * stride[1])
         return convolve(x, _for_pairs(w, stride[1]), np.concatenate((bias, bias)), *pairs, offset).reshape(
@@ -88,7 +86,7 @@ def convolve(
         )
     y = empty((len(x), *output_size, w.shape[3]), x.dtype)
     if y.size:
-        kernel, columns, parts, scratch, sizes = plan(x.shape, w.shape, x.dtype, output_size, stride, offset, spread)
+        kernel, columns, parts, scratch, sizes = plan(x.shape, w.shape, x.dtype, output_size, stride, offset)
         if columns:
             w = in_columns(w, columns)
         run(kernel, parts, sizes, x, w, bias, y, scratch=scratch)
@@ -96,19 +94,19 @@ def convolve(
 
 
 @lru_cache(maxsize=1000)
-def way_of(x_shape, w_shape, dtype, output_size, stride, spread=(1, 1)) -> str:
+def way_of(x_shape, w_shape, dtype, output_size, stride) -> str:
     """Which way `convolve` goes, of those in the table above."""
-    if stride == spread == (1, 1) and winograd.pays(x_shape, w_shape, output_size):
+    if stride == (1, 1) and winograd.pays(x_shape, w_shape, output_size):
         return "winograd"
     if narrow_convolution.pays(w_shape, dtype):
         return "narrow"
-    if spread == (1, 1) and _pairs_pay(output_size[1], w_shape, stride[1], dtype):
+    if _pairs_pay(output_size[1], w_shape, stride[1], dtype):
         return "pairs"
     return "direct"
 
 
 @lru_cache(maxsize=1000)
-def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 1), relu=False, remember=False):
+def plan(x_shape, w_shape, dtype, output_size, stride, offset, pool=(1, 1), relu=False, remember=False):
     """(kernel, columns, parts, scratch, sizes) for `run`: all that depends on sizes only, the same at every step.
 
     Unless columns is 0, w goes through `in_columns` first. pool, relu, remember: as in `pooled_convolution.py`.
@@ -128,13 +126,13 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, spread, pool=(1, 
     shares = out_channels // L if 1 < parts < PARTS and whole else 1
     parts *= shares
     z_size = size_of_z(output_size, w_shape[:2], stride)
-    scratch = scratch_size_for(x_shape, z_size, offset, spread)
+    scratch = scratch_size_for(x_shape, z_size, offset)
     sizes = (parts, *x_shape, *w_shape[:2], *output_size, out_channels)
     # Tile after tile meets the same L columns of w. If there are pixels enough, it pays to move those of a large w to
     # stand side by side, and to fill up too few of them.
     moved = out_channels < L or (out_channels > L and prod(w_shape) * dtype.itemsize > NEAR)
     columns = L if moved and pixels > 500 else 0  # in a group, or 0: w as it is
-    sizes = (*sizes, z_size[1], *stride, *offset, *spread, scratch, columns, shares, remember)
+    sizes = (*sizes, z_size[1], *stride, *offset, scratch, columns, shares, remember)
     return kernel, columns, parts, scratch, sizes
 
 
@@ -193,28 +191,21 @@ def size_of_z(output_size: tuple[int, int], kernel_size: tuple[int, int], stride
     return tuple((out - 1) * step + kernel for out, step, kernel in zip(output_size, stride, kernel_size, strict=True))
 
 
-def scratch_size_for(x_shape, z_size, offset, spread) -> int:
+def scratch_size_for(x_shape, z_size, offset) -> int:
     """The numbers of an image z, to set images of x inside zeros one by one; 0 where x can be read as it is."""
-    as_it_is = offset == (0, 0) and spread == (1, 1) and z_size[0] <= x_shape[1] and z_size[1] <= x_shape[2]
+    as_it_is = offset == (0, 0) and z_size[0] <= x_shape[1] and z_size[1] <= x_shape[2]
     return 0 if as_it_is else prod(z_size) * x_shape[3]
 
 
 @in_tasks
-def set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset, spread):
-    """z[offset + i·spread] = x[i] for the given rows of z, wherever x lies inside; the rest of z is zero already."""
+def set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset):
+    """z[offset + i] = x[i] for the given rows of z, wherever x lies inside; the rest of z is zero already."""
     (first, last), (H, W, C) = rows, x_shape
-    # Pixels that stay neighbours are copied as one run.
-    runs, run = (1, W) if spread[1] == 1 else (W, 1)
-    i_first = max(0, -((offset[0] - first) // spread[0]))  # rounded up
-    i_last = min(H, (last - 1 - offset[0]) // spread[0] + 1)
-    for i in range(i_first, i_last):
-        row = offset[0] + i * spread[0]
-        for j in range(runs):
-            column = offset[1] + j * spread[1]
-            left, right = max(0, column), min(z_w, column + run)
-            if left < right:
-                pixel = (i * W + j + left - column) * C
-                copy_numbers(z, start + (row * z_w + left) * C, x, image + pixel, (right - left) * C)
+    left, right = max(0, offset[1]), min(z_w, offset[1] + W)
+    if left < right:
+        for i in range(max(0, first - offset[0]), min(H, last - offset[0])):
+            pixel = (i * W + left - offset[1]) * C
+            copy_numbers(z, start + ((offset[0] + i) * z_w + left) * C, x, image + pixel, (right - left) * C)
 
 
 @cache
@@ -242,8 +233,8 @@ def _convolve_task(
     def convolve_tiles(part, sizes, scratch, x, w, b, y, winners, active):
         (
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
-            z_w, stride_h, stride_w, offset_h, offset_w, spread_h, spread_w, scratch_size, columns, shares, remember,
-        ) = numbers(sizes, 21)  # fmt: skip
+            z_w, stride_h, stride_w, offset_h, offset_w, scratch_size, columns, shares, remember,
+        ) = numbers(sizes, 19)  # fmt: skip
         K, step = kernel_w * C, stride_w * C
         acc = tile(P, L, x)
         z, start, row = x, 0, W * C
@@ -260,9 +251,7 @@ def _convolve_task(
             i_first, i_last = first - n * out_h, min(out_h, last - n * out_h)
             if scratch_size:
                 rows = (i_first * stride_h, (i_last - 1) * stride_h + kernel_h)
-                set_inside_zeros(
-                    x, n * H * W * C, z, start, rows, (H, W, C), z_w, (offset_h, offset_w), (spread_h, spread_w)
-                )
+                set_inside_zeros(x, n * H * W * C, z, start, rows, (H, W, C), z_w, (offset_h, offset_w))
             else:
                 start = n * H * row
             for group in range(share * L, O, shares * L):
@@ -278,10 +267,8 @@ def _convolve_task(
                             acc[p] = read(b, o, width, L)
                         for a in range(kernel_h):
                             z_i = i * stride_h + a
-                            if z_i < offset_h or z_i >= offset_h + H * spread_h:
+                            if z_i < offset_h or z_i >= offset_h + H:
                                 continue  # a row of zeros
-                            if spread_h > 1 and (z_i - offset_h) % spread_h:
-                                continue
                             here = start + z_i * row + j * step
                             if held:
                                 w_rows = read_rows(w, w_start + a * K * w_step, w_step, held, w_width, held, L)

@@ -1,9 +1,5 @@
-"""The gradients of a convolution as hot loops: `convolve_input_gradient`, `convolve_weight_gradient`, or both at once,
+"""The gradient of a convolution by its weights as hot loops: `convolve_weight_gradient`; and all its gradients at once,
 `convolve_backward`. The formulas are in `tinycnn/reference.py`.
-
-The input gradient is a convolution as well: the kernel spread every dy[i, j] over x, so every x gathers from dy with
-the kernel flipped, in and out channels swapped. dy then stands `stride` apart inside zeros, as x stands inside its
-padding.
 
 The weight gradient is the forward's sum read the other way: the tile is A rows of the kernel × R of the rows of dw that
 belong to each × L output channels, and each row of dy that is loaded serves all of them:
@@ -14,7 +10,7 @@ Some kinds of shapes take another way here as well: `winograd_backward.py`; pixe
 (`held`); two pixels as one (`pairs_pay_in_dw`). And the weight gradient can begin with what a ReLU and a pool in front
 of dy do on the way back (`pooled_convolution.py`).
 
-What this file is not: loops of its own for the input gradient, which is `convolve` once more.
+What this file is not: loops for the gradient by x; they are in `input_gradient.py`.
 """
 
 from functools import cache, lru_cache
@@ -22,10 +18,9 @@ from math import ceil, prod
 
 import numpy as np
 
-from tinycnn.kernels import narrow_convolution, winograd_backward
+from tinycnn.kernels import winograd_backward
 from tinycnn.kernels.convolution import (
     NEAR,
-    convolve,
     is_held,
     pairs_fill_vectors,
     scratch_size_for,
@@ -35,7 +30,8 @@ from tinycnn.kernels.convolution import (
 )
 from tinycnn.kernels.elementwise import BYTE, where_active
 from tinycnn.kernels.held_rows import multiply_add_rows
-from tinycnn.kernels.memory import copy, empty
+from tinycnn.kernels.input_gradient import convolve_input_gradient
+from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.tile_shape import filled_lanes, tile_shape, tile_time, usable_registers
 from tinycnn.kernels.vector import choose, clear_numbers, equals, multiply_add, read, read_rows, tile, write, zeros
@@ -56,20 +52,6 @@ def convolve_backward(
         return winograd_backward.convolve_backward(x, dy, w, dy.shape[1:3], padding)
     dw, db = convolve_weight_gradient(x, dy, w.shape[:2], stride, padding)
     return convolve_input_gradient(dy, w, x.shape[1:3], stride, padding), dw, db
-
-
-def convolve_input_gradient(
-    dy: np.ndarray, w: np.ndarray, input_size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
-) -> np.ndarray:
-    """dx: the convolution of dy, set `stride` apart, with the kernel flipped, its in and out channels swapped.
-
-    dy (N, out_h, out_w, O), w (kh, kw, C, O), contiguous and of one dtype -> dx (N, *input_size, C).
-    """
-    flipped = w[::-1, ::-1].transpose(0, 1, 3, 2)
-    offset = w.shape[0] - 1 - padding[0], w.shape[1] - 1 - padding[1]
-    if not narrow_convolution.pays(flipped.shape, w.dtype):  # else that makes the copy
-        flipped = copy(flipped)
-    return convolve(dy, flipped, np.zeros(w.shape[2], w.dtype), input_size, offset=offset, spread=stride)
 
 
 def convolve_weight_gradient(
@@ -126,7 +108,7 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
     parts = min(PARTS, x_shape[0])
     A, R, L = _weight_gradient_tile(w_shape, dtype)
     z_size = size_of_z(output_size, kernel_size, stride)
-    scratch = scratch_size_for(x_shape, z_size, offset, (1, 1))
+    scratch = scratch_size_for(x_shape, z_size, offset)
     # Tile after tile meets the same rows of z and dy, so only as many at a time as stay near; but at least 32 pixels,
     # or the tile would mostly be fetched and put back. A window of the pool is never cut.
     row_bytes = (stride[0] * z_size[1] * channels + output_size[1] * out_channels) * dtype.itemsize
@@ -231,7 +213,7 @@ def _weight_gradient_task(
 
         for n in range(part * N // parts, (part + 1) * N // parts):
             if scratch_size:
-                set_inside_zeros(x, n * H * W * C, z, start, (0, z_h), (H, W, C), z_w, (offset_h, offset_w), (1, 1))
+                set_inside_zeros(x, n * H * W * C, z, start, (0, z_h), (H, W, C), z_w, (offset_h, offset_w))
             else:
                 start = n * H * row
             for i_first in range(0, out_h, rows):

@@ -44,19 +44,22 @@ def convolve(
     output_size: tuple[int, int],
     stride: tuple[int, int],
     offset: tuple[int, int],
-    spread: tuple[int, int],
+    spread: tuple[int, int] = (1, 1),
 ) -> np.ndarray:
-    """As `convolution.convolve`; w need not be contiguous."""
+    """As `convolution.convolve`, but z[offset + i · spread] = x[i], in both directions. w need not be contiguous.
+
+    (Only `convolve_input_gradient` has a spread: the stride.)
+    """
     y = empty((len(x), *output_size, w.shape[3]), x.dtype)
     if y.size:
         kernel, parts, sizes, P, L = _plan(x.shape, w.shape, x.dtype, output_size, stride, offset, spread)
         bias = np.empty((P, len(b)), b.dtype)
         bias[:] = b
-        run(kernel, parts, sizes, x, _in_chunks(w, L), bias, y)
+        run(kernel, parts, sizes, x, in_chunks(w, L), bias, y)
     return y
 
 
-def _in_chunks(w: np.ndarray, L: int) -> np.ndarray:
+def in_chunks(w: np.ndarray, L: int) -> np.ndarray:
     """w (kh, kw, C, O) -> (kh, chunks, kw, O, L), filled up with zeros."""
     kernel_h, kernel_w, channels, out_channels = w.shape
     if channels % L:

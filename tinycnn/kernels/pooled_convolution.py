@@ -86,7 +86,7 @@ def _way(x_shape, w_shape, dtype, output_size, stride, offset, pool, with_relu, 
     fits = min(shape) > 0 and pool[1] <= 7 and prod(pool) <= 256  # pixels of a tile, and numbers of a byte
     if fits and alone == "direct":
         covered = size[0] * pool[0], size[1] * pool[1]
-        plan_of_it = plan(x_shape, w_shape, dtype, covered, stride, offset, (1, 1), pool, with_relu, remember)
+        plan_of_it = plan(x_shape, w_shape, dtype, covered, stride, offset, pool, with_relu, remember)
         return "direct", shape, plan_of_it
     return "apart", shape, None
 

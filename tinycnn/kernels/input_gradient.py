@@ -1,0 +1,126 @@
+"""The gradient of a convolution by its input as hot loops: `convolve_input_gradient`.
+
+The kernel spread every dy[i, j] over x, so every x[u, v] gathers from the dy that saw it (`reference.conv2d_backward`):
+
+    dx[n, u, v, :] = Σ_{a,b} Σ_o  dy[n, i, j, o] · w[a, b, :, o]
+
+    for all a, b with a dy at i · stride + a = u + padding, j · stride + b = v + padding
+
+With a stride of 1 that is a convolution once more: of dy inside zeros, with the kernel flipped, its in and out channels
+swapped. It can go all the ways of `convolution.py`. But there a tile is neighbouring pixels, which have to see the same
+part of the kernel, and so they meet the zeros around and between dy. A kernel of 5×5 makes 3×3 numbers of an image of
+7×7: fifteen products with a dy along a row of dx, and twenty with a zero. With a stride of 2 half of them are zeros.
+
+Here the tile (see vector.py) is the same pixel of P images × L channels of x. All of it sees the same dy and the same
+w, so zeros are neither made nor multiplied: the loops go over the dy that are there.
+
+What this file is not: it has no way of its own to few channels; `narrow_convolution.py` has.
+"""
+
+from functools import cache, lru_cache
+from math import ceil
+
+import numpy as np
+
+from tinycnn.kernels import narrow_convolution
+from tinycnn.kernels.convolution import convolve, is_held, way_of
+from tinycnn.kernels.memory import copy, empty
+from tinycnn.kernels.narrow_convolution import in_chunks
+from tinycnn.kernels.parallel import in_tasks, numbers, parts_for, run, task
+from tinycnn.kernels.tile_shape import tile_shape, tile_time
+from tinycnn.kernels.vector import multiply_add, read, tile, write, zeros
+
+# In a tile, at most: one from each goes to the same place of a core's nearest cache if images are a multiple of 4 KiB
+# long, and there is room for eight.
+IMAGES = 8
+
+
+def convolve_input_gradient(
+    dy: np.ndarray, w: np.ndarray, input_size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> np.ndarray:
+    """dx of y = convolve(x, w, b, …, stride, padding).
+
+    dy (N, out_h, out_w, O), w (kh, kw, C, O), contiguous and of one dtype -> dx (N, *input_size, C).
+    """
+    flipped = w[::-1, ::-1].transpose(0, 1, 3, 2)
+    offset = w.shape[0] - 1 - padding[0], w.shape[1] - 1 - padding[1]
+    no_bias = np.zeros(w.shape[2], w.dtype)
+    if narrow_convolution.pays(flipped.shape, w.dtype):
+        return narrow_convolution.convolve(dy, flipped, no_bias, input_size, (1, 1), offset, stride)
+    if gathering_pays(dy.shape, w.shape, w.dtype, input_size, stride, padding):
+        return gather(dy, w, input_size, stride, padding)
+    return convolve(dy, copy(flipped), no_bias, input_size, offset=offset)
+
+
+@lru_cache(maxsize=1000)
+def gathering_pays(dy_shape, w_shape, dtype, input_size, stride, padding) -> bool:
+    """Whether `gather` is faster than a convolution of dy inside zeros: if it spares more work than the other way does.
+
+    With a stride it always is, or nearly.
+    """
+    (N, _, out_w, O), (kernel_h, kernel_w, C, _), W = dy_shape, w_shape, input_size[1]
+    flipped = kernel_h, kernel_w, O, C
+    if stride != (1, 1):
+        return True
+    if min(N, W, out_w) == 0 or is_held(flipped) or way_of(dy_shape, flipped, dtype, input_size, stride) != "direct":
+        return False
+    products = O * sum(0 <= j + b - padding[1] < W for j in range(out_w) for b in range(kernel_w))
+    images = min(N, IMAGES)
+    gathered = ceil(N / images) / N * tile_time(images, C, dtype, products / W) * products
+    return gathered < 0.9 * tile_time(W, C, dtype, kernel_w * O) * kernel_w * O
+
+
+def gather(
+    dy: np.ndarray, w: np.ndarray, input_size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> np.ndarray:
+    """As `convolve_input_gradient`, across images."""
+    C = w.shape[2]
+    dx = empty((len(dy), *input_size, C), dy.dtype)
+    if dx.size:
+        P, L = tile_shape(min(len(dy), IMAGES), C, dy.dtype)
+        rows = ceil(len(dy) / P) * input_size[0]
+        parts = parts_for(rows, dy[..., 0].size * w.size)
+        sizes = (parts, *dy.shape, *w.shape[:2], *input_size, C, *stride, *padding)
+        run(_gather_task(P, L, C % L == 0, dy.dtype), parts, sizes, dy, in_chunks(w, L), dx)
+    return dx
+
+
+@in_tasks
+def seen_by(place, kernel_size, stride, out_size):
+    """(first, last + 1) of the i in 0 … out_size − 1 with a = place − i · stride in 0 … kernel_size − 1."""
+    return max(0, -((kernel_size - 1 - place) // stride)), min(out_size, place // stride + 1)
+
+
+@cache
+def _gather_task(P: int, L: int, whole: bool, dtype: np.dtype):
+    """whole: whether no group of channels is narrower than L, as in convolution.py."""
+
+    @task(dtype, dtype, dtype)
+    def gather_tiles(part, sizes, dy, w, dx):
+        (
+            parts, N, out_h, out_w, O, kernel_h, kernel_w, H, W, C, stride_h, stride_w, padding_h, padding_w,
+        ) = numbers(sizes, 14)  # fmt: skip
+        acc = tile(P, L, dy)
+        rows, chunks = (N + P - 1) // P * H, (C + L - 1) // L
+        for row in range(part * rows // parts, (part + 1) * rows // parts):
+            n, u = min(row // H * P, N - P), row % H  # the last tile may repeat images of the one before it
+            first_i, last_i = seen_by(u + padding_h, kernel_h, stride_h, out_h)
+            for chunk in range(chunks):
+                c, width = chunk * L, L if whole else min(L, C - chunk * L)
+                for v in range(W):
+                    first_j, last_j = seen_by(v + padding_w, kernel_w, stride_w, out_w)
+                    for p in range(P):
+                        acc[p] = zeros(dy, L)
+                    for i in range(first_i, last_i):
+                        for j in range(first_j, last_j):
+                            a, b = u + padding_h - i * stride_h, v + padding_w - j * stride_w
+                            here = ((n * out_h + i) * out_w + j) * O
+                            there = ((a * chunks + chunk) * kernel_w + b) * O * L
+                            for o in range(O):
+                                w_row = read(w, there + o * L, L, L)
+                                for p in range(P):
+                                    acc[p] = multiply_add(dy[here + p * out_h * out_w * O + o], w_row, acc[p])
+                    for p in range(P):
+                        write(dx, (((n + p) * H + u) * W + v) * C + c, acc[p], width)
+
+    return gather_tiles
