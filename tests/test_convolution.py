@@ -23,6 +23,7 @@ from tinycnn.kernels import (
 )
 from tinycnn.kernels.convolution import convolve
 from tinycnn.kernels.convolution_backward import convolve_backward, convolve_weight_gradient
+from tinycnn.kernels.dense import dense
 from tinycnn.kernels.input_gradient import convolve_input_gradient
 
 # (width, kernel_w, stride, padding). The widths of x and y decide which tiles are compiled, so they are few.
@@ -205,6 +206,28 @@ def test_narrow_convolution_shows_not_a_number_where_it_is_seen(random):
         assert np.isnan(y).any() == np.isnan(value)
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel", "out", "stride", "padding", "way"),
+    [
+        ((4, 7), (4, 7), (1, 1), (1, 1), (0, 0), "dense"),
+        ((1, 1), (1, 1), (1, 1), (2, 2), (0, 0), "dense"),
+        ((4, 7), (4, 6), (1, 2), (1, 1), (0, 0), "direct"),
+        ((4, 7), (4, 6), (1, 1), (1, 2), (0, 0), "direct"),  # a column is left over
+        ((4, 7), (4, 7), (1, 1), (3, 3), (1, 1), "direct"),  # the kernel sticks out
+    ],
+)
+def test_a_kernel_as_large_as_the_image_is_a_dense_layer(random, size, kernel, out, stride, padding, way):
+    x, w, b = (random.normal(size=s) for s in ((3, *size, 5), (*kernel, 5, 9), (9,)))
+    assert convolution.way_of(x.shape, w.shape, x.dtype, out, stride, padding) == way
+    y, dy = convolve(x, w, b, out, stride, padding), random.normal(size=(3, *out, 9))
+    np.testing.assert_allclose(y, reference.conv2d(x, w, b, stride, padding), rtol=1e-12, atol=1e-12)
+    exact = reference.conv2d_backward(dy, x, w, stride, padding)
+    for actual, wanted in zip(convolve_backward(x, dy, w, stride, padding), exact, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-12, atol=1e-12)
+    if way == "dense":
+        np.testing.assert_array_equal(y[:, 0, 0], dense(x.reshape(3, -1), w.reshape(-1, 9), b))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(
     batch=st.sampled_from([1, 9, 17]),  # one image, and tiles that overlap
@@ -250,7 +273,8 @@ def test_gathering_pays(monkeypatch, registers, batch, side, shape, stride, padd
     monkeypatch.setattr(convolution, "_pairs_pay", convolution._pairs_pay.__wrapped__)
     monkeypatch.setattr(tile_shape, "tile_shape", tile_shape.tile_shape.__wrapped__)
     out = (side + 2 * padding - shape[0]) // stride + 1
-    sizes = (batch, out, out, shape[3]), shape, np.dtype(np.float32), (side, side), (stride,) * 2, (padding,) * 2
+    flipped, offset = (*shape[:2], *shape[:1:-1]), (shape[0] - 1 - padding,) * 2
+    sizes = (batch, out, out, shape[3]), flipped, np.dtype(np.float32), (side, side), (stride,) * 2, offset
     assert input_gradient.gathering_pays.__wrapped__(*sizes) is pays
 
 

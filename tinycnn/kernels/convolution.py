@@ -18,6 +18,7 @@ Some kinds of shapes take another way to the same result, where it is faster:
     layer                                   loaded once a kernel row, for all pixels that see it (`held`)
     few output channels                     two neighbouring pixels are one with twice the channels (`_pairs_pay`)
     fewer still, as dx of a first layer     the lanes of a vector are input channels (`narrow_convolution.py`)
+    kernels as large as the image           the sum is that of a dense layer, so `dense.py` computes it
 
 The kernel can also take the maxima of a max-pool behind the convolution, noting which cell of each window won
 (`winners`), and then be a ReLU, noting where it let the number through (`active`): see `pooled_convolution.py`.
@@ -31,6 +32,7 @@ from math import ceil, prod
 import numpy as np
 
 from tinycnn.kernels import narrow_convolution, winograd
+from tinycnn.kernels.dense import dense
 from tinycnn.kernels.elementwise import BYTE, relu_of
 from tinycnn.kernels.held_rows import multiply_add_rows
 from tinycnn.kernels.memory import copy, empty
@@ -74,11 +76,14 @@ def convolve(
 
     x (N, H, W, C), w (kh, kw, C, O), bias (O,), contiguous and of one dtype -> y (N, *output_size, O).
     """
-    way = way_of(x.shape, w.shape, x.dtype, output_size, stride)
+    way = way_of(x.shape, w.shape, x.dtype, output_size, stride, offset)
     if way == "winograd":
         return winograd.convolve(x, w, bias, output_size, offset)[0]
     if way == "narrow":
         return narrow_convolution.convolve(x, w, bias, output_size, stride, offset)
+    if way == "dense":
+        flat = w.reshape(-1, len(bias))
+        return dense(x.reshape(len(x), len(flat)), flat, bias).reshape(len(x), 1, 1, len(bias))
     if way == "pairs":
         pairs = (output_size[0], output_size[1] // 2), (stride[0], 2 * stride[1])
         return convolve(x, _for_pairs(w, stride[1]), np.concatenate((bias, bias)), *pairs, offset).reshape(
@@ -94,15 +99,22 @@ def convolve(
 
 
 @lru_cache(maxsize=1000)
-def way_of(x_shape, w_shape, dtype, output_size, stride) -> str:
+def way_of(x_shape, w_shape, dtype, output_size, stride, offset) -> str:
     """Which way `convolve` goes, of those in the table above."""
     if stride == (1, 1) and winograd.pays(x_shape, w_shape, output_size):
         return "winograd"
     if narrow_convolution.pays(w_shape, dtype):
         return "narrow"
+    if covers_image(x_shape, w_shape, output_size, offset):
+        return "dense"
     if _pairs_pay(output_size[1], w_shape, stride[1], dtype):
         return "pairs"
     return "direct"
+
+
+def covers_image(x_shape, w_shape, output_size, offset) -> bool:
+    """Whether the kernel is as large as the image, and stays on it."""
+    return w_shape[:2] == x_shape[1:3] and output_size == (1, 1) and offset == (0, 0)
 
 
 @lru_cache(maxsize=1000)

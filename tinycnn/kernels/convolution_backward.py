@@ -21,6 +21,7 @@ import numpy as np
 from tinycnn.kernels import winograd_backward
 from tinycnn.kernels.convolution import (
     NEAR,
+    covers_image,
     is_held,
     pairs_fill_vectors,
     scratch_size_for,
@@ -28,6 +29,7 @@ from tinycnn.kernels.convolution import (
     size_of_z,
     way_of,
 )
+from tinycnn.kernels.dense import dense_weight_gradient
 from tinycnn.kernels.elementwise import BYTE, where_active
 from tinycnn.kernels.held_rows import multiply_add_rows
 from tinycnn.kernels.input_gradient import convolve_input_gradient
@@ -48,7 +50,7 @@ def convolve_backward(
     x (N, H, W, C), dy (N, out_h, out_w, O), w (kh, kw, C, O), contiguous and of one dtype
     -> dx (N, H, W, C), dw (kh, kw, C, O), db (O,).
     """
-    if way_of(x.shape, w.shape, x.dtype, dy.shape[1:3], stride) == "winograd":
+    if way_of(x.shape, w.shape, x.dtype, dy.shape[1:3], stride, padding) == "winograd":
         return winograd_backward.convolve_backward(x, dy, w, dy.shape[1:3], padding)
     dw, db = convolve_weight_gradient(x, dy, w.shape[:2], stride, padding)
     return convolve_input_gradient(dy, w, x.shape[1:3], stride, padding), dw, db
@@ -70,8 +72,12 @@ def convolve_weight_gradient(
     kernel_h, kernel_w = kernel_size
     channels, out_channels = x.shape[3], dy.shape[3]
     w_shape = (*kernel_size, channels, out_channels)
-    if way_of(x.shape, w_shape, x.dtype, dy.shape[1:3], stride) == "winograd":
+    if way_of(x.shape, w_shape, x.dtype, dy.shape[1:3], stride, offset) == "winograd":
         return winograd_backward.convolve_backward(x, dy, None, dy.shape[1:3], offset)[1:]
+    if covers_image(x.shape, w_shape, dy.shape[1:3], offset):
+        dy = dy.reshape(len(dy), out_channels)
+        dw = dense_weight_gradient(x.reshape(len(x), prod(w_shape[:3])), dy)
+        return dw.reshape(w_shape), np.add.reduce(dy, axis=0)
     if dy.size and pairs_pay_in_dw(dy.shape[2], w_shape, stride[1], x.dtype):
         dy_pairs = dy.reshape(*dy.shape[:2], dy.shape[2] // 2, 2 * out_channels)
         dw, db = convolve_weight_gradient(

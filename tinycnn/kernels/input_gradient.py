@@ -23,7 +23,8 @@ from math import ceil
 import numpy as np
 
 from tinycnn.kernels import narrow_convolution
-from tinycnn.kernels.convolution import convolve, is_held, way_of
+from tinycnn.kernels.convolution import convolve, covers_image, is_held, way_of
+from tinycnn.kernels.dense import dense_input_gradient
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.narrow_convolution import in_chunks
 from tinycnn.kernels.parallel import in_tasks, numbers, parts_for, run, task
@@ -42,29 +43,33 @@ def convolve_input_gradient(
 
     dy (N, out_h, out_w, O), w (kh, kw, C, O), contiguous and of one dtype -> dx (N, *input_size, C).
     """
+    if covers_image((len(dy), *input_size), w.shape, dy.shape[1:3], padding):
+        dx = dense_input_gradient(dy.reshape(len(dy), w.shape[3]), w.reshape(-1, w.shape[3]))
+        return dx.reshape(len(dy), *w.shape[:3])
     flipped = w[::-1, ::-1].transpose(0, 1, 3, 2)
     offset = w.shape[0] - 1 - padding[0], w.shape[1] - 1 - padding[1]
     no_bias = np.zeros(w.shape[2], w.dtype)
     if narrow_convolution.pays(flipped.shape, w.dtype):
         return narrow_convolution.convolve(dy, flipped, no_bias, input_size, (1, 1), offset, stride)
-    if gathering_pays(dy.shape, w.shape, w.dtype, input_size, stride, padding):
+    if gathering_pays(dy.shape, flipped.shape, w.dtype, input_size, stride, offset):
         return gather(dy, w, input_size, stride, padding)
     return convolve(dy, copy(flipped), no_bias, input_size, offset=offset)
 
 
 @lru_cache(maxsize=1000)
-def gathering_pays(dy_shape, w_shape, dtype, input_size, stride, padding) -> bool:
-    """Whether `gather` is faster than a convolution of dy inside zeros: if it spares more work than the other way does.
+def gathering_pays(dy_shape, flipped, dtype, input_size, stride, offset) -> bool:
+    """Whether `gather` is faster than to convolve dy inside zeros: if it spares more work than the other way does.
 
-    With a stride it always is, or nearly.
+    flipped: the shape of the flipped kernel. With a stride it always is, or nearly.
     """
-    (N, _, out_w, O), (kernel_h, kernel_w, C, _), W = dy_shape, w_shape, input_size[1]
-    flipped = kernel_h, kernel_w, O, C
+    (N, _, out_w, _), (_, kernel_w, O, C), W = dy_shape, flipped, input_size[1]
     if stride != (1, 1):
         return True
-    if min(N, W, out_w) == 0 or is_held(flipped) or way_of(dy_shape, flipped, dtype, input_size, stride) != "direct":
+    if min(N, W, out_w) == 0 or is_held(flipped):
         return False
-    products = O * sum(0 <= j + b - padding[1] < W for j in range(out_w) for b in range(kernel_w))
+    if way_of(dy_shape, flipped, dtype, input_size, stride, offset) != "direct":
+        return False
+    products = O * sum(0 <= offset[1] + j - b < W for j in range(out_w) for b in range(kernel_w))
     images = min(N, IMAGES)
     gathered = ceil(N / images) / N * tile_time(images, C, dtype, products / W) * products
     return gathered < 0.9 * tile_time(W, C, dtype, kernel_w * O) * kernel_w * O

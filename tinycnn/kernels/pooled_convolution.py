@@ -80,7 +80,7 @@ def _way(x_shape, w_shape, dtype, output_size, stride, offset, pool, with_relu, 
     """How to do it, the shape of y, and the `plan` if it is the direct sum."""
     size = output_size[0] // pool[0], output_size[1] // pool[1]
     shape = (x_shape[0], *size, w_shape[3])
-    alone = way_of(x_shape, w_shape, dtype, output_size, stride)  # how the convolution goes without them
+    alone = way_of(x_shape, w_shape, dtype, output_size, stride, offset)  # how the convolution goes without them
     if alone == "winograd" and pool in WINOGRAD_POOLS:
         return "winograd", shape, None
     fits = min(shape) > 0 and pool[1] <= 7 and prod(pool) <= 256  # pixels of a tile, and numbers of a byte
@@ -107,7 +107,7 @@ def weight_gradient(
     x (N, H, W, C), dy (N, out_h // pool_h, out_w // pool_w, O), contiguous, of one dtype -> dw (kh, kw, C, O), db (O,).
     """
     w_shape = (*kernel_size, x.shape[3], dy.shape[3])
-    by_winograd = way_of(x.shape, w_shape, x.dtype, output_size, stride) == "winograd"
+    by_winograd = way_of(x.shape, w_shape, x.dtype, output_size, stride, offset) == "winograd"
     if by_winograd and pool in WINOGRAD_POOLS:
         return winograd_backward.convolve_backward(x, dy, None, output_size, offset, winners, active)[1:]
     direct = not by_winograd and not pairs_pay_in_dw(output_size[1], w_shape, stride[1], x.dtype)
@@ -128,7 +128,8 @@ def backward(
     pool: Pair,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `weight_gradient`, and the gradient by x: dx (N, H, W, C), dw (kh, kw, C, O), db (O,)."""
-    if way_of(x.shape, w.shape, x.dtype, output_size, stride) == "winograd" and pool in WINOGRAD_POOLS:
+    way = way_of(x.shape, w.shape, x.dtype, output_size, stride, padding)
+    if way == "winograd" and pool in WINOGRAD_POOLS:
         return winograd_backward.convolve_backward(x, dy, w, output_size, padding, winners, active)
     return convolve_backward(x, _in_front(dy, winners, active, output_size, pool), w, stride, padding)
 
