@@ -44,7 +44,7 @@ TARGETS = {  # the file: the tests that know it best, the fastest first
     "tinycnn/kernels/batch_norm.py": ["tests/test_kernels.py", "-k", "batch_norm or moments"],
     "tinycnn/kernels/convolution.py": ["tests/test_convolution.py"],
     "tinycnn/kernels/convolution_backward.py": ["tests/test_convolution.py"],
-    "tinycnn/kernels/input_gradient.py": ["tests/test_convolution.py", "-k", "across_images or gathering or as_large"],
+    "tinycnn/kernels/input_gradient.py": ["tests/test_convolution.py", "-k", "across or gathering or as_large or few"],
     "tinycnn/kernels/narrow_convolution.py": [
         "tests/test_convolution.py",
         "tests/test_tile_shape.py",

@@ -238,6 +238,7 @@ def test_a_kernel_as_large_as_the_image_is_a_dense_layer(random, size, kernel, o
 )
 @example(9, 33, ((7, 7), (5, 5), (1, 1)), (0, 0), 0)
 @example(9, 8, ((7, 5), (2, 1), (3, 2)), (0, 1), 0)  # pixels that nobody sees
+@example(9, 33, ((12, 11), (5, 4), (1, 1)), (2, 0), 0)  # several parts
 def test_input_gradient_across_images(dtype, batch, channels, sizes, padding, seed):
     """`gather` equals the reference, whether it pays or not."""
     size, kernel, stride = sizes
