@@ -38,6 +38,7 @@ def assert_same_memory(model: Sequential, x: np.ndarray) -> tuple[Sequential, np
 def assert_same_training(model: Sequential, x: np.ndarray, random) -> None:
     """Together and one by one: outputs, what is remembered, and gradients; the bias gradient up to rounding."""
     single, y = assert_same_memory(model, x)
+    model.forward(x, training=True)
     dy = random.normal(size=y.shape).astype(y.dtype)
     dx = dy
     for layer in reversed(single.layers):
@@ -54,6 +55,12 @@ def assert_same_training(model: Sequential, x: np.ndarray, random) -> None:
             np.testing.assert_allclose(parameter.grad, other.grad, rtol=0, atol=tolerance)
 
 
+def pool_and_relu(pool, relu: str | None) -> list:
+    """Layers; relu: in front of the pool, or behind it."""
+    pools = [MaxPool2D(pool)] if pool else []
+    return {None: pools, "before": [ReLU(), *pools], "behind": [*pools, ReLU()]}[relu]
+
+
 @given(
     dtype=st.sampled_from([np.float32, np.float64]),
     batch=st.integers(0, 5),
@@ -64,15 +71,11 @@ def assert_same_training(model: Sequential, x: np.ndarray, random) -> None:
     stride=st.integers(1, 2),
     padding=st.integers(0, 2),
     pool=st.sampled_from([None, 1, 2, (3, 2), (1, 3)]),
-    relu=st.booleans(),
+    relu=st.sampled_from([None, "before", "behind"]),
     seed=st.integers(0, 99),
 )
 def test_equal_to_one_by_one(dtype, batch, side, channels, filters, kernel, stride, padding, pool, relu, seed):
-    layers = [
-        Conv2D(filters, kernel, stride, padding),
-        *([MaxPool2D(pool)] if pool else []),
-        *([ReLU()] if relu else []),
-    ]
+    layers = [Conv2D(filters, kernel, stride, padding), *pool_and_relu(pool, relu)]
     try:
         model = Sequential(layers, (side, side, channels), seed=seed, dtype=dtype)
     except ValueError:
@@ -89,10 +92,11 @@ def test_equal_to_one_by_one(dtype, batch, side, channels, filters, kernel, stri
             assert_same_memory(model, x)
 
 
+@pytest.mark.parametrize("relu", ["before", "behind"])
 @pytest.mark.parametrize("pool", [(100, 7), (2, 16), (2, 12)])
-def test_large_windows(pool, random):
+def test_large_windows(pool, relu, random):
     """A byte can't number the cells of the first, and a tile has not the pixels of the others: one by one."""
-    model = Sequential([Conv2D(16, 3, padding=1), MaxPool2D(pool), ReLU()], (pool[0], 2 * pool[1], 3))
+    model = Sequential([Conv2D(16, 3, padding=1), *pool_and_relu(pool, relu)], (pool[0], 2 * pool[1], 3))
     assert_same_training(model, random.normal(size=(3, *model.input_shape)).astype(np.float32), random)
 
 
@@ -102,14 +106,15 @@ def test_large_windows(pool, random):
     filters=st.sampled_from([32, 40]),
     padding=st.integers(0, 2),
     pool=st.sampled_from([None, 2, (2, 1)]),
-    relu=st.booleans(),
+    relu=st.sampled_from([None, "before", "behind"]),
     seed=st.integers(0, 99),
 )
-@example((13, 13), 40, 0, 2, True, 1)  # a row and a column that no window covers
-@example((9, 14), 32, 1, 2, False, 0)
+@example((13, 13), 40, 0, 2, "behind", 1)  # a row and a column that no window covers
+@example((13, 13), 40, 0, 2, "before", 1)
+@example((9, 14), 32, 1, 2, None, 0)
 def test_winograd_equal_to_one_by_one(dtype, size, filters, padding, pool, relu, seed):
     """Behind a convolution that goes Winograd's way where there are images enough."""
-    layers = [Conv2D(filters, 3, padding=padding), *([MaxPool2D(pool)] if pool else []), *([ReLU()] if relu else [])]
+    layers = [Conv2D(filters, 3, padding=padding), *pool_and_relu(pool, relu)]
     model = Sequential(layers, (*size, 16), seed=seed, dtype=dtype)
     random = np.random.default_rng(seed)
     x = np.round(random.normal(size=(60, *size, 16))).astype(dtype)
@@ -118,9 +123,9 @@ def test_winograd_equal_to_one_by_one(dtype, size, filters, padding, pool, relu,
     assert_same_training(model, x, random)
 
 
-@pytest.mark.parametrize("pool", [None, 2])
-def test_not_a_number_goes_through_winograds_pool(pool, random):
-    layers = [Conv2D(32, 3), *([MaxPool2D(pool)] if pool else []), ReLU()]
+@pytest.mark.parametrize(("pool", "relu"), [(None, "behind"), (2, "behind"), (2, "before")])
+def test_not_a_number_goes_through_winograds_pool(pool, relu, random):
+    layers = [Conv2D(32, 3), *pool_and_relu(pool, relu)]
     model, x = Sequential(layers, (10, 10, 16)), random.normal(size=(60, 10, 10, 16)).astype(np.float32)
     x[3, 4, 5, 6], x[8, 0, 0, 0] = np.nan, np.inf
     with np.errstate(invalid="ignore"):
@@ -147,24 +152,25 @@ def test_flatten_and_dense(random):
     assert not np.shares_memory(model.backward(np.ones((5, 7))), model.backward(np.ones((5, 7))))
 
 
+@pytest.mark.parametrize("relu", ["before", "behind"])
 @pytest.mark.parametrize("batch", [1, 70])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_of_the_tutorials_network(random, batch, threads, at_threads):
+def test_of_the_tutorials_network(random, relu, batch, threads, at_threads):
     """Its second convolution goes another way with many images, and the first is shared out."""
-    layers = [Conv2D(32, 3), MaxPool2D(2), ReLU(), Conv2D(64, 3), MaxPool2D(2), ReLU(), Flatten(), Dense(10)]
+    layers = [Conv2D(32, 3), *pool_and_relu(2, relu), Conv2D(64, 3), *pool_and_relu(2, relu), Flatten(), Dense(10)]
     model = Sequential(layers, (28, 28, 1))
     x = random.normal(size=(batch, 28, 28, 1)).astype(np.float32)
     np.testing.assert_array_equal(at_threads(threads, lambda: model.forward(x)), one_by_one(model, x))
     at_threads(threads, lambda: assert_same_training(model, x, random))
 
 
+@pytest.mark.parametrize("relu", ["before", "behind"])
 @pytest.mark.parametrize("batch", [1, 70])
-def test_what_comes_between_is_never_written(random, monkeypatch, batch):
+def test_what_comes_between_is_never_written(random, monkeypatch, batch, relu):
     """Else nothing would be won: no function of a layer alone is called."""
     layers = [
         Conv2D(32, 3),
-        MaxPool2D(2),
-        ReLU(),
+        *pool_and_relu(2, relu),
         Conv2D(64, 3),
         MaxPool2D(2),
         BatchNorm(),
@@ -210,7 +216,8 @@ class OwnReLU(ReLU):
     ("layers", "expected"),
     [
         ([Conv2D(4, 3), MaxPool2D(2), ReLU()], 1),
-        ([Conv2D(4, 3), ReLU(), MaxPool2D(2)], 2),
+        ([Conv2D(4, 3), ReLU(), MaxPool2D(2)], 1),
+        ([Conv2D(4, 3), ReLU(), MaxPool2D(3, stride=2)], 1),  # but only the first two do
         ([Conv2D(4, 3), MaxPool2D(3, stride=2), ReLU()], 1),  # but one by one
         ([Conv2D(4, 3), MaxPool2D(2), OwnReLU()], 2),
         ([Conv2D(4, 3), Conv2D(4, 3), ReLU(), ReLU(), MaxPool2D(2), Flatten()], 5),
@@ -224,6 +231,23 @@ def test_what_goes_together(layers, expected, random):
     model = Sequential(layers, (12, 12, 1))
     x = random.normal(size=(2, 12, 12, 1)).astype(np.float32)
     np.testing.assert_array_equal(model.forward(x), one_by_one(model, x))
+
+
+def test_gone_forward_together_and_back_one_by_one(random):
+    """A ReLU in front of a pool then finds out what it has not seen."""
+    model = Sequential([Conv2D(4, 3), ReLU(), MaxPool2D(2)], (12, 12, 2))
+    x, dy = (random.normal(size=size).astype(np.float32) for size in ((3, 12, 12, 2), (3, 5, 5, 4)))
+    results = []
+    for forward_alone, backward_alone in ((False, False), (False, True), (True, False), (True, True)):
+        with together.one_by_one() if forward_alone else nullcontext():
+            model.forward(x, training=True)
+        with together.one_by_one() if backward_alone else nullcontext():
+            results.append([model.backward(dy), *(p.grad.copy() for p in model.parameters())])
+            model.parameter_gradients(dy)
+            results.append([results[-1][0], *(p.grad.copy() for p in model.parameters())])
+    for result in results[1:]:
+        for array, first in zip(result, results[0], strict=True):
+            np.testing.assert_allclose(array, first, rtol=1e-5, atol=1e-5)
 
 
 def test_a_pool_that_does_not_fit_is_named():
@@ -285,6 +309,21 @@ def test_a_forward_of_another_batch_in_between_is_named(random):
                 backward(np.ones((3, 5, 5, 4)))
         with pytest.raises(ValueError, match=r"relu_3: got a gradient of shape \(3, 5, 5, 5\)"):
             model.backward(np.ones((3, 5, 5, 5)))
+
+
+def test_the_same_with_the_pool_behind(random):
+    model, x = Sequential([Conv2D(4, 3), ReLU(), MaxPool2D(2)], (12, 12, 1)), random.normal(size=(3, 12, 12, 1))
+    named = "conv2d_1", "relu_2", "maxpool2d_3"
+    for layer, other in enumerate(((2, 12, 12, 1), (3, 8, 10, 4), (3, 8, 10, 4))):
+        model.forward(x, training=True)
+        model.layers[layer].forward(np.zeros(other), training=True)
+        for backward in (model.backward, model.parameter_gradients):
+            with pytest.raises(ValueError, match=f"{named[layer]}: got a gradient of shape"):
+                backward(np.ones((3, 5, 5, 4)))
+    model.forward(x, training=True)
+    for backward in (model.backward, model.parameter_gradients):
+        with pytest.raises(ValueError, match=r"maxpool2d_3: got a gradient of shape \(3, 5, 5, 5\)"):
+            backward(np.ones((3, 5, 5, 5)))
 
 
 def test_another_layer_in_its_place_is_used(random):

@@ -2,6 +2,7 @@
 
     Conv2D, MaxPool2D, ReLU     the pool and the ReLU see the convolution's numbers before they are written; on the way
                                 back what the pool passed on is unpacked a few rows at a time (where that pays)
+    Conv2D, ReLU, MaxPool2D     the same: the largest of a window is still the largest behind the ReLU
     Conv2D, MaxPool2D           the same
     Conv2D, ReLU                the same without a pool
     BatchNorm, ReLU             one pass over the numbers instead of two
@@ -14,6 +15,7 @@ layers' own `forward` and `backward` are not called; inside `with one_by_one()` 
 What this file is not: arithmetic. It knows which layers can go together; how they do is in the kernels.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -27,7 +29,14 @@ from tinycnn.more_layers import BatchNorm
 
 METHODS = frozenset(("forward", "backward", "parameter_gradients"))
 _together = True  # see `one_by_one`
-TOGETHER = ([Conv2D, MaxPool2D, ReLU], [Conv2D, MaxPool2D], [Conv2D, ReLU], [BatchNorm, ReLU], [Flatten, Dense])
+TOGETHER = (
+    [Conv2D, MaxPool2D, ReLU],
+    [Conv2D, ReLU, MaxPool2D],
+    [Conv2D, MaxPool2D],
+    [Conv2D, ReLU],
+    [BatchNorm, ReLU],
+    [Flatten, Dense],
+)
 
 
 @contextmanager
@@ -52,12 +61,12 @@ def groups(layers: Sequence[Layer]) -> list[list[Layer]]:
 
 
 def forward(group: list[Layer], x: np.ndarray, training: bool) -> np.ndarray:
-    """What the group's layers make of x, all together or one by one."""
+    """What the group's layers make of x, as many together as may be."""
     first, last = group[0], group[-1]
+    if len(group) == 1:
+        return first.forward(x, training)
     if not _may(group):
-        for layer in group:
-            x = layer.forward(x, training)
-        return x
+        return last.forward(forward(group[:-1], x, training), training)
     if isinstance(first, Conv2D):
         return _convolve_and_pool(group, x, training)
     if isinstance(first, BatchNorm):
@@ -74,10 +83,10 @@ def forward(group: list[Layer], x: np.ndarray, training: bool) -> np.ndarray:
 def backward(group: list[Layer], dy: np.ndarray) -> np.ndarray:
     """The gradient by the group's input; fills the gradients of its parameters."""
     first, last = group[0], group[-1]
-    if not _may(group):
-        for layer in reversed(group):
-            dy = layer.backward(dy)
-        return dy
+    if len(group) == 1:
+        return first.backward(dy)
+    if not _may(group) or not _went_together(group, dy):
+        return backward(group[:-1], last.backward(dy))
     if isinstance(first, Conv2D):
         dx, *gradients = pooled_convolution.backward(*_behind(group, dy), first.value(first.weight), *_sizes(group))
         first.weight.grad[:], first.bias.grad[:] = gradients
@@ -90,15 +99,14 @@ def backward(group: list[Layer], dy: np.ndarray) -> np.ndarray:
 
 def parameter_gradients(group: list[Layer], dy: np.ndarray) -> None:
     """backward for the group with the first layer that learns: nobody asks for what would come before it."""
-    first = next((i for i, layer in enumerate(group) if layer.parameters()), 0)
-    learner = group[first]
-    if isinstance(learner, Conv2D) and _may(group):
-        gradients = pooled_convolution.weight_gradient(*_behind(group, dy), learner.kernel_size, *_sizes(group))
-        learner.weight.grad[:], learner.bias.grad[:] = gradients
-        return
-    for layer in reversed(group[first + 1 :]):
-        dy = layer.backward(dy)
-    learner.parameter_gradients(dy)
+    first, last = group[0], group[-1]
+    if last.parameters() or len(group) == 1:
+        last.parameter_gradients(dy)
+    elif isinstance(first, Conv2D) and _may(group) and _went_together(group, dy):
+        gradients = pooled_convolution.weight_gradient(*_behind(group, dy), first.kernel_size, *_sizes(group))
+        first.weight.grad[:], first.bias.grad[:] = gradients
+    else:
+        parameter_gradients(group[:-1], last.backward(dy))
 
 
 def _convolve_and_pool(group: list[Layer], x: np.ndarray, training: bool) -> np.ndarray:
@@ -112,6 +120,9 @@ def _convolve_and_pool(group: list[Layer], x: np.ndarray, training: bool) -> np.
     if training:
         between = len(x), *output_size, conv.filters
         conv.remember(between, x)
+        if _pool_is_last(group):
+            relu._memory, pool._memory = Later(group[:2], x), Later(group, x, winners, active)
+            return y
         if pool:
             pool.remember(y.shape, winners, between)
         if relu:
@@ -119,13 +130,48 @@ def _convolve_and_pool(group: list[Layer], x: np.ndarray, training: bool) -> np.
     return y
 
 
+class Later:
+    """What the last of the layers would have remembered alone, which is found out when somebody asks.
+
+    A ReLU in front of a pool has not seen the numbers one by one. The group itself needs only what the pool passed on.
+
+    x: the first one's input. winners, active: as `convolve_and_pool` returned them.
+    """
+
+    def __init__(self, layers: list[Layer], x: np.ndarray, winners=None, active=None):
+        self.layers, self.x, self.winners, self.active = layers, x, winners, active
+
+    def __iter__(self) -> Iterator:
+        y = self.x
+        for layer in self.layers:
+            twin = copy.copy(layer)
+            y = type(layer).forward(twin, y, training=True)
+        return iter(twin.remembered())
+
+
+def _went_together(group: list[Layer], dy: np.ndarray) -> bool:
+    """Whether the layers remember one forward of the group, to which such a dy belongs.
+
+    Where each remembers what it would have alone, that is seen on the way.
+    """
+    if not _pool_is_last(group):
+        return True
+    (_, x), *others = group[0].remembered(), *(layer._memory for layer in group[1:])
+    if not all(isinstance(later, Later) and later.x is x for later in others):
+        return False
+    return np.shape(dy) == others[-1].active.shape
+
+
 def _behind(group: list[Layer], dy: np.ndarray) -> tuple:
     """x, dy, winners, active and the size of the convolution's output."""
     conv, pool, relu = _parts(group)
-    dy, *_ = group[-1].recall(dy)
     (n, out_h, out_w, filters), x = conv.remembered()
+    if _pool_is_last(group):
+        later = pool._memory
+        return x, pool._numbers(np.asarray(dy)), later.winners, later.active, (out_h, out_w)
+    dy, *_ = group[-1].recall(dy)
     pool_h, pool_w = pool.pool_size if pool else NONE
-    winners, active = (layer.remembered()[1] if layer else None for layer in (pool, relu))
+    winners, active = (tuple(layer.remembered())[1] if layer else None for layer in (pool, relu))
     for array in (dy, winners, active):  # somebody may have called one of the layers alone
         if array is not None and array.shape != (n, out_h // pool_h, out_w // pool_w, filters):
             raise ValueError(
@@ -135,8 +181,13 @@ def _behind(group: list[Layer], dy: np.ndarray) -> tuple:
 
 
 def _parts(group: list[Layer]) -> tuple[Conv2D, MaxPool2D | None, ReLU | None]:
-    pool, last = group[1], group[-1]
-    return group[0], pool if type(pool) is MaxPool2D else None, last if type(last) is ReLU else None
+    pool, relu = (next((layer for layer in group if type(layer) is kind), None) for kind in (MaxPool2D, ReLU))
+    return group[0], pool, relu
+
+
+def _pool_is_last(group: list[Layer]) -> bool:
+    """Whether it is a convolution, a ReLU and then a pool."""
+    return len(group) == 3 and type(group[2]) is MaxPool2D
 
 
 def _sizes(group: list[Layer]) -> tuple:
