@@ -190,6 +190,14 @@ def test_what_comes_between_is_never_written(random, monkeypatch, batch, relu):
     model.parameter_gradients(y)
 
 
+def test_nor_what_comes_back_to_a_first_convolution(random, monkeypatch):
+    model = Sequential([Conv2D(8, 3), ReLU()], (9, 9, 1))
+    x, dy = (random.normal(size=(3, *shape)).astype(np.float32) for shape in ((9, 9, 1), (7, 7, 8)))
+    assert_same_training(model, x, random)
+    monkeypatch.setattr(pooled_convolution, "relu_backward", None)
+    model.parameter_gradients(dy)
+
+
 @pytest.mark.parametrize("batch", [1, 70])
 def test_inference_makes_no_notes_for_backward(random, monkeypatch, batch):
     layers = [Conv2D(32, 3), MaxPool2D(2), ReLU(), Conv2D(64, 3), MaxPool2D(2), ReLU(), BatchNorm(), ReLU()]

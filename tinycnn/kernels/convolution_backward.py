@@ -92,7 +92,7 @@ def convolve_weight_gradient(
 def direct_weight_gradient(
     x, dy, output_size, kernel_size, stride, offset, pool=(1, 1), winners=None, active=None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`convolve_weight_gradient` as the direct sum; or with winners what `pooled_convolution.weight_gradient` does."""
+    """`convolve_weight_gradient` as the direct sum; with winners or active, `pooled_convolution.weight_gradient`."""
     channels, out_channels = x.shape[3], dy.shape[3]
     dw = empty((*kernel_size, channels, out_channels), x.dtype)
     if not dy.size:
@@ -127,7 +127,7 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
         room = (usable_registers() - 1) // V - A * R
         held = max(n for n in range(1, min(MOST_PIXELS, room) + 1) if output_size[1] % n == 0), stride[1] * channels
     kernel = _weight_gradient_task(A, R, L, out_channels % L == 0, dtype, *pool, relu, *held)
-    unpooled = rows * output_size[1] * out_channels if prod(pool) > 1 else 0  # in the scratch memory, behind z
+    unpooled = rows * output_size[1] * out_channels if relu or prod(pool) > 1 else 0  # in the scratch memory, behind z
     return kernel, parts, A * R, scratch + unpooled, sizes
 
 
@@ -171,8 +171,11 @@ def _unpool(dy, winners, active, n, rows, out_size, pool, O, unpooled, start, re
             here = start + ((i * pool_h - first) * out_w + j * pool_w) * O
             for o in range(0, O, L):
                 width = min(L, O - o)
-                winner = read(winners, there + o, width, L)
                 gradient = where_active(dy, active, there + o, width, relu, L)
+                if pool_h * pool_w == 1:
+                    write(unpooled, here + o, gradient, width)
+                    continue
+                winner = read(winners, there + o, width, L)
                 for a in range(pool_h):
                     for b in range(pool_w):
                         won = equals(winner, a * pool_w + b)
@@ -194,11 +197,11 @@ def _weight_gradient_task(
 ):
     """The tile of convolution.py the other way round: A × R rows of dw × L output channels, a few image rows at a time.
 
-    With a pool of more than 1 × 1, dy is what came back to it, or to the ReLU behind it.
+    With a pool of more than 1 × 1 or a ReLU, dy is what came back to the last of them.
     whole: whether no group of channels is narrower than L, as in convolution.py.
     held: so many pixels of dy that stay in registers as well, if R is all of K and little; held_step = stride · C.
     """
-    P, pooled = A * R, pool_h * pool_w > 1
+    P, behind = A * R, relu or pool_h * pool_w > 1  # whether dy comes from behind a ReLU or a pool
 
     @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE)
     def weight_gradient_tiles(part, sizes, scratch, x, dy, dw, db, winners, active):
@@ -225,7 +228,7 @@ def _weight_gradient_task(
             for i_first in range(0, out_h, rows):
                 i_last = min(out_h, i_first + rows)
                 dy_rows, dy_start = dy, (n * out_h + i_first) * out_w * O
-                if pooled:
+                if behind:
                     dy_rows, dy_start = scratch, scratch_size
                     _unpool(
                         dy, winners, active, n, (i_first, i_last), (out_h, out_w), (pool_h, pool_w), O,

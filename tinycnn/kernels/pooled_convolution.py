@@ -111,7 +111,8 @@ def weight_gradient(
     if by_winograd and pool in WINOGRAD_POOLS:
         return winograd_backward.convolve_backward(x, dy, None, output_size, offset, winners, active)[1:]
     direct = not by_winograd and not pairs_pay_in_dw(output_size[1], w_shape, stride[1], x.dtype)
-    if direct and pool != NONE and winners.dtype == BYTE and dy.size:
+    unpacked = active is not None if pool == NONE else winners.dtype == BYTE  # whether the kernel can do that
+    if direct and unpacked and dy.size:
         return direct_weight_gradient(x, dy, output_size, kernel_size, stride, offset, pool, winners, active)
     return convolve_weight_gradient(x, _in_front(dy, winners, active, output_size, pool), kernel_size, stride, offset)
 
