@@ -20,8 +20,8 @@ import numpy as np
 
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
-from tinycnn.kernels.tile_shape import tile_shape
-from tinycnn.kernels.vector import multiply_add, read, tile, write, zeros
+from tinycnn.kernels.tile_shape import register_lanes, tile_shape
+from tinycnn.kernels.vector import multiply_add, read, read_rows, tile, turned, write, write_rows, zeros
 
 
 def dense(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -63,6 +63,8 @@ def dense_weight_gradient(x: np.ndarray, dy: np.ndarray, out: np.ndarray | None 
 
 @cache
 def _product_task(P: int, L: int, dtype: np.dtype):
+    S = min(L, register_lanes(dtype))  # the side of the blocks in which wᵀ is copied
+
     @task(dtype, dtype, dtype, dtype, dtype)
     def product_tiles(part, sizes, columns, x, w, b, y):
         parts, N, K, O, transposed, copied = numbers(sizes, 6)
@@ -75,11 +77,13 @@ def _product_task(P: int, L: int, dtype: np.dtype):
             width = min(L, O - o)
             source, start, step = (columns, 0, L) if copied else (w, o, O)
             if copied and o != last_o:
-                for k in range(K):
-                    if transposed:
-                        for i in range(width):
-                            columns[k * L + i] = w[(o + i) * K + k]
-                    else:
+                if transposed:
+                    for k in range(0, K, S):
+                        for i in range(0, width, S):
+                            block = read_rows(w, (o + i) * K + k, K, width - i, min(S, K - k), S, S)
+                            write_rows(columns, k * L + i, L, K - k, S, turned(block))
+                else:
+                    for k in range(K):
                         write(columns, k * L, read(w, k * O + o, width, L), L)
             last_o = o
             for p in range(P):

@@ -10,6 +10,7 @@ in its registers. So a kernel works on *rows*, each L numbers side by side, and 
 
     zeros(like, L)                            a row of zeros
     read_rows, write_rows                     several rows at once, some numbers apart
+    turned(rows)                              a square of rows, its columns as rows
     not_at_most, more_than, equals, choose    comparisons and choices, lane by lane
     copy_numbers, clear_numbers               memory as it is
 
@@ -38,6 +39,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, type_callable
 
 from tinycnn.kernels.llvm import (
+    I32,
     I64,
     Row,
     Tile,
@@ -161,6 +163,29 @@ def write_rows(typing_context, array, i, step, count, width, rows):
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, index_type(count), index_type(width), rows), code
+
+
+@intrinsic
+def turned(typing_context, rows):
+    """The columns of a square of rows, as rows: row i of the result holds number i of each.
+
+    Twos, then fours, and so on: of each square of 2·d × 2·d the upper right and the lower left quarter change places.
+    """
+    row = rows.dtype
+
+    def code(context, builder, signature, arguments):
+        values, lanes = [builder.extract_value(arguments[0], i) for i in range(row.lanes)], range(row.lanes)
+        for d in [1 << n for n in range(row.lanes.bit_length() - 1)]:
+            upper = [lane + row.lanes - d if lane & d else lane for lane in lanes]
+            lower = [lane + row.lanes if lane & d else lane + d for lane in lanes]
+            masks = [ir.Constant(ir.VectorType(I32, row.lanes), places) for places in (upper, lower)]
+            for i in lanes:
+                if not i & d:
+                    pair = values[i], values[i + d]
+                    values[i], values[i + d] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+        return context.make_tuple(builder, rows, values)
+
+    return rows(rows), code
 
 
 @intrinsic
