@@ -5,7 +5,7 @@ Every layer has two methods that do all the work:
     forward(x, training=False) -> y        training=True also remembers what backward needs (x itself, where it needs x)
     backward(dy) -> dx                     the gradient by its input; overwrites the gradients of its parameters
 
-What they return never shares memory with what they were given, but x must stay as it is until backward.
+What they return never shares memory with what they were given, but x and the weights must stay as they are in between.
 
 A layer learns its input shape, its dtype and its random start from the model (`build`). The formulas and where they
 come from are in `tinycnn/reference.py`. Within a model some neighbours do both together, in kernels of their own, with
@@ -125,7 +125,7 @@ class Layer:
         """The shape of the output, and what else was remembered."""
         if self._memory is None:
             raise ValueError(f"{self.label()}: backward needs a forward(x, training=True) before it")
-        return self._memory
+        return tuple(self._memory)
 
 
 class Conv2D(Layer):

@@ -29,6 +29,7 @@ from tinycnn.more_layers import BatchNorm
 
 METHODS = frozenset(("forward", "backward", "parameter_gradients"))
 _together = True  # see `one_by_one`
+# The longest first. One without its last layer is here as well, or is a single layer.
 TOGETHER = (
     [Conv2D, MaxPool2D, ReLU],
     [Conv2D, ReLU, MaxPool2D],
@@ -131,7 +132,7 @@ def _convolve_and_pool(group: list[Layer], x: np.ndarray, training: bool) -> np.
 
 
 class Later:
-    """What the last of the layers would have remembered alone, which is found out when somebody asks.
+    """What the last of the layers would have remembered alone, computed if somebody asks, from x and the weights.
 
     A ReLU in front of a pool has not seen the numbers one by one. The group itself needs only what the pool passed on.
 
@@ -139,20 +140,21 @@ class Later:
     """
 
     def __init__(self, layers: list[Layer], x: np.ndarray, winners=None, active=None):
-        self.layers, self.x, self.winners, self.active = layers, x, winners, active
+        self.layers, self.x, self.winners, self.active = list(map(copy.copy, layers)), x, winners, active
+        for layer in self.layers:
+            layer._memory = None  # or this would keep itself alive
 
     def __iter__(self) -> Iterator:
         y = self.x
-        for layer in self.layers:
-            twin = copy.copy(layer)
-            y = type(layer).forward(twin, y, training=True)
-        return iter(twin.remembered())
+        for layer in map(copy.copy, self.layers):
+            y = type(layer).forward(layer, y, training=True)
+        return iter(layer.remembered())
 
 
 def _went_together(group: list[Layer], dy: np.ndarray) -> bool:
     """Whether the layers remember one forward of the group, to which such a dy belongs.
 
-    Where each remembers what it would have alone, that is seen on the way.
+    For a group without a `Later` that is seen in `_behind`.
     """
     if not _pool_is_last(group):
         return True
@@ -166,12 +168,12 @@ def _behind(group: list[Layer], dy: np.ndarray) -> tuple:
     """x, dy, winners, active and the size of the convolution's output."""
     conv, pool, relu = _parts(group)
     (n, out_h, out_w, filters), x = conv.remembered()
-    if _pool_is_last(group):
-        later = pool._memory
-        return x, pool._numbers(np.asarray(dy)), later.winners, later.active, (out_h, out_w)
-    dy, *_ = group[-1].recall(dy)
     pool_h, pool_w = pool.pool_size if pool else NONE
-    winners, active = (tuple(layer.remembered())[1] if layer else None for layer in (pool, relu))
+    if _pool_is_last(group):
+        dy, winners, active = pool._numbers(np.asarray(dy)), pool._memory.winners, pool._memory.active
+    else:
+        dy, *_ = group[-1].recall(dy)
+        winners, active = (layer.remembered()[1] if layer else None for layer in (pool, relu))
     for array in (dy, winners, active):  # somebody may have called one of the layers alone
         if array is not None and array.shape != (n, out_h // pool_h, out_w // pool_w, filters):
             raise ValueError(

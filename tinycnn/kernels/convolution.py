@@ -72,7 +72,7 @@ def convolve(
 ) -> np.ndarray:
     """y[n, i, j, o] = bias[o] + Σ_{a,b,c} z[n, i·stride_h + a, j·stride_w + b, c] · w[a, b, c, o].
 
-    z is x set inside zeros: z[n, offset_h + i, offset_w + j] = x[n, i, j], as large as y needs it. (Padding.)
+    z is x set inside zeros: z[n, offset_h + i, offset_w + j] = x[n, i, j], as large as y needs it: padding.
 
     x (N, H, W, C), w (kh, kw, C, O), bias (O,), contiguous and of one dtype -> y (N, *output_size, O).
     """
@@ -113,7 +113,7 @@ def way_of(x_shape, w_shape, dtype, output_size, stride, offset) -> str:
 
 
 def covers_image(x_shape, w_shape, output_size, offset) -> bool:
-    """Whether the kernel is as large as the image, and stays on it."""
+    """Whether the kernel is as large as the image, and is applied once, without padding."""
     return w_shape[:2] == x_shape[1:3] and output_size == (1, 1) and offset == (0, 0)
 
 

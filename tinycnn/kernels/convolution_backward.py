@@ -7,8 +7,8 @@ belong to each × L output channels, and each row of dy that is loaded serves al
     dw[a, k, :] = Σ_{n,i,j}  x[n, i·stride + a, j·stride·C + k] · dy[n, i, j, :]
 
 Some kinds of shapes take another way here as well: `winograd_backward.py`; pixels of dy that stay in registers
-(`held`); two pixels as one (`pairs_pay_in_dw`). And the weight gradient can begin with what a ReLU and a pool in front
-of dy do on the way back (`pooled_convolution.py`).
+(`held`); two pixels as one (`pairs_pay_in_dw`); kernels as large as the image (`dense.py`). And the weight gradient can
+begin with what a ReLU and a pool in front of dy do on the way back (`pooled_convolution.py`).
 
 What this file is not: loops for the gradient by x; they are in `input_gradient.py`.
 """

@@ -6,7 +6,8 @@
 
 Tile after tile meets the same L columns of a matrix. In memory their rows are far from each other, which a CPU's cache
 and its foresight handle badly, so the columns are copied to a place of their own first, unless only one tile would meet
-them or they are all there are. Those of wᵀ are always copied: in w they are rows, and that is hardly more work.
+them or they are all there are. Those of wᵀ are always copied: in w they are rows, which are turned in registers, a
+square of them at a time.
 
 Why not NumPy's `@`? It is as fast, but its BLAS library keeps threads of its own, which spin while Numba's work and the
 other way round: a step then takes three times as long.

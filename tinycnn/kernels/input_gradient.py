@@ -9,7 +9,8 @@ The kernel spread every dy[i, j] over x, so every x[u, v] gathers from the dy th
 With a stride of 1 that is a convolution once more: of dy inside zeros, with the kernel flipped, its in and out channels
 swapped. It can go all the ways of `convolution.py`. But there a tile is neighbouring pixels, which have to see the same
 part of the kernel, and so they meet the zeros around and between dy. A kernel of 5×5 makes 3×3 numbers of an image of
-7×7: fifteen products with a dy along a row of dx, and twenty with a zero. With a stride of 2 half of them are zeros.
+7×7: fifteen products with a dy along a row of dx, and twenty with a zero. And with a stride dy would have to stand
+apart, with zeros between.
 
 Here the tile (see vector.py) is the same pixel of P images × L channels of x. All of it sees the same dy and the same
 w, so zeros are neither made nor multiplied: the loops go over the dy that are there.
@@ -31,8 +32,8 @@ from tinycnn.kernels.parallel import in_tasks, numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import tile_shape, tile_time
 from tinycnn.kernels.vector import multiply_add, read, tile, write, zeros
 
-# In a tile, at most: one from each goes to the same place of a core's nearest cache if images are a multiple of 4 KiB
-# long, and there is room for eight.
+# At most so many in a tile. The same pixel of all of them goes to the same place of a core's nearest cache where an
+# image is a multiple of 4 KiB long, and there is room for eight.
 IMAGES = 8
 
 
@@ -57,22 +58,27 @@ def convolve_input_gradient(
 
 
 @lru_cache(maxsize=1000)
-def gathering_pays(dy_shape, flipped, dtype, input_size, stride, offset) -> bool:
-    """Whether `gather` is faster than to convolve dy inside zeros: if it spares more work than the other way does.
+def gathering_pays(dy_shape, flipped_shape, dtype, input_size, stride, offset) -> bool:
+    """Whether `gather` is faster than to convolve dy inside zeros, by the model of `tile_shape.py`.
 
-    flipped: the shape of the flipped kernel. With a stride it always is, or nearly.
+    With a stride there is no other way. Where the rows of w stay in registers (`is_held`), the other way is faster.
     """
-    (N, _, out_w, _), (_, kernel_w, O, C), W = dy_shape, flipped, input_size[1]
+    (N, _, out_w, _), (_, kernel_w, O, C), W = dy_shape, flipped_shape, input_size[1]
     if stride != (1, 1):
         return True
-    if min(N, W, out_w) == 0 or is_held(flipped):
+    if min(N, out_w) == 0 or is_held(flipped_shape):
         return False
-    if way_of(dy_shape, flipped, dtype, input_size, stride, offset) != "direct":
+    if way_of(dy_shape, flipped_shape, dtype, input_size, stride, offset) != "direct":
         return False
     products = O * sum(0 <= offset[1] + j - b < W for j in range(out_w) for b in range(kernel_w))
-    images = min(N, IMAGES)
-    gathered = ceil(N / images) / N * tile_time(images, C, dtype, products / W) * products
+    P = images_of_a_tile(N)
+    gathered = ceil(N / P) / N * tile_time(P, C, dtype, products / W) * products
     return gathered < 0.9 * tile_time(W, C, dtype, kernel_w * O) * kernel_w * O
+
+
+def images_of_a_tile(N: int) -> int:
+    """As few tiles as cover N images, and as even."""
+    return ceil(N / ceil(N / IMAGES))
 
 
 def gather(
@@ -82,7 +88,7 @@ def gather(
     C = w.shape[2]
     dx = empty((len(dy), *input_size, C), dy.dtype)
     if dx.size:
-        P, L = tile_shape(min(len(dy), IMAGES), C, dy.dtype)
+        P, L = tile_shape(images_of_a_tile(len(dy)), C, dy.dtype)
         rows = ceil(len(dy) / P) * input_size[0]
         parts = parts_for(rows, dy[..., 0].size * w.size)
         sizes = (parts, *dy.shape, *w.shape[:2], *input_size, C, *stride, *padding)

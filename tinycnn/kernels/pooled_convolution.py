@@ -20,7 +20,7 @@ from math import prod
 import numpy as np
 
 from tinycnn.kernels import winograd, winograd_backward
-from tinycnn.kernels.convolution import convolve, in_columns, plan, way_of
+from tinycnn.kernels.convolution import convolve, covers_image, in_columns, plan, way_of
 from tinycnn.kernels.convolution_backward import (
     convolve_backward,
     convolve_weight_gradient,
@@ -110,9 +110,13 @@ def weight_gradient(
     by_winograd = way_of(x.shape, w_shape, x.dtype, output_size, stride, offset) == "winograd"
     if by_winograd and pool in WINOGRAD_POOLS:
         return winograd_backward.convolve_backward(x, dy, None, output_size, offset, winners, active)[1:]
-    direct = not by_winograd and not pairs_pay_in_dw(output_size[1], w_shape, stride[1], x.dtype)
-    unpacked = active is not None if pool == NONE else winners.dtype == BYTE  # whether the kernel can do that
-    if direct and unpacked and dy.size:
+    direct = not (
+        by_winograd
+        or covers_image(x.shape, w_shape, output_size, offset)
+        or pairs_pay_in_dw(output_size[1], w_shape, stride[1], x.dtype)
+    )
+    possible = active is not None if pool == NONE else winners.dtype == BYTE  # for the kernel to undo them
+    if direct and possible and dy.size:
         return direct_weight_gradient(x, dy, output_size, kernel_size, stride, offset, pool, winners, active)
     return convolve_weight_gradient(x, _in_front(dy, winners, active, output_size, pool), kernel_size, stride, offset)
 
