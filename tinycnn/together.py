@@ -183,8 +183,13 @@ def _behind(group: list[Layer], dy: np.ndarray) -> tuple:
 
 
 def _parts(group: list[Layer]) -> tuple[Conv2D, MaxPool2D | None, ReLU | None]:
-    pool, relu = (next((layer for layer in group if type(layer) is kind), None) for kind in (MaxPool2D, ReLU))
-    return group[0], pool, relu
+    conv, pool, relu = group[0], None, None
+    for layer in group[1:]:
+        if type(layer) is MaxPool2D:
+            pool = layer
+        else:
+            relu = layer
+    return conv, pool, relu
 
 
 def _pool_is_last(group: list[Layer]) -> bool:
