@@ -192,7 +192,7 @@ def test_what_comes_between_is_never_written(random, monkeypatch, batch, relu):
     model.parameter_gradients(y)
 
 
-def test_nor_what_comes_back_to_a_first_convolution(random, monkeypatch):
+def test_a_first_convolution_gets_back_no_gradient_as_large_as_its_output(random, monkeypatch):
     model = Sequential([Conv2D(8, 3), ReLU()], (9, 9, 1))
     x, dy = (random.normal(size=(3, *shape)).astype(np.float32) for shape in ((9, 9, 1), (7, 7, 8)))
     assert_same_training(model, x, random)
@@ -346,7 +346,7 @@ def test_a_forward_of_another_batch_in_between_is_named(random):
             model.backward(np.ones((3, 5, 5, 5)))
 
 
-def test_the_same_with_the_pool_behind(random):
+def test_it_is_named_with_the_pool_behind_the_relu_as_well(random):
     model, x = Sequential([Conv2D(4, 3), ReLU(), MaxPool2D(2)], (12, 12, 1)), random.normal(size=(3, 12, 12, 1))
     named = "conv2d_1", "relu_2", "maxpool2d_3"
     for layer, other in enumerate(((2, 12, 12, 1), (3, 8, 10, 4), (3, 8, 10, 4))):

@@ -5,7 +5,7 @@ Every layer has two methods that do all the work:
     forward(x, training=False) -> y        training=True also remembers what backward needs (x itself, where it needs x)
     backward(dy) -> dx                     the gradient by its input; overwrites the gradients of its parameters
 
-What they return never shares memory with what they were given, but x and the weights must stay as they are in between.
+What they return never shares memory with what they were given. Until backward, x and the weights must stay as they are.
 
 A layer learns its input shape, its dtype and its random start from the model (`build`). The formulas and where they
 come from are in `tinycnn/reference.py`. Within a model some neighbours do both together, in kernels of their own, with

@@ -121,7 +121,7 @@ def _convolve_and_pool(group: list[Layer], x: np.ndarray, training: bool) -> np.
     if training:
         between = len(x), *output_size, conv.filters
         conv.remember(between, x)
-        if _pool_is_last(group):
+        if _pool_is_behind_relu(group):
             relu._memory, pool._memory = Later(group[:2], x), Later(group, x, winners, active)
             return y
         if pool:
@@ -156,7 +156,7 @@ def _went_together(group: list[Layer], dy: np.ndarray) -> bool:
 
     For a group without a `Later` that is seen in `_behind`.
     """
-    if not _pool_is_last(group):
+    if not _pool_is_behind_relu(group):
         return True
     (_, x), *others = group[0].remembered(), *(layer._memory for layer in group[1:])
     if not all(isinstance(later, Later) and later.x is x for later in others):
@@ -169,7 +169,7 @@ def _behind(group: list[Layer], dy: np.ndarray) -> tuple:
     conv, pool, relu = _parts(group)
     (n, out_h, out_w, filters), x = conv.remembered()
     pool_h, pool_w = pool.pool_size if pool else NONE
-    if _pool_is_last(group):
+    if _pool_is_behind_relu(group):
         dy, winners, active = pool._numbers(np.asarray(dy)), pool._memory.winners, pool._memory.active
     else:
         dy, *_ = group[-1].recall(dy)
@@ -192,7 +192,7 @@ def _parts(group: list[Layer]) -> tuple[Conv2D, MaxPool2D | None, ReLU | None]:
     return conv, pool, relu
 
 
-def _pool_is_last(group: list[Layer]) -> bool:
+def _pool_is_behind_relu(group: list[Layer]) -> bool:
     """Whether it is a convolution, a ReLU and then a pool."""
     return len(group) == 3 and type(group[2]) is MaxPool2D
 

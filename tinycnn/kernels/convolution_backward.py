@@ -127,8 +127,8 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
         room = (usable_registers() - 1) // V - A * R
         held = max(n for n in range(1, min(MOST_PIXELS, room) + 1) if output_size[1] % n == 0), stride[1] * channels
     kernel = _weight_gradient_task(A, R, L, out_channels % L == 0, dtype, *pool, relu, *held)
-    unpooled = rows * output_size[1] * out_channels if relu or prod(pool) > 1 else 0  # in the scratch memory, behind z
-    return kernel, parts, A * R, scratch + unpooled, sizes
+    unpacked = rows * output_size[1] * out_channels if relu or prod(pool) > 1 else 0  # in the scratch memory, behind z
+    return kernel, parts, A * R, scratch + unpacked, sizes
 
 
 def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:
@@ -158,12 +158,12 @@ def pairs_pay_in_dw(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: 
 
 
 @in_tasks
-def _unpool(dy, winners, active, n, rows, out_size, pool, O, unpooled, start, relu, L):
+def _unpack(dy, winners, active, n, rows, out_size, pool, O, unpacked, start, relu, L):
     """What `relu_backward`, if `relu`, and `max_pool_backward` make of dy, for the given rows of the convolution."""
     (first, last), (out_h, out_w), (pool_h, pool_w) = rows, out_size, pool
     windows_h, windows_w = out_h // pool_h, out_w // pool_w
     if windows_h * pool_h < out_h or windows_w * pool_w < out_w:
-        clear_numbers(unpooled, start, (last - first) * out_w * O)
+        clear_numbers(unpacked, start, (last - first) * out_w * O)
     zero = zeros(dy, L)
     for i in range(first // pool_h, min(windows_h, last // pool_h)):
         for j in range(windows_w):
@@ -173,13 +173,13 @@ def _unpool(dy, winners, active, n, rows, out_size, pool, O, unpooled, start, re
                 width = min(L, O - o)
                 gradient = where_active(dy, active, there + o, width, relu, L)
                 if pool_h * pool_w == 1:
-                    write(unpooled, here + o, gradient, width)
+                    write(unpacked, here + o, gradient, width)
                     continue
                 winner = read(winners, there + o, width, L)
                 for a in range(pool_h):
                     for b in range(pool_w):
                         won = equals(winner, a * pool_w + b)
-                        write(unpooled, here + (a * out_w + b) * O + o, choose(won, gradient, zero), width)
+                        write(unpacked, here + (a * out_w + b) * O + o, choose(won, gradient, zero), width)
 
 
 @cache
@@ -230,7 +230,7 @@ def _weight_gradient_task(
                 dy_rows, dy_start = dy, (n * out_h + i_first) * out_w * O
                 if behind:
                     dy_rows, dy_start = scratch, scratch_size
-                    _unpool(
+                    _unpack(
                         dy, winners, active, n, (i_first, i_last), (out_h, out_w), (pool_h, pool_w), O,
                         scratch, scratch_size, relu, L,
                     )  # fmt: skip

@@ -133,8 +133,8 @@ def backward(
     pool: Pair,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `weight_gradient`, and the gradient by x: dx (N, H, W, C), dw (kh, kw, C, O), db (O,)."""
-    way = way_of(x.shape, w.shape, x.dtype, output_size, stride, padding)
-    if way == "winograd" and pool in WINOGRAD_POOLS:
+    by_winograd = way_of(x.shape, w.shape, x.dtype, output_size, stride, padding) == "winograd"
+    if by_winograd and pool in WINOGRAD_POOLS:
         return winograd_backward.convolve_backward(x, dy, w, output_size, padding, winners, active)
     return convolve_backward(x, _in_front(dy, winners, active, output_size, pool), w, stride, padding)
 
