@@ -25,7 +25,7 @@ from tinycnn.kernels import parallel
 from tinycnn.kernels.parallel import Task
 
 PATIENCE = 60.0  # seconds to wait for a task that the helper has begun
-MANY = 4096  # images; larger batches take the same kernels but for rare ties, and a helper more memory
+MANY = 4096  # images; a larger batch nearly always takes the same kernels, and more memory of the helper
 COMMAND = "import sys; sys.path[:] = {}; from tinycnn.ahead import help_to_compile; help_to_compile()"
 
 _helper: "Helper | None" = None  # of this process's first training step

@@ -30,7 +30,7 @@ class WeightAverage:
         average ← d · average + (1 − d) · value        d = (1 + t) / (1 + t + 1 / share) at update t = 0, 1, 2, …
 
     A moving average whose memory grows with the training: steps long ago count less and less. The last `share` of all
-    steps so far always has 1 − (1 − share)^(1 / share) of its weight, for share = 0.2 two thirds. So the same share is
+    steps so far soon has 1 − (1 − share)^(1 / share) of its weight, for share = 0.2 two thirds. So the same share is
     right for short and long trainings, and the random start is soon forgotten: with 0.2, after ten updates it counts
     for a three-thousandth. With share = 1 it is the plain mean of the start and every step.
 

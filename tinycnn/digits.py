@@ -79,7 +79,7 @@ def fitted(ink: np.ndarray) -> np.ndarray:
 
 
 def centred(ink: np.ndarray) -> np.ndarray:
-    """ink (h, w ≤ 20) -> uint8 (28, 28), its centre of mass as near to the middle as whole pixels allow."""
+    """ink (h, w ≤ 20) -> uint8 (28, 28), its centre of mass in pixel (14, 14), like MNIST, as near as may be."""
     result = np.zeros((SIDE, SIDE), np.float32)
     corner = []
     for axis, length in enumerate(ink.shape):

@@ -61,8 +61,9 @@ class Settings:
 def run(settings: Settings, say: Callable[[str], None] = print, progress: bool = True) -> dict:
     """Train as the settings say; write model.npz, history.csv, metrics.json and the PICTURES; return the metrics.
 
-    A checkpoint is written after every epoch and every SAVE_EVERY seconds. Ctrl-C ends the step that is being made,
-    writes one more and raises KeyboardInterrupt; a training resumed from it ends with the same numbers, bit for bit.
+    A checkpoint is written after every epoch and every SAVE_EVERY seconds. At Ctrl-C the step that is being made is
+    finished, a checkpoint is written and KeyboardInterrupt raised; resumed, the training ends with the same numbers,
+    bit for bit.
 
     Raises ValueError or FileNotFoundError, before any training, for settings or data that can't work, for a checkpoint
     of other ones, and if another process is training into the same directory; and TrainingDiverged, after which

@@ -8,8 +8,8 @@ Every layer has two methods that do all the work:
 What they return never shares memory with what they were given. Until backward, x and the weights must stay as they are.
 
 A layer learns its input shape, its dtype and its random start from the model (`build`). The formulas and where they
-come from are in `tinycnn/reference.py`. Within a model some neighbours do both together, in kernels of their own, with
-the same results (but for a rounding, `together.py`); `train_mnist.py --one-by-one` shows what a change here does.
+come from are in `tinycnn/reference.py`. Within a model some neighbours go forward and back together, which is faster,
+with the same results (but for a rounding, `together.py`); `train_mnist.py --one-by-one` shows what a change here does.
 
 What this file is not: a layer knows no loss, no optimizer and no other layer, and never changes a weight.
 """
@@ -51,7 +51,7 @@ class Layer:
     def build(self, input_shape: Shape, generator: np.random.Generator, dtype: np.dtype, gain: float) -> Shape:
         """Prepare for inputs of this shape (without the batch), create the parameters; return the output's shape.
 
-        gain / (number of inputs that one output sums) is the variance of a new weight; gain is 2 where a ReLU follows.
+        gain / (number of inputs that one output sums) is the variance of a new weight; the model chooses gain.
         Raises ValueError if the shape can't fit.
         """
         self.dtype = np.dtype(dtype)
@@ -91,7 +91,7 @@ class Layer:
         return self.name or type(self).__name__
 
     def _input(self, x: np.ndarray, fits: bool = True, needs: str = "", *sizes) -> np.ndarray:
-        """x as the kernels take it: contiguous, in the layer's dtype. `needs` says with {} and the sizes what fits."""
+        """x as the kernels take it. needs: what would fit, for the error, with a {} for each of the sizes."""
         if not fits:
             raise ValueError(f"{self.label()}: got an input of shape {x.shape}, but needs {needs.format(*sizes)}")
         return self._numbers(x)
@@ -129,10 +129,10 @@ class Layer:
 
 
 class Conv2D(Layer):
-    """y[n, i, j, o] = bias[o] + Σ_{a,b,c} x[n, i·stride + a, j·stride + b, c] · w[a, b, c, o]   (`reference.conv2d`).
+    """y[n, i, j, o] = bias[o] + Σ_{a,b,c} z[n, i·sh + a, j·sw + b, c] · w[a, b, c, o]   (`reference.conv2d`).
 
-    x (N, H, W, C) -> y (N, (H + 2·padding − kernel_h) // stride + 1, the same for W, filters); w (kh, kw, C, filters).
-    kernel_size, stride and padding: an int, or a pair (height, width). Padding is with zeros.
+    x (N, H, W, C) -> y (N, (H + 2·padding − kh) // sh + 1, the same for W, filters); w (kh, kw, C, filters); z is x
+    inside `padding` zeros, (sh, sw) the stride. kernel_size, stride and padding: an int, or a pair (height, width).
     """
 
     def __init__(self, filters: int, kernel_size, stride=1, padding=0, use_bias: bool = True):
@@ -314,7 +314,7 @@ def _windows(height: int, width: int, size: tuple[int, int], stride: tuple[int, 
 
 
 def _new_weight(shape: Shape, generator: np.random.Generator, dtype: np.dtype, gain: float, name: str) -> Parameter:
-    """Normal numbers of variance gain / fan_in, so that a sum of fan_in of them keeps the size of its inputs.
+    """Normal numbers of variance gain / fan_in: with gain 1 a sum over fan_in of them keeps its inputs' mean square.
 
     Source: He et al., Delving Deep into Rectifiers (2015), equation 10 (gain 2, where a ReLU takes away half).
     """

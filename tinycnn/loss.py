@@ -40,7 +40,7 @@ class SoftmaxCrossEntropy:
             raise ValueError(f"SoftmaxCrossEntropy: got logits of type {logits.dtype}, needs real numbers")
         x = np.ascontiguousarray(logits, logits.dtype if logits.dtype in (np.float32, np.float64) else np.float64)
         # log p = shifted − log Σ e^shifted = shifted − log(1 + the sum without its largest term): never the log of a p
-        # that has rounded to 0 or to 1.
+        # that has rounded to 0 or to 1. So at the largest, `best`, shifted is −∞ and its e is 0: others is that sum.
         shifted, best = shifted_logits(x)
         e = np.exp(shifted, out=empty(shifted.shape, shifted.dtype))
         others = np.add.reduce(e, axis=1)  # which e.sum would call, more slowly

@@ -76,7 +76,7 @@ class Sequential:
         x = self._check(x)
         if training:
             before_training_step(self, len(x))  # it may let a second process compile backward's kernels
-            # What is freed last is used first: so the first layers get their own memory again, which is still near.
+            # Memory that is freed last is used again first (`kernels/memory.py`): so each layer gets its own once more.
             for layer in reversed(self.layers):
                 layer._memory = None
         if training or len(x) <= self._piece:
@@ -98,8 +98,8 @@ class Sequential:
     def parameter_gradients(self, dy: np.ndarray) -> None:
         """As backward, but stop at the first layer that learns: training has no use for the gradient by the images."""
         groups = self._groups()
-        learns = [any(layer.parameters() for layer in group) for group in groups]
-        first = learns.index(True) if any(learns) else 0
+        learns = (i for i, group in enumerate(groups) if any(layer.parameters() for layer in group))
+        first = next(learns, 0)
         for group in reversed(groups[first + 1 :]):
             dy = together.backward(group, dy)
         together.parameter_gradients(groups[first], dy)
@@ -182,7 +182,7 @@ class Sequential:
 
 
 def _gain(following: list[Layer]) -> float:
-    """2 if a ReLU comes before the next layer with weights (it takes away half of the variance), else 1.
+    """2 if a ReLU comes before the next layer with weights (it takes away half of the mean square), else 1.
 
     The last layer with weights gets 0.01: its outputs begin near 0, so all classes begin equally probable and the loss
     at its value for knowing nothing, ln(classes).

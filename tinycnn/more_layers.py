@@ -2,7 +2,7 @@
 
 Normalize, BatchNorm, Dropout and GlobalAveragePool2D are written like the layers of `tinycnn/layers.py`, the place to
 begin. BatchNorm and Dropout do one thing in training and another in inference. The formulas are in
-`tinycnn/more_reference.py`.
+`tinycnn/more_reference.py`, but for Normalize's, which is too short to hide a mistake.
 
 What this file is not: necessary to understand backpropagation.
 """
@@ -180,7 +180,7 @@ class GlobalAveragePool2D(Layer):
     def forward(self, x, training=False):
         x = np.asarray(x)
         x = self._input(x, x.ndim == 4 and min(x.shape[1:3]) >= 1, "(N, H, W, C) with H, W of at least 1")
-        # First down, then across: H + W roundings in a sum, not H · W, and faster than NumPy's mean over both.
+        # First down, then across: a number is rounded H + W times, not H · W; and NumPy's mean over both is slower.
         rows = np.add.reduce(x, axis=1, out=empty((len(x), *x.shape[2:]), x.dtype))
         y = np.add.reduce(rows, axis=1) / (x.shape[1] * x.shape[2])
         if training:

@@ -40,7 +40,7 @@ class Recipe:
     shift: int = 0
     distortion: Distortion | None = None
     label_smoothing: float = 0.0
-    averaging: float = 0.0  # keep the average of the weights over this last share of the steps; 0: none
+    averaging: float = 0.0  # of the weights, over about this last share of the steps; 0: none
 
 
 def standard(classes: int, width: float = 1.0) -> Recipe:

@@ -60,7 +60,7 @@ def conv2d_backward(
         dz[n, u, v, c] = Σ_{a,b,o} dy[n, u − a, v − b, o] · w[a, b, c, o]
 
     The indices of dy fall where those of w rise: a convolution of dy with w flipped, its in and out channels swapped.
-    The kernels compute it so; here it is the scatter above.
+    Some kernels compute it so (`kernels/input_gradient.py`); here it is the scatter above.
 
     dy (N, out_h, out_w, O) -> dx (N, H, W, C), dw (kh, kw, C, O), dbias (O,).
     Proven by: `tests/test_reference.py::test_conv2d_backward_is_the_derivative`.
@@ -86,9 +86,9 @@ def _pad(x: np.ndarray, padding: Pair) -> np.ndarray:
 
 
 def max_pool2d(x: np.ndarray, pool_size: Pair, stride: Pair) -> np.ndarray:
-    """y[n, i, j, c] = max over a < ph, b < pw of x[n, i·s + a, j·s + b, c]; windows that don't fit whole are left out.
+    """y[n, i, j, c] = the largest x[n, i·sh + a, j·sw + b, c] of the window, a < kh, b < kw; only whole windows count.
 
-    x (N, H, W, C) -> y (N, (H − ph) // sh + 1, (W − pw) // sw + 1, C).
+    x (N, H, W, C) -> y (N, (H − kh) // sh + 1, (W − kw) // sw + 1, C).  pool_size (kh, kw), stride (sh, sw).
 
     >>> max_pool2d(np.array([[1, 2, 5], [4, 3, 6]]).reshape(1, 2, 3, 1), (2, 2), (1, 1))[0, :, :, 0]
     array([[4, 6]])

@@ -95,7 +95,7 @@ class Studio:
         return answer
 
     def teach(self, question: dict) -> dict:
-        """Some steps of gradient descent on this one drawing, until the answer is the label."""
+        """Some steps of gradient descent on this one drawing, until the label's probability is above 0.9."""
         self._check(question)  # before anything is changed
         label = _whole(question.get("label"), "label", self._classes() - 1)
         steps = _whole(question.get("steps", 5), "steps", MOST_STEPS)

@@ -208,7 +208,7 @@ def _may(group: list[Layer]) -> bool:
 
     A pool's windows must stand side by side, and hold more than a number: else there is little to win.
     """
-    if not _together or len(group) == 1:
+    if not _together:
         return False
     for layer in group:
         if not METHODS.isdisjoint(vars(layer)):

@@ -14,8 +14,8 @@ Padding is zeros, and x is set inside them one image at a time, in a scratch ima
 Some kinds of shapes take another way to the same result, where it is faster:
 
     3×3 kernels over many channels          `winograd.py` does with fewer multiplications
-    kernels over few channels, in a first   the rows of w below one kernel row stay in registers, so each number of x is
-    layer                                   loaded once a kernel row, for all pixels that see it (`held`)
+    kernels over few channels, in a first   the rows w[a, k, :] of one kernel row a stay in registers, so each number of
+    layer                                   x is loaded once a kernel row, for all pixels that see it (`held`)
     few output channels                     two neighbouring pixels are one with twice the channels (`_pairs_pay`)
     fewer still, as dx of a first layer     the lanes of a vector are input channels (`narrow_convolution.py`)
     kernels as large as the image           the sum is that of a dense layer, so `dense.py` computes it
@@ -160,7 +160,7 @@ def in_columns(w: np.ndarray, L: int) -> np.ndarray:
 
 
 def is_held(w_shape: tuple[int, ...]) -> bool:
-    """Whether the rows of w below a kernel row, or pixels of dy, are to stay in registers beside the sums."""
+    """Whether the rows of w of one kernel row, or pixels of dy, are to stay in registers beside the sums."""
     kernel_h, K = w_shape[0], w_shape[1] * w_shape[2]
     return K <= HELD and kernel_h * K >= WORTH_HOLDING
 
@@ -170,8 +170,8 @@ def _pairs_pay(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dt
     """Whether to compute two neighbouring pixels as one with twice the channels.
 
     In memory they are the same. Few output channels then fill more lanes of a vector, but the kernel that does it is
-    wider, with zeros where one of the two pixels sees nothing: the two see inputs that are `stride_w` apart. (So not a
-    number in x shows up in one pixel more, as 0 · NaN.)
+    wider, with zeros where one of the two pixels sees nothing: the two see inputs that are `stride_w` apart. (So a NaN
+    in x spoils one pixel more than it should: 0 · NaN is NaN.)
     """
     _, kernel_w, channels, out_channels = w_shape
     K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
@@ -236,7 +236,7 @@ def _convolve_task(
 
     whole: whether no group of channels is narrower than L. It is known to the compiler, which then needs no masks.
 
-    held: K, if the K rows of w below one row of the kernel are so few that they stay in registers as well, with
+    held: K, if the K rows of w of one kernel row are so few that they stay in registers as well, with
     held_step = stride · C. Then each number of x is loaded once a kernel row, for all pixels that see it.
     """
     pooled = pool_h * pool_w > 1
@@ -267,8 +267,8 @@ def _convolve_task(
             else:
                 start = n * H * row
             for group in range(share * L, O, shares * L):
-                # Reading only some lanes takes longer: columns are filled up with zeros; else the last group may repeat
-                # channels of the one before it.
+                # Reading only some lanes can take longer. In columns the missing channels are zeros; else the last
+                # group repeats channels of the one before it, if there is one.
                 o = group if columns else min(group, max(0, O - L))
                 width = L if whole else min(L, O - o)
                 w_start, w_step, w_width = (o * kernel_h * K, L, L) if columns else (o, O, width)

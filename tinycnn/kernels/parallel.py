@@ -10,7 +10,7 @@ A kernel here is a *task*: a plain sequential function that does one part of the
 
     run(double, parts, (n, parts), x, y)                 call it for part = 0 … parts − 1, on up to 8 threads
 
-A task that needs memory for its own notes has a pointer to it before the others: run(…, scratch=numbers).
+A task that needs memory for its own notes has a pointer to it before the others: run(…, scratch=how many numbers).
 
 The parts are fixed by the size of the work, never by the number of threads. So the order of every sum is fixed too, and
 results are equal bit for bit on one thread or eight.
@@ -43,8 +43,10 @@ from numba.np.arrayobj import make_array
 
 from tinycnn.kernels.memory import put_back, take_notepads
 
-PARTS = 8  # more would scale to more cores, but sums over a batch need memory for each part
-WORTH_SHARING = 1 << 19  # simple operations; a second thread takes about as long to get going as one does so many
+# More would scale to more cores, but sums over a batch need memory for each part (only a convolution of fewer rows,
+# which has no such sums, is cut finer).
+PARTS = 8
+WORTH_SHARING = 1 << 19  # simple operations: as many as one thread does while a second one gets going
 MOST_ARRAYS = 9  # that a task can have, its scratch memory among them
 
 if config.DISABLE_JIT:

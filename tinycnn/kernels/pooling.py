@@ -111,7 +111,7 @@ def _max_pool_backward_task(L: int, pool_h: int, pool_w: int, overlap: bool, dty
                         for a in range(pool_h):
                             for b in range(pool_w):
                                 cell = here + (a * W + b) * C + c
-                                before = read(dx, cell, width if overlap else 0, L)  # zeros if they don't
+                                before = read(dx, cell, width if overlap else 0, L)  # zeros if windows don't overlap
                                 won = equals(winner, a * pool_w + b)
                                 write(dx, cell, before + choose(won, gradient, zero), width)
 

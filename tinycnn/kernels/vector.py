@@ -14,7 +14,15 @@ in its registers. So a kernel works on *rows*, each L numbers side by side, and 
     not_at_most, more_than, equals, choose    comparisons and choices, lane by lane
     copy_numbers, clear_numbers               memory as it is
 
-and + − · between rows, or a number · a row. Arrays are the flat memory they are (C order, index in numbers). `width`
+and + − · between rows, or a number · a row. Most kernels end in a product of matrices, whose innermost loop takes a
+*step* for each k and loads a row of w once for P multiply-adds:
+
+    for k in range(K):
+        row = read(w, k * O, L, L)
+        for p in range(P):
+            acc[p] = multiply_add(x[p * K + k], row, acc[p])
+
+Arrays are the flat memory they are (C order, index in numbers). `width`
 may be smaller than L: the lanes beyond it read as zero and are not written, so a layer with 10 or 24 channels needs no
 special case.
 
