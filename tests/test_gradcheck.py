@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from tinycnn import Conv2D, Dense, Dropout, Layer, Parameter, ReLU, Sequential
+from tinycnn import BatchNorm, Conv2D, Dense, Dropout, Flatten, Layer, MaxPool2D, Parameter, ReLU, Sequential
 from tinycnn.gradcheck import central_difference, check_gradients, complex_step, relative_error
+from tinycnn.together import one_by_one
 
 
 def test_complex_step_is_exact(random):
@@ -206,3 +207,57 @@ def test_broken_promises_are_named(how, fault, random):
 
 def test_not_a_number_fails():
     assert not check_gradients(Cube(), np.array([1.0, np.nan])).passed
+
+
+def test_what_cancels_out_exactly_is_zero_on_both_sides(random):
+    """BatchNorm takes away what a bias in front of it adds: the true gradient is 0, the computed one a rounding."""
+    model = Sequential([Dense(8), BatchNorm()], (5,))
+    report = check_gradients(model, random.normal(size=(4, 5)))
+    assert report.passed
+    assert next(row.analytic for row in report.rows if row.name == "dense_1.bias") != 0
+
+
+def test_a_function_that_bends_sharply_takes_smaller_steps(random, monkeypatch):
+    """A constant channel has no variance: there BatchNorm is curved within √epsilon, three times the first step."""
+    assert check_gradients(BatchNorm(), np.ones((4, 2))).passed
+    right = BatchNorm.backward
+    monkeypatch.setattr(BatchNorm, "backward", lambda self, dy: 1.00001 * right(self, dy))
+    assert not check_gradients(BatchNorm(), np.ones((4, 2))).passed
+
+
+def picture_of_a_dot():
+    """A model, and an image whose background ties in the pool; a convolution of mixed signs sees what comes out."""
+    image = np.zeros((1, 8, 8, 1))
+    image[0, 3:5, 3:5, 0] = np.random.default_rng(0).random((2, 2))
+    return Sequential([Conv2D(3, 3), MaxPool2D(2), Conv2D(2, 2), Flatten(), Dense(2)], (8, 8, 1)), image
+
+
+def test_kinks_that_several_layers_see_are_checked_beside_them():
+    report = check_gradients(*picture_of_a_dot())
+    assert report.passed
+    assert sum(row.undecided for row in report.rows) > 0
+    names = [row.name for row in report.rows]
+    assert names[len(names) // 2 :] == [f"{name}, beside" for name in names[: len(names) // 2]]
+    assert not any(row.kinks for row in report.rows[len(names) // 2 :])
+    assert "all was checked beside them as well" in str(report)
+
+
+@pytest.mark.parametrize("factor", [3, 0.5])
+def test_a_wrong_gradient_at_the_ties_of_a_model_is_seen(factor, monkeypatch):
+    """Right wherever a window has one maximum: so it is in the directions in which ties stay tied that it shows."""
+    forward, backward = MaxPool2D.forward, MaxPool2D.backward
+
+    def remember_x(self, x, training=False):
+        self.x = x.copy()
+        return forward(self, x, training)
+
+    def wrong_at_ties(self, dy):
+        n, height, width, channels = self.x.shape
+        windows = self.x.reshape(n, height // 2, 2, width // 2, 2, channels)
+        ties = (windows == windows.max(axis=(2, 4), keepdims=True)).sum(axis=(2, 4)) > 1
+        return backward(self, dy * np.where(ties, factor, 1))
+
+    monkeypatch.setattr(MaxPool2D, "forward", remember_x)
+    monkeypatch.setattr(MaxPool2D, "backward", wrong_at_ties)
+    with one_by_one():
+        assert not check_gradients(*picture_of_a_dot()).passed
