@@ -20,9 +20,10 @@ from tinycnn import Adam, Conv2D, Dense, Flatten, MaxPool2D, ReLU, Sequential, S
 from tinycnn.kernels.convolution import convolve
 from tinycnn.kernels.convolution_backward import convolve_backward, convolve_weight_gradient
 from tinycnn.kernels.input_gradient import convolve_input_gradient
+from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import numbers, run, task
 from tinycnn.kernels.tile_shape import vector_registers
-from tinycnn.kernels.vector import multiply_add, read, tile, write
+from tinycnn.kernels.vector import multiply_add, read, tile, write, zeros
 from tinycnn.presets import PRESETS
 
 Functions = dict[str, Callable[[], object]]
@@ -170,9 +171,15 @@ def epoch_data(images: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kernels() -> dict[str, Callable[..., list[float]]]:
-    """GFLOP/s of the convolution's directions, each (rounds, shape) -> one figure a round; and of the bare machine."""
-    directions = "forward", "dw", "dx", "backward"
-    return {"peak": peak_rates, **{d: partial(_convolution_rates, direction=d) for d in directions}}
+    """GFLOP/s of the convolution's directions, each (rounds, shape) -> one figure a round; and of the bare machine.
+
+    "forward roof" and so on: what there would be if the arithmetic took no time.
+    """
+    result = {"peak": peak_rates}
+    for direction in ("forward", "dw", "dx", "backward"):
+        result[direction] = partial(_convolution_rates, direction=direction)
+        result[f"{direction} roof"] = partial(_roof_rates, direction=direction)
+    return result
 
 
 def matrix_product() -> dict[str, Callable[..., list[float]]]:
@@ -189,11 +196,9 @@ def matrix_product() -> dict[str, Callable[..., list[float]]]:
 
 
 def _convolution_rates(rounds: int, shape: tuple, direction: str) -> list[float]:
-    side, channels, filters, k, padding = shape
-    batch, out, around = _batch_for(shape), side + 2 * padding - k + 1, (padding, padding)
-    random = np.random.default_rng(0)
-    sizes = (batch, side, side, channels), (batch, out, out, filters), (k, k, channels, filters)
-    x, dy, w = (random.standard_normal(size, dtype=np.float32) for size in sizes)
+    (x, dy, w), operations = _arrays_and_operations(shape, direction)
+    side, _, filters, k, padding = shape
+    out, around = dy.shape[1], (padding, padding)
     no_bias = np.zeros(filters, np.float32)
     functions = {
         "forward": lambda: convolve(x, w, no_bias, (out, out), offset=around),
@@ -201,8 +206,31 @@ def _convolution_rates(rounds: int, shape: tuple, direction: str) -> list[float]
         "dx": lambda: convolve_input_gradient(dy, w, (side, side), (1, 1), around),
         "backward": lambda: convolve_backward(x, dy, w, (1, 1), around),
     }
+    return _rates(rounds, operations, functions[direction])
+
+
+def _roof_rates(rounds: int, shape: tuple, direction: str) -> list[float]:
+    """As _convolution_rates, for a kernel that reads and writes so many numbers, and does nothing with them."""
+    (x, dy, w), operations = _arrays_and_operations(shape, direction)
+    moved = {"forward": (x, dy), "dw": (x, dy, w), "dx": (dy, x), "backward": (x, dy, x, w)}
+    *read_ones, written = moved[direction]
+    numbers_in = np.concatenate([array.ravel() for array in read_ones])
+    register_bytes, _ = vector_registers()
+    lanes, parts = register_bytes // 4, 8
+    kernel = _memory_task(SUMS, lanes)
+    sizes = parts, numbers_in.size, written.size
+    return _rates(rounds, operations, lambda: run(kernel, parts, sizes, numbers_in, empty(written.shape, x.dtype)))
+
+
+def _arrays_and_operations(shape: tuple, direction: str) -> tuple[tuple[np.ndarray, ...], float]:
+    """x, dy and w of a convolution of this shape, and its multiplications and additions as a direct sum."""
+    side, channels, filters, k, padding = shape
+    batch, out = _batch_for(shape), side + 2 * padding - k + 1
+    random = np.random.default_rng(0)
+    sizes = (batch, side, side, channels), (batch, out, out, filters), (k, k, channels, filters)
+    x, dy, w = (random.standard_normal(size, dtype=np.float32) for size in sizes)
     products = 2 if direction == "backward" else 1
-    return _rates(rounds, 2 * products * batch * out * out * w.size, functions[direction])
+    return (x, dy, w), 2 * products * batch * out * out * w.size
 
 
 def _batch_for(shape: tuple) -> int:
@@ -253,6 +281,24 @@ def _peak_task(P: int, lanes: int):
             write(x, p * lanes, acc[p], lanes)
 
     return only_registers
+
+
+@cache
+def _memory_task(P: int, lanes: int):
+    @task(np.dtype(np.float32), np.dtype(np.float32))
+    def only_memory(part, sizes, x, y):
+        parts, reads, writes = numbers(sizes, 3)
+        acc = tile(P, lanes, x)
+        for p in range(P):
+            acc[p] = zeros(x, lanes)
+        for i in range(part * reads // parts, (part + 1) * reads // parts - P * lanes, P * lanes):
+            for p in range(P):
+                acc[p] = acc[p] + read(x, i + p * lanes, lanes, lanes)
+        for i in range(part * writes // parts, (part + 1) * writes // parts - P * lanes, P * lanes):
+            for p in range(P):
+                write(y, i + p * lanes, acc[p], lanes)
+
+    return only_memory
 
 
 COMPETITORS: dict[str, Callable[..., Functions]] = {

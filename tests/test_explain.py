@@ -90,3 +90,10 @@ def test_a_receptive_field_holds_exactly_the_pixels_that_can_act(model):
             expected = np.zeros((11, 9), bool)
             expected[top:bottom, left:right] = True
             np.testing.assert_array_equal(touched, expected)
+
+
+def test_the_receptive_field_of_an_output_that_sees_only_padding_is_empty():
+    model = Sequential([Conv2D(1, 1, padding=2)], (3, 4, 1))
+    assert receptive_field(model, 0, 0, 0) == (0, 0, 0, 0)
+    assert receptive_field(model, 0, 2, 2) == (0, 0, 1, 1)
+    assert receptive_field(model, 0, 6, 7) == (3, 4, 3, 4)

@@ -120,7 +120,7 @@ def test_the_script_notices_time_memory_and_tricks_that_are_read():
         ("model", "dtype None", "its dtype is None"),
         ("model", "dtype f4,f4,f4,f4,f4,f4,f4", "its dtype is 'f4,f4"),
         ("model", "a wide layer", "more than the 0 numbers in the file"),
-        ("model", "a large stride", "has the setting"),
+        ("model", "a large stride", "must be below"),
         ("model", "padding", "too large to be believed"),
         ("model", "padding and stride", "too large to be believed"),
         ("model", "many filters over a large image", "too large to be believed"),

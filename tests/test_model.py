@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -127,7 +128,7 @@ def test_other_misuse(model):
         Sequential([Flatten(), Dense(2)], (9, 8, 1)).forward(np.zeros((2, 9, 8)))  # without Normalize no axis is added
     with pytest.raises(ValueError, match="NaN or infinite"):
         model.predict(np.full((1, 9, 8), np.inf))
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
         model.predict(np.zeros((1, 9, 8)), batch_size=0)
     with pytest.raises(TypeError, match="Layer has no forward"):
         Layer().forward(np.zeros(1))
@@ -236,6 +237,42 @@ def test_summary_counts():
     assert len(set(map(len, lines))) == 1  # a rectangle
 
 
+@dataclass
+class Scale(Layer):
+    """Equal to another one of the same factor, which doesn't make it the same layer."""
+
+    factor: float = 2.0
+
+    def forward(self, x, training=False):
+        return x * x.dtype.type(self.factor)
+
+    def backward(self, dy):
+        return dy * dy.dtype.type(self.factor)
+
+
+def test_equal_layers_are_not_the_same_layer():
+    model = Sequential([Scale(), Flatten(), Scale()], (3, 3, 1))
+    x = np.ones((1, 3, 3, 1), np.float32)
+    assert model.forward(x).max() == 4
+
+    another = Scale()
+    another.forward = lambda x, training=False: 3 * x
+    model.layers[0] = another
+    assert model.forward(x).max() == 6
+
+
+def test_layers_are_free_again_whatever_goes_wrong():
+    layers = [Flatten(), Dense(2)]
+
+    class Greedy(Layer):
+        def build(self, *_):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        Sequential([*layers, Greedy()], (8, 8, 1))
+    assert Sequential(layers, (8, 8, 1)).output_shapes[-1] == (2,)
+
+
 # --------------------------------------------------------------------------------------------------------------- files
 
 
@@ -275,6 +312,27 @@ def test_double_precision_is_saved_too(tmp_path):
     model = Sequential([Flatten(), Dense(2)], (2, 2, 1), dtype=np.float64)
     model.save(tmp_path / "m.npz")
     assert Sequential.load(tmp_path / "m.npz").parameters()[0].value.dtype == np.float64
+
+
+def test_arrays_of_another_precision_are_saved_in_the_models(tmp_path, random):
+    model, x = Sequential([Dense(2), BatchNorm()], (3,)), random.normal(size=(4, 3))
+    model.parameters()[0].value = random.normal(size=(3, 2))
+    model.parameters()[1].value = np.ones(2, ">f4")
+    model.layers[1].running_mean = random.normal(size=2)
+    model.save(tmp_path / "m.npz")
+    np.testing.assert_array_equal(Sequential.load(tmp_path / "m.npz").forward(x), model.forward(x))
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+    """The names of the arrays are those of the layers' first places."""
+    inserted, shortened = (Sequential([ReLU(), Flatten(), Dense(3)], (4, 4, 1)) for _ in range(2))
+    inserted.layers.insert(1, ReLU())
+    del shortened.layers[0]
+    for model, message in ((inserted, "ReLU is layer 2 now"), (shortened, "flatten_2 is layer 1 now")):
+        model.forward(np.ones((1, 4, 4, 1)))
+        with pytest.raises(ValueError, match=message):
+            model.save(tmp_path / "m.npz")
+    assert not list(tmp_path.iterdir())
 
 
 def test_saving_replaces_the_old_file_whole_or_not_at_all(model, tmp_path, monkeypatch):

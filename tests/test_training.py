@@ -20,7 +20,7 @@ from tinycnn import (
     constant,
 )
 from tinycnn.averaging import WeightAverage
-from tinycnn.training import COLUMNS, TrainingDiverged, evaluate, train
+from tinycnn.training import COLUMNS, Position, TrainingDiverged, evaluate, train
 
 
 def small_model(seed=0) -> Sequential:
@@ -236,8 +236,25 @@ def test_bad_data_is_refused(stripes, change, message):
 
 @pytest.mark.parametrize("changes", [{"batch_size": 0}, {"epochs": -1}])
 def test_bad_settings_are_refused(stripes, changes):
-    with pytest.raises(ValueError, match="needs at least 0 epochs and batches of at least 1"):
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least"):
         run(stripes, **changes)
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
+        evaluate(small_model(), *stripes, batch_size=-1)
+
+
+def test_bad_validation_data_are_refused_before_the_first_step(stripes):
+    model, untouched = small_model(), small_model()
+    with pytest.raises(ValueError, match="label 3 is outside"):
+        run(stripes, model, validation=(stripes[0], stripes[1] + 1))
+    np.testing.assert_array_equal(model.parameters()[0].value, untouched.parameters()[0].value)
+
+
+def test_the_position_that_is_given_stays_as_it_is(stripes):
+    beginning = Position()
+    _, history = run(stripes, position=beginning)
+    assert beginning == Position()
+    assert run(stripes, position=beginning)[1][0]["train_loss"] == history[0]["train_loss"]
 
 
 def test_no_epoch_and_one_image(stripes):

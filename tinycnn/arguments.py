@@ -5,6 +5,8 @@ What this file is not: needed to understand anything else.
 
 import numpy as np
 
+TOO_LARGE = 1 << 31  # for a whole number: the kernels count in 64 bits, and multiply two of them
+
 
 def real_dtype(dtype: np.dtype, name: str) -> np.dtype:
     """float32, or float64 where that is needed to hold numbers of this dtype."""
@@ -17,6 +19,8 @@ def real_dtype(dtype: np.dtype, name: str) -> np.dtype:
 def whole(value, name: str, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
         raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+    if value >= TOO_LARGE:
+        raise ValueError(f"{name} must be below {TOO_LARGE:,}, got {value:,}")
     return int(value)
 
 

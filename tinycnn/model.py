@@ -16,6 +16,7 @@ import numpy as np
 
 from tinycnn import archive, together
 from tinycnn.ahead import before_training_step
+from tinycnn.arguments import whole
 from tinycnn.kernels.memory import copy
 from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, Parameter, ReLU
 from tinycnn.loss import softmax
@@ -56,16 +57,16 @@ class Sequential:
         """Name the layers and tell each its input shape; returns their output shapes."""
         shapes = [self.input_shape]
         for number, layer in enumerate(self.layers, start=1):
-            if layer.name or layer in self.layers[: number - 1]:
+            if layer.name or any(layer is other for other in self.layers[: number - 1]):
                 raise ValueError(f"Sequential: layer {number}, {layer.label()}, is already in a model; make a new one")
-        for number, layer in enumerate(self.layers, start=1):
-            layer.name = f"{type(layer).__name__.lower()}_{number}"
-            try:
+        try:
+            for number, layer in enumerate(self.layers, start=1):
+                layer.name = f"{type(layer).__name__.lower()}_{number}"
                 shapes.append(layer.build(shapes[-1], generator, self.dtype, _gain(self.layers[number:])))
-            except ValueError:
-                for built in self.layers[:number]:  # they belong to no model, and may be tried in another
-                    built.name = ""
-                raise
+        except BaseException:  # they belong to no model, and may be tried in another
+            for layer in self.layers:
+                layer.name = ""
+            raise
         return shapes[1:]
 
     def forward(self, x: np.ndarray, training: bool = False) -> np.ndarray:
@@ -107,7 +108,7 @@ class Sequential:
     def _groups(self) -> list[list[Layer]]:
         """The layers, those that are faster together in one list."""
         layers, groups = self._grouped
-        if layers != self.layers:  # at first, or somebody has put other layers there
+        if list(map(id, layers)) != list(map(id, self.layers)):  # at first, or somebody has put other layers there
             groups = together.groups(self.layers)
             self._grouped = list(self.layers), groups
         return groups
@@ -145,7 +146,10 @@ class Sequential:
 
     def save(self, path: str | Path) -> None:
         """Write architecture and weights to one .npz file; an old one of that name is replaced by a whole one only."""
-        archive.write(path, archive.MODEL, self.description(), dict(self.state()))
+        for number, layer in enumerate(self.layers, start=1):
+            if not layer.name.endswith(f"_{number}"):
+                raise ValueError(f"{layer.label()} is layer {number} now: make a new Sequential, which can be saved")
+        archive.write(path, archive.MODEL, self.description(), {n: np.asarray(a, self.dtype) for n, a in self.state()})
 
     @classmethod
     def load(cls, path: str | Path, own_layers: tuple[type[Layer], ...] = ()) -> "Sequential":
@@ -171,9 +175,7 @@ class Sequential:
 
     def _logits(self, x: np.ndarray, batch_size: int) -> np.ndarray:
         x, logits = np.asarray(x), []
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        for i in range(0, max(1, len(x)), batch_size):
+        for i in range(0, max(1, len(x)), whole(batch_size, "batch_size")):
             batch = x[i : i + batch_size]
             if np.issubdtype(x.dtype, np.floating) and not np.isfinite(batch).all():
                 raise ValueError("the images hold NaN or infinite pixels")

@@ -46,7 +46,8 @@ class SGD:
 
     def step(self) -> None:
         rates = self.learning_rate, self.momentum, self.nesterov, self.weight_decay
-        kernels.sgd(self._places, *_values_and_grads(self.parameters), self.velocities, *rates)
+        values, grads = [p.value for p in self.parameters], [p.grad for p in self.parameters]
+        kernels.sgd(self._places, values, grads, self.velocities, *rates)
 
 
 class Adam:
@@ -84,8 +85,5 @@ class Adam:
     def step(self) -> None:
         self.t += 1
         rates = self.learning_rate, self.beta1, self.beta2, self.epsilon, self.weight_decay
-        kernels.adam(self._places, *_values_and_grads(self.parameters), self.means, self.squares, *rates, self.t)
-
-
-def _values_and_grads(parameters: list[Parameter]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    return [p.value for p in parameters], [p.grad for p in parameters]
+        values, grads = [p.value for p in self.parameters], [p.grad for p in self.parameters]
+        kernels.adam(self._places, values, grads, self.means, self.squares, *rates, self.t)

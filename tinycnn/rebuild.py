@@ -18,7 +18,6 @@ from tinycnn.layers import Conv2D, Layer
 MOST_LAYERS = 1000
 MANY_CHANNELS = 1 << 20  # more only if the file holds as many numbers
 LARGEST_IMAGE = 1 << 26  # numbers that one image may become between two layers
-LARGEST_SETTING = 1 << 31  # a stride of 10⁹⁰ fits every image, but no register
 
 
 def layers_from(description: dict, arrays: dict[str, archive.Stored], classes: Iterable[type[Layer]]) -> list[Layer]:
@@ -34,9 +33,6 @@ def layers_from(description: dict, arrays: dict[str, archive.Stored], classes: I
         raise ValueError(f"its dtype is {dtype!r}")
     if len(layers) > MOST_LAYERS:
         raise ValueError(f"it has {len(layers):,} layers, more than {MOST_LAYERS:,}")
-    for setting in [value for _, arguments in layers for value in arguments.values()]:
-        if any(type(n) is int and n >= LARGEST_SETTING for n in (setting if isinstance(setting, list) else [setting])):
-            raise ValueError(f"a layer has the setting {setting!r}")
     by_name = {layer.__name__: layer for layer in classes}
     numbers = sum(prod(array.shape) for array in arrays.values())
     return [_as_saved(by_name[name](**arguments), arrays, numbers) for name, arguments in layers]

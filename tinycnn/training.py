@@ -7,11 +7,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tqdm import tqdm
 
+from tinycnn.arguments import whole
 from tinycnn.averaging import WeightAverage
 from tinycnn.loss import SoftmaxCrossEntropy
 from tinycnn.model import Sequential
@@ -80,10 +81,10 @@ def train(
     Raises ValueError for data that doesn't fit, and TrainingDiverged if a loss is NaN or infinite: the model is then
     again what it was after the last whole epoch, or at `position`.
     """
-    check_data(images, labels, classes=model.output_shapes[-1][0])
-    if epochs < 0 or batch_size < 1:
-        raise ValueError(f"needs at least 0 epochs and batches of at least 1 image, got {epochs} and {batch_size}")
-    loss, position = loss or SoftmaxCrossEntropy(), position or Position()
+    for data in [(images, labels)] + ([validation] if validation is not None else []):
+        check_data(*data, classes=model.output_shapes[-1][0])
+    whole(epochs, "epochs", minimum=0), whole(batch_size, "batch_size")
+    loss, position = loss or SoftmaxCrossEntropy(), replace(position) if position else Position()
     steps = math.ceil(len(images) / batch_size)
     while position.epoch <= epochs:
         started = time.perf_counter() - position.seconds
@@ -111,7 +112,7 @@ def evaluate(model: Sequential, images: np.ndarray, labels: np.ndarray, batch_si
     """(mean loss, accuracy) of the model in inference.  images (N, ...), labels (N,), N ≥ 1."""
     check_data(images, labels, classes=model.output_shapes[-1][0])
     loss, total_loss, correct = SoftmaxCrossEntropy(), 0.0, 0
-    for i in range(0, len(images), batch_size):
+    for i in range(0, len(images), whole(batch_size, "batch_size")):
         batch = slice(i, i + batch_size)
         logits = model.forward(images[batch])
         total_loss += loss.forward(logits, labels[batch]) * len(logits)
