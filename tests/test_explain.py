@@ -54,12 +54,15 @@ def test_feature_maps_are_the_outputs_of_the_layers(model, random):
     assert [name for name, _ in maps] == [layer.name for layer in model.layers]
     assert [m.shape for _, m in maps] == model.output_shapes
     np.testing.assert_array_equal(maps[-1][1], model.forward(x[None])[0])
+    for (name, one), (_, of_five) in zip(maps, feature_maps(model, x, copies=5), strict=True):
+        np.testing.assert_allclose(of_five, one, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
 def test_saliency_is_the_derivative_of_the_logit(model, random):
     x = random.uniform(0, 255, size=(11, 9))
     gradient = saliency(model, x, 2)
     assert gradient.shape == (11, 9)
+    np.testing.assert_allclose(saliency(model, x, 2, copies=5), gradient, rtol=1e-12, atol=1e-12)
     for i, j in [(0, 0), (5, 4), (10, 8), (3, 7)]:
         step = np.zeros_like(x)
         step[i, j] = 1e-4

@@ -26,29 +26,35 @@ def for_looking(model: Sequential) -> Sequential:
     return result
 
 
-def feature_maps(model: Sequential, image: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """(name, output) of every layer for one image of the model's input shape, or without its channel axis."""
-    x, result = np.asarray(image)[None], []
-    x = x.reshape(1, *model.input_shape)
+def feature_maps(model: Sequential, image: np.ndarray, copies: int = 1) -> list[tuple[str, np.ndarray]]:
+    """(name, output) of every layer for one image of the model's input shape, or without its channel axis.
+
+    copies: so many of the image go through the network at once. After a training with batches of that size it takes
+    less time than a single image, for which other kernels would have to be compiled.
+    """
+    x, result = _copies(model, np.asarray(image), copies), []
     for layer in model.layers:
         x = layer.forward(x)
         result.append((layer.name, x[0]))
     return result
 
 
-def saliency(model: Sequential, image: np.ndarray, label: int) -> np.ndarray:
+def saliency(model: Sequential, image: np.ndarray, label: int, copies: int = 1) -> np.ndarray:
     """∂ logit[label] / ∂ pixel: how much the score of a class would rise with each pixel.  (H, W) or the image's shape.
 
-    Source: Simonyan, Vedaldi & Zisserman, Deep inside convolutional networks (2014).
+    copies: as for `feature_maps`. Source: Simonyan, Vedaldi & Zisserman, Deep inside convolutional networks (2014).
     """
     looking = for_looking(model)
-    x = np.asarray(image, model.dtype).reshape(1, *model.input_shape)
-    logits = looking.forward(x, training=True)
+    logits = looking.forward(_copies(model, np.asarray(image, model.dtype), copies), training=True)
     if not 0 <= label < logits.shape[1]:
         raise ValueError(f"label {label} is outside 0 … {logits.shape[1] - 1}")
     dlogits = np.zeros_like(logits)
     dlogits[0, label] = 1
-    return looking.backward(dlogits).reshape(np.shape(image))
+    return looking.backward(dlogits)[0].reshape(np.shape(image))
+
+
+def _copies(model: Sequential, image: np.ndarray, copies: int) -> np.ndarray:
+    return np.broadcast_to(image.reshape(model.input_shape), (copies, *model.input_shape))
 
 
 def receptive_step(model: Sequential, layer: int) -> dict[str, tuple[int, int]]:

@@ -9,7 +9,7 @@ predicts, prints a summary, and saves and loads itself.
 What this file is not: no graph of layers, no loss and no optimizer; training is in `tinycnn/training.py`.
 """
 
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 
 import numpy as np
@@ -175,8 +175,8 @@ class Sequential:
 
     def _logits(self, x: np.ndarray, batch_size: int) -> np.ndarray:
         x, logits = np.asarray(x), []
-        for i in range(0, max(1, len(x)), whole(batch_size, "batch_size")):
-            batch = x[i : i + batch_size]
+        # Pieces of one size, because for a small last one other kernels may be faster, and have to be compiled.
+        for batch in np.array_split(x, max(1, ceil(len(x) / whole(batch_size, "batch_size")))):
             if np.issubdtype(x.dtype, np.floating) and not np.isfinite(batch).all():
                 raise ValueError("the images hold NaN or infinite pixels")
             logits.append(self.forward(batch))

@@ -22,6 +22,7 @@ from tinycnn.training import COLUMNS
 
 PICTURES = [f"{name}.png" for name in ("training", "learning_curves", "filters", "augmented")]
 PICTURES += [f"{name}.png" for name in ("confusion", "mistakes", "predictions", "feature_maps", "saliency")]
+COPIES = 64  # of the image that is looked into: as many as most trainings have in a batch, see `feature_maps`
 
 
 def writable_directory(path: Path) -> Path:
@@ -91,6 +92,6 @@ def draw_test(out: Path, model: Sequential, images: np.ndarray, labels: np.ndarr
     title = f"The first {len(images[first])} test images"
     plots.save(plots.predictions(images[first], labels[first], probabilities[first], title), out / "predictions.png")
     grey = images[0].reshape(*images.shape[1:3], -1).mean(axis=2)
-    plots.save(plots.feature_maps(grey, feature_maps(model, images[0])), out / "feature_maps.png")
-    gradient = saliency(model, images[0], int(guesses[0])).reshape(*images.shape[1:3], -1).sum(axis=2)
+    plots.save(plots.feature_maps(grey, feature_maps(model, images[0], COPIES)), out / "feature_maps.png")
+    gradient = saliency(model, images[0], int(guesses[0]), COPIES).reshape(*images.shape[1:3], -1).sum(axis=2)
     plots.save(plots.saliency(grey, gradient, int(guesses[0]), probabilities[0].max()), out / "saliency.png")

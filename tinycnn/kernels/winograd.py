@@ -57,7 +57,9 @@ from tinycnn.kernels.vector import (
 )
 
 LEVEL = 2  # of optimisation: level 3 takes a fifth longer to compile and gains nothing, these tiles being small enough
-GROUP = 30  # patches that are transformed together: enough to fill tiles, few enough to stay in the cache
+# Patches that are transformed together: enough to fill tiles, few enough to stay in the cache. Where they are less than
+# two groups they become two, for two cores.
+GROUP = 30
 COPIES = 2  # of the transformed weights, each for one half of the parts: see `transformed_weights`
 ODD = 16  # numbers between 36 matrices that are used at once: they would compete for the same places in the cache
 
@@ -74,7 +76,7 @@ def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[
     patches = -(-output_size[0] // 4) * -(-output_size[1] // 4)
     return (
         (kernel_h, kernel_w) == (3, 3)
-        and N * patches >= 60
+        and N * patches >= 30
         and min(C, O) >= 16
         and C * O >= 512
         and 16 * patches <= 1.6 * output_size[0] * output_size[1]
@@ -137,7 +139,7 @@ def plan(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
     """(whole groups of patches, the sizes that the tasks need, numbers of scratch memory)."""
     (N, H, W, C), (out_h, out_w, O) = x_shape, y_shape
     rows, columns = -(-out_h // 4), -(-out_w // 4)  # of patches in an image
-    group = max(1, round(GROUP / columns))  # rows of patches
+    group = max(1, min(round(GROUP / columns), N * rows // 2))  # rows of patches
     room = -(-group * columns // P) * P  # for patches: a tile may reach beyond the last one
     v_size, m_size, half_size = room * C + ODD, room * O + ODD, 36 * columns * S  # forward needs 36 * S of the last
     z_h, z_w = 4 * rows + 2, 4 * columns + 2
