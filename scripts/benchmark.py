@@ -285,10 +285,7 @@ def scaling(options) -> dict:
 
 
 def kernels(options) -> dict:
-    """GFLOP/s of convolutions (backward: dw and dx together), also as shares of the peak; and NumPy's product.
-
-    "at most" is the lowest share that one of the directions could have if it only moved its numbers.
-    """
+    """GFLOP/s of convolutions (backward: dw and dx together), also as shares of the peak; and NumPy's product."""
     directions = "forward", "dw", "dx", "backward"
     with workers(("kernels", "matrix product"), options.threads) as (ours, numpy):
         ours.ask("make")
@@ -331,7 +328,8 @@ def _say_how_many_reach(results: list[dict], peak: float) -> None:
     print(
         f"Of {len(wanted)} shapes with 8 filters or more, {sum(map(reach, wanted))} reach 35 % of the peak in every "
         f"direction (dw of one channel 20 %), the median {lowest:.0%} in its slowest one. "
-        f"If they only moved their numbers, {sum(reach(r, ' roof') for r in wanted)} would."
+        f"If they only moved their numbers, {sum(reach(r, ' roof') for r in wanted)} would; "
+        "then the slowest direction has the share in the last column."
     )
 
 
