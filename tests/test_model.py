@@ -19,6 +19,7 @@ from tinycnn import (
     Layer,
     MaxPool2D,
     Normalize,
+    Parameter,
     ReLU,
     Sequential,
     SoftmaxCrossEntropy,
@@ -324,12 +325,19 @@ def test_arrays_of_another_precision_are_saved_in_the_models(tmp_path, random):
 
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path):
-    """The names of the arrays are those of the layers' first places."""
-    inserted, shortened = (Sequential([ReLU(), Flatten(), Dense(3)], (4, 4, 1)) for _ in range(2))
+    """The names of the arrays are those of the layers' first places, and sizes those that were asked for."""
+    inserted, shortened, other = (Sequential([ReLU(), Flatten(), Dense(3)], (4, 4, 1)) for _ in range(3))
     inserted.layers.insert(1, ReLU())
     del shortened.layers[0]
-    for model, message in ((inserted, "ReLU is layer 2 now"), (shortened, "flatten_2 is layer 1 now")):
-        model.forward(np.ones((1, 4, 4, 1)))
+    other.layers[2].weight = Parameter("dense_3.weight", np.zeros((16, 5)), np.zeros((16, 5)))
+    other.layers[2]._parameters = (other.layers[2].weight, other.layers[2].bias)
+    large = Sequential([ReLU()], (9000, 9000, 1))
+    for model, message in (
+        (inserted, "no array dense_4.weight"),
+        (shortened, "no array dense_2.weight"),
+        (other, r"dense_3.weight is float32 \(16, 5\), not float32 \(16, 3\)"),
+        (large, "too large to be believed"),
+    ):
         with pytest.raises(ValueError, match=message):
             model.save(tmp_path / "m.npz")
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ What this file is not: needed to understand anything else.
 
 import numpy as np
 
-TOO_LARGE = 1 << 31  # for a whole number: the kernels count in 64 bits, and multiply two of them
+TOO_LARGE = 1 << 31  # for a size: the kernels count in 64 bits, and multiply two of them
 
 
 def real_dtype(dtype: np.dtype, name: str) -> np.dtype:
@@ -19,8 +19,6 @@ def real_dtype(dtype: np.dtype, name: str) -> np.dtype:
 def whole(value, name: str, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
         raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
-    if value >= TOO_LARGE:
-        raise ValueError(f"{name} must be below {TOO_LARGE:,}, got {value:,}")
     return int(value)
 
 
@@ -29,7 +27,10 @@ def pair(value, name: str, minimum: int = 1) -> tuple[int, int]:
     both = value if isinstance(value, (tuple, list)) else (value, value)
     if len(both) != 2:
         raise ValueError(f"{name} must be a number or a pair (height, width), got {value!r}")
-    return whole(both[0], name, minimum), whole(both[1], name, minimum)
+    height, width = whole(both[0], name, minimum), whole(both[1], name, minimum)
+    if max(height, width) >= TOO_LARGE:
+        raise ValueError(f"{name} must be below {TOO_LARGE:,}, got {value!r}")
+    return height, width
 
 
 def not_negative(value: float, name: str) -> float:

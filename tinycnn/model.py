@@ -146,10 +146,10 @@ class Sequential:
 
     def save(self, path: str | Path) -> None:
         """Write architecture and weights to one .npz file; an old one of that name is replaced by a whole one only."""
-        for number, layer in enumerate(self.layers, start=1):
-            if not layer.name.endswith(f"_{number}"):
-                raise ValueError(f"{layer.label()} is layer {number} now: make a new Sequential, which can be saved")
-        archive.write(path, archive.MODEL, self.description(), {n: np.asarray(a, self.dtype) for n, a in self.state()})
+        description, arrays = self.description(), {name: np.asarray(a, self.dtype) for name, a in self.state()}
+        # As `load` does it: what can't be loaded, because somebody has changed layers or arrays, is refused here.
+        Sequential(layers_from(description, arrays, map(type, self.layers)), self.input_shape, dtype=self.dtype)
+        archive.write(path, archive.MODEL, description, arrays)
 
     @classmethod
     def load(cls, path: str | Path, own_layers: tuple[type[Layer], ...] = ()) -> "Sequential":
@@ -175,7 +175,7 @@ class Sequential:
 
     def _logits(self, x: np.ndarray, batch_size: int) -> np.ndarray:
         x, logits = np.asarray(x), []
-        # Pieces of one size, because for a small last one other kernels may be faster, and have to be compiled.
+        # Pieces of nearly one size: for a small last one other kernels may be faster, and have to be compiled.
         for batch in np.array_split(x, max(1, ceil(len(x) / whole(batch_size, "batch_size")))):
             if np.issubdtype(x.dtype, np.floating) and not np.isfinite(batch).all():
                 raise ValueError("the images hold NaN or infinite pixels")

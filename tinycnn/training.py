@@ -83,7 +83,8 @@ def train(
     """
     for data in [(images, labels)] + ([validation] if validation is not None else []):
         check_data(*data, classes=model.output_shapes[-1][0])
-    whole(epochs, "epochs", minimum=0), whole(batch_size, "batch_size")
+    whole(epochs, "epochs", minimum=0)
+    whole(batch_size, "batch_size")
     loss, position = loss or SoftmaxCrossEntropy(), replace(position) if position else Position()
     steps = math.ceil(len(images) / batch_size)
     while position.epoch <= epochs:

@@ -22,9 +22,8 @@ and + − · between rows, or a number · a row. Most kernels end in a product o
         for p in range(P):
             acc[p] = multiply_add(x[p * K + k], row, acc[p])
 
-Arrays are the flat memory they are (C order, index in numbers). `width`
-may be smaller than L: the lanes beyond it read as zero and are not written, so a layer with 10 or 24 channels needs no
-special case.
+Arrays are the flat memory they are (C order, index in numbers). `width` may be smaller than L: the lanes beyond it read
+as zero and are not written, so a layer with 10 or 24 channels needs no special case.
 
 P and L must be compile-time constants (LLVM unrolls the loop over p, then sees that nothing else can point at the tile
 and keeps it in registers); most other sizes are ordinary run-time numbers. So most kernels are compiled once for a tile

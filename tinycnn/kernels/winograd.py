@@ -57,8 +57,8 @@ from tinycnn.kernels.vector import (
 )
 
 LEVEL = 2  # of optimisation: level 3 takes a fifth longer to compile and gains nothing, these tiles being small enough
-# Patches that are transformed together: enough to fill tiles, few enough to stay in the cache. Where they are less than
-# two groups they become two, for two cores.
+# Patches that are transformed together: enough to fill tiles, few enough to stay in the cache. Fewer than two groups
+# become about two smaller ones, for two cores.
 GROUP = 30
 COPIES = 2  # of the transformed weights, each for one half of the parts: see `transformed_weights`
 ODD = 16  # numbers between 36 matrices that are used at once: they would compete for the same places in the cache
