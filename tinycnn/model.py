@@ -145,9 +145,9 @@ class Sequential:
         return {"input_shape": self.input_shape, "dtype": self.dtype.name, "layers": layers}
 
     def save(self, path: str | Path) -> None:
-        """Write architecture and weights to one .npz file; an old one of that name is replaced by a whole one only."""
+        """Write architecture and weights to an .npz file, whole or not at all; ValueError if `load` would refuse it."""
         description, arrays = self.description(), {name: np.asarray(a, self.dtype) for name, a in self.state()}
-        # As `load` does it: what can't be loaded, because somebody has changed layers or arrays, is refused here.
+        # Somebody may have changed layers or arrays: build the network again, as `load` does.
         Sequential(layers_from(description, arrays, map(type, self.layers)), self.input_shape, dtype=self.dtype)
         archive.write(path, archive.MODEL, description, arrays)
 
