@@ -324,10 +324,10 @@ def _say_how_many_reach(results: list[dict], peak: float) -> None:
         least = {"forward": 0.35, "dw": 0.2 if r["shape"][1] == 1 else 0.35, "dx": 0.35}
         return all(r[direction + kind] >= share * peak for direction, share in least.items())
 
-    lowest = median(min(r[d] for d in ("forward", "dw", "dx")) / peak for r in wanted)
+    slowest = median(min(r[d] for d in ("forward", "dw", "dx")) / peak for r in wanted)
     print(
         f"Of {len(wanted)} shapes with 8 filters or more, {sum(map(reach, wanted))} reach 35 % of the peak in every "
-        f"direction (dw of one channel 20 %), the median {lowest:.0%} in its slowest one. "
+        f"direction (dw of one channel 20 %), the median {slowest:.0%} in its slowest one. "
         f"If they only moved their numbers, {sum(reach(r, ' roof') for r in wanted)} would; "
         "then the slowest direction has the share in the last column."
     )

@@ -21,7 +21,7 @@ from tinycnn.kernels.convolution import convolve
 from tinycnn.kernels.convolution_backward import convolve_backward, convolve_weight_gradient
 from tinycnn.kernels.input_gradient import convolve_input_gradient
 from tinycnn.kernels.memory import empty
-from tinycnn.kernels.parallel import numbers, run, task
+from tinycnn.kernels.parallel import PARTS, numbers, run, task
 from tinycnn.kernels.tile_shape import vector_registers
 from tinycnn.kernels.vector import multiply_add, read, tile, write, zeros
 from tinycnn.presets import PRESETS
@@ -213,13 +213,11 @@ def _roof_rates(rounds: int, shape: tuple, direction: str) -> list[float]:
     """As _convolution_rates, for a kernel that reads and writes so many numbers, and does nothing with them."""
     (x, dy, w), operations = _arrays_and_operations(shape, direction)
     moved = {"forward": (x, dy), "dw": (x, dy, w), "dx": (dy, x), "backward": (x, dy, x, w)}
-    *read_ones, written = moved[direction]
-    numbers_in = np.concatenate([array.ravel() for array in read_ones])
+    *inputs, output = moved[direction]
+    source = np.concatenate([array.ravel() for array in inputs])
     register_bytes, _ = vector_registers()
-    lanes, parts = register_bytes // 4, 8
-    kernel = _memory_task(SUMS, lanes)
-    sizes = parts, numbers_in.size, written.size
-    return _rates(rounds, operations, lambda: run(kernel, parts, sizes, numbers_in, empty(written.shape, x.dtype)))
+    kernel, sizes = _memory_task(SUMS, register_bytes // 4), (PARTS, source.size, output.size)
+    return _rates(rounds, operations, lambda: run(kernel, PARTS, sizes, source, empty(output.shape, x.dtype)))
 
 
 def _arrays_and_operations(shape: tuple, direction: str) -> tuple[tuple[np.ndarray, ...], float]:

@@ -25,7 +25,7 @@ def test_sections_of_our_own(tmp_path):
     assert set(results) == {"machine", "scaling", "kernels", "growth"}
     assert results["scaling"]["speedup"] > 0
     (shape,) = results["kernels"]["shapes"]
-    assert all(shape[name] > 0 for name in ("forward", "dw", "dx", "backward", "sgemm"))
+    assert all(shape[name] > 0 for name in ("forward", "dw", "dx", "backward", "sgemm", "dx roof"))
     assert [point["value"] for point in results["growth"]["batch"]] == [8, 16]
     assert (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -84,5 +84,5 @@ def receptive_field(model: Sequential, layer: int, i: int, j: int) -> tuple[int,
         return 0, 0, height, width
     sees = receptive_step(model, layer)
     top, left = (sees["start"][axis] + sees["step"][axis] * place for axis, place in ((0, i), (1, j)))
-    bottom, right = top + sees["size"][0], left + sees["size"][1]
-    return *np.clip((top, left), 0, (height, width)).tolist(), *np.clip((bottom, right), 0, (height, width)).tolist()
+    corners = (top, left), (top + sees["size"][0], left + sees["size"][1])
+    return tuple(np.clip(corners, 0, (height, width)).ravel().tolist())

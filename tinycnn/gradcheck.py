@@ -80,6 +80,7 @@ def relative_error(a: np.ndarray, b: np.ndarray, floor: float = 1e-12) -> float:
 
 STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # the smaller ones only near a kink, and where f bends sharply
 EPSILON = np.finfo(np.float64).eps
+RIGHT, WRONG, BETWEEN, OUTSIDE = "right", "wrong", "between a kink's slopes", "outside them"  # what a derivative can be
 
 
 @dataclass
@@ -176,16 +177,23 @@ def check_gradients(subject: Any, x: np.ndarray, tolerance: float = 1e-7, sample
     several = len(getattr(copied, "layers", ())) > 1
     report.rows += _rows(copied, forward, x, dy, gradients, tolerance, samples, random, several)
     if any(row.undecided for row in report.rows):
-        for layer in copied.layers:
-            forward = _repeatable(layer)
-            y = forward(x.copy())
-            dy = _cotangent(y.shape, random)
-            gradients = [layer.backward(dy), *(p.grad.copy() for p in _parameters(layer))]
-            for row in _rows(layer, forward, x, dy, gradients, tolerance, samples, random, several=False):
-                row.name = f"{getattr(layer, 'name', '') or type(layer).__name__} alone, {row.name}"
-                report.rows.append(row)
-            x = y
+        report.rows += _rows_of_each_layer(copied.layers, x, tolerance, samples, random)
     return report
+
+
+def _rows_of_each_layer(layers, x, tolerance, samples, random) -> list[Row]:
+    """The rows of each layer alone, at the input that it gets from the one before it."""
+    result = []
+    for layer in layers:
+        forward = _repeatable(layer)
+        y = forward(x.copy())
+        dy = _cotangent(y.shape, random)
+        gradients = [layer.backward(dy), *(p.grad.copy() for p in _parameters(layer))]
+        for row in _rows(layer, forward, x, dy, gradients, tolerance, samples, random, several=False):
+            row.name = f"{getattr(layer, 'name', '') or type(layer).__name__} alone, {row.name}"
+            result.append(row)
+        x = y
+    return result
 
 
 def _rows(subject, forward, x, dy, gradients, tolerance, samples, random, several) -> list[Row]:
@@ -232,14 +240,13 @@ def _check_array(name, array, gradient, output, dy, tolerance, samples, random, 
         undecided = verdict == OUTSIDE and several
         row.kinks += verdict in (BETWEEN, OUTSIDE)
         row.undecided += undecided
-        passed, error = verdict in (RIGHT, BETWEEN) or undecided, 0.0 if undecided else error
+        passed = verdict in (RIGHT, BETWEEN) or undecided
+        if undecided:
+            error = 0.0
         if not row.where or (passed, -error) < (row.passed, -row.error):  # the worst: a failure before any pass
             row.error, row.where, row.analytic, row.numeric = error, where, analytic, numeric
         row.passed &= passed
     return row
-
-
-RIGHT, WRONG, BETWEEN, OUTSIDE = "right", "wrong", "between a kink's slopes", "outside them"
 
 
 def _compare(analytic, rounding, moved, dy, tolerance) -> tuple[float, float, str]:
