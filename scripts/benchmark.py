@@ -204,7 +204,7 @@ def _environment(changes: dict):
 
 
 def table(header: list[str], rows: list[list]) -> None:
-    """Print rows under a header, numbers to three digits."""
+    """Print rows under a header, numbers to three digits. (Not by tinycnn: what loads it is no longer small.)"""
     cells = [header, *[[f"{c:.3g}" if isinstance(c, float) else str(c) for c in row] for row in rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for i, row in enumerate(cells):

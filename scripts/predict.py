@@ -24,6 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser().error("--show needs --plot, where the pictures are to be")
     if options.plot and not options.plot.name:
         parser().error(f"--plot needs the name of a file, got {options.plot}")
+    plots = [plot_path(options.plot, i, len(options.pictures)) for i in range(len(options.pictures)) if options.plot]
+    if replaced := {path.resolve() for path in plots} & {Path(path).resolve() for path in options.pictures}:
+        parser().error(f"--plot would replace the picture {min(replaced)}; it needs the name of a new file")
     try:
         model = load_model(options.model)
     except (ValueError, OSError) as error:
@@ -44,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         probabilities = model.predict_proba(seen[None])[0]
         print(f"{path}: {line(probabilities)}")
         if options.plot:
-            drawn.append(plot_path(options.plot, number, len(options.pictures)))
+            drawn.append(plots[number])
             draw(drawn[-1], grey, seen, probabilities)
     return (show(drawn) if options.show else 0) or status
 

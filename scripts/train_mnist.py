@@ -11,6 +11,7 @@ import numba
 
 from tinycnn import command_line, together
 from tinycnn.experiment import Settings, run
+from tinycnn.preparation import SCHEDULES
 from tinycnn.presets import PRESETS
 from tinycnn.results import PICTURES
 
@@ -105,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--momentum", type=fraction, metavar="M", help="of sgd, at least 0 and below 1 (adam has its betas instead)")
     add("--weight-decay", type=number, metavar="D", help="how strongly weights are drawn to 0")
-    add("--schedule", choices=("constant", "step", "cosine", "one-cycle"), help="the learning rate over the steps")
+    add("--schedule", choices=SCHEDULES, help="the learning rate over the steps")
 
     add = result.add_argument_group("where and how").add_argument
     add("--data-dir", metavar="DIR", help="with the four IDX files, packed or not (default: found or downloaded)")

@@ -16,7 +16,7 @@ from tinycnn.augment import (
     random_maps,
     random_shift,
 )
-from tinycnn.kernels.memory import give_back
+from tinycnn.kernels.memory import free_unused
 from tinycnn.kernels.resampling import resample
 
 ALL = Distortion(rotation=25, scaling=0.3, shift=2.5, shear=15, elastic=1.5, smoothness=3.5)
@@ -279,7 +279,7 @@ def test_any_batch_and_any_memory_order(random):
 
 def test_memory_is_bounded(random):
     images = random.integers(0, 256, size=(2000, 28, 28), dtype=np.uint8)
-    give_back()  # memory that is kept for the next step would not be counted
+    free_unused()  # memory that is kept for the next step would not be counted
     tracemalloc.start()
     try:
         random_distortion(images, Distortion(rotation=15, elastic=1), random)
@@ -333,6 +333,8 @@ def test_no_shift_and_no_images(random):
     np.testing.assert_array_equal(result, images)
     assert not np.shares_memory(result, images)
     assert random_shift(images[:0], 2, random).shape == (0, 4, 4)
+    with pytest.raises(ValueError, match="pixels must be at least 0, got -1"):
+        random_shift(images, -1, random)
 
 
 def test_same_generator_same_shifts(random):

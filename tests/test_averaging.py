@@ -218,3 +218,16 @@ def test_an_update_asks_for_no_memory():
 def test_share_is_one(share):
     with pytest.raises(ValueError, match="share must be above 0 and at most 1"):
         WeightAverage(make_model(), share)
+
+
+def test_what_a_layer_counts_is_not_averaged():
+    class Counting(ReLU):
+        calls = np.zeros(1, np.int64)
+
+        def statistics(self):
+            return [("calls", self.calls)]
+
+    average = WeightAverage(model := Sequential([Counting()], (3,)), share=0.5)
+    model.layers[0].calls += 7
+    average.update()
+    assert average.state() == [("average.calls", 7)]

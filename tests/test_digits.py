@@ -45,6 +45,10 @@ VARIANTS = {
     "with a frame": lambda ink: np.where(placed(np.ones((180, 220)), 200, 240, 10, 10) > 0, 0.9 - 0.8 * ink, 0.1),
     "with specks": lambda ink: 1 - np.maximum(ink, np.random.default_rng(0).random(ink.shape) > 0.9995),
     "0 … 255": lambda ink: 255 * (1 - ink),
+    "0 … 10": lambda ink: 10 * (1 - ink),
+    "−1 … 1": lambda ink: 2 * ink - 1,
+    "standardised": lambda ink: (ink - 0.13) / 0.31,
+    "a little more than 0 … 1": lambda ink: 1.06 * (1 - ink) - 0.03,
 }
 
 
@@ -94,6 +98,9 @@ def test_strokes_are_given_the_width_of_mnist(pen):
         np.full((300, 20), 0.4),
         0.5 + 0.004 * np.random.default_rng(0).random((100, 100)),
         np.linspace(0.3, 0.7, 64)[None].repeat(64, 0),  # a smooth shadow
+        0.004 * np.random.default_rng(0).standard_normal((100, 100)),
+        1 + 0.004 * np.random.default_rng(0).standard_normal((100, 100)),
+        np.full((9, 9), -3.0),
     ],
 )
 def test_nothing_is_found_where_nothing_is(picture):

@@ -1,6 +1,7 @@
 """The main job and its command line, on small data: what it writes, what its options do, and how it fails."""
 
 import csv
+import errno
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numba
@@ -15,8 +17,9 @@ import numpy as np
 import pytest
 from small_mnist import bright_quarters, noise, write_files
 
-from tinycnn import Sequential, archive, experiment, load_mnist, together
+from tinycnn import Dense, Flatten, Layer, Sequential, archive, experiment, load_mnist, together
 from tinycnn.experiment import Settings, run
+from tinycnn.presets import PRESETS
 from tinycnn.results import PICTURES
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_mnist.py"
@@ -536,3 +539,50 @@ def test_as_a_command(options, tmp_path):
     options = "preset epochs batch-size learning-rate optimizer momentum weight-decay schedule seed validation limit"
     for option in f"{options} data-dir out threads no-augment one-by-one quiet".split():
         assert f"--{option} " in result.stdout
+
+
+def test_the_same_training_begun_again_keeps_its_checkpoint_until_it_has_a_newer_one(options, tmp_path, monkeypatch):
+    """Who forgets --resume has not lost anything yet."""
+    assert main([*options, "--epochs", "1", "--quiet"]) == 0
+    before = (tmp_path / "out" / "checkpoint.npz").read_bytes()
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "train", killed)
+    assert main([*options, "--epochs", "1"]) == 130
+    assert (tmp_path / "out" / "checkpoint.npz").read_bytes() == before
+
+
+class Half(Layer):
+    """A layer that tinycnn does not know."""
+
+    def forward(self, x, training=False):
+        return x / 2
+
+    def backward(self, dy):
+        return dy / 2
+
+
+def test_a_preset_with_a_layer_of_ones_own(tmp_path, monkeypatch):
+    write_files(tmp_path / "data", noise(20, 10, size=(4, 4)))
+    monkeypatch.setitem(
+        PRESETS, "own", lambda classes: replace(PRESETS["fast"](classes), layers=[Half(), Flatten(), Dense(classes)])
+    )
+    metrics = run(Settings("own", data_dir=tmp_path / "data", out=tmp_path / "out"), print, progress=False)
+    assert metrics == metrics_of(tmp_path / "out")
+    with pytest.raises(ValueError, match="own_layers: Half"):
+        Sequential.load(tmp_path / "out" / "model.npz")
+
+
+def test_a_full_disk_leaves_the_results_that_are_there(options, tmp_path, monkeypatch, capsys):
+    assert main([*options, "--epochs", "1", "--quiet"]) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("[!.]*")}
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main([*options, "--epochs", "1", "--resume"]) == 1
+    assert f"No space left on device: '{tmp_path / 'out' / 'model.npz'}'" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("[!.]*")} == before

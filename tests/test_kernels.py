@@ -230,7 +230,7 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
         winograd_backward,
     ):
         monkeypatch.setattr(module, "empty", not_empty)
-    monkeypatch.setattr(parallel, "take_notepads", lambda threads, size: np.full((threads, size), np.nan).view("f4"))
+    monkeypatch.setattr(parallel, "take_scratch", lambda threads, size: np.full((threads, size), np.nan).view("f4"))
     for actual, wanted in zip(everything(), expected, strict=True):
         np.testing.assert_array_equal(actual, wanted)
         assert np.isfinite(actual).all()

@@ -175,3 +175,9 @@ def test_the_gradient_has_the_dtype_of_the_logits(dtype, random):
     assert loss.backward().dtype == dtype
     with pytest.raises(ValueError, match="needs real numbers"):
         loss.forward(logits.astype(complex), np.array([0, 3, 1]))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, list])
+def test_softmax_of_other_numbers(dtype):
+    logits = [[1, 2, 3]] if dtype is list else np.array([[1, 2, 3]], dtype)
+    np.testing.assert_allclose(softmax(logits), [[0.09003057, 0.24472847, 0.66524096]], rtol=1e-6)

@@ -38,7 +38,7 @@ def nothing_waits(monkeypatch):
     """As in a new process."""
     monkeypatch.setattr(memory, "_waiting", {})
     monkeypatch.setattr(memory, "_waiting_bytes", 0)
-    monkeypatch.setattr(memory, "_notepads", [])
+    monkeypatch.setattr(memory, "_scratch", [])
 
 
 def test_a_block_is_used_again(nothing_waits):
@@ -56,30 +56,30 @@ def test_a_block_is_used_again(nothing_waits):
 
 def test_a_thread_gets_the_same_notepad_again(nothing_waits):
     """Of the largest size that was asked for: a smaller one has its rows at the same places."""
-    first = memory.take_notepads(3, 1000)
+    first = memory.take_scratch(3, 1000)
     assert first.shape == (3, 256)  # whole cache lines
     assert first.dtype == FLOAT32
     assert address(first) % memory.ALIGNMENT == 0
-    second = memory.take_notepads(3, 1000)
+    second = memory.take_scratch(3, 1000)
     assert not np.shares_memory(first, second)  # somebody else computes at the same time
-    for notepads in (second, first):
-        memory.put_back(notepads)
-    assert memory.take_notepads(3, 10) is first
-    memory.put_back(first)
-    larger = memory.take_notepads(3, 2000)
+    for scratch in (second, first):
+        memory.return_scratch(scratch)
+    assert memory.take_scratch(3, 10) is first
+    memory.return_scratch(first)
+    larger = memory.take_scratch(3, 2000)
     assert larger.shape == (3, 512)
-    memory.put_back(larger)
-    assert memory.take_notepads(3, 1000) is larger
-    memory.put_back(larger)
-    memory.give_back()
-    assert memory._notepads == []
+    memory.return_scratch(larger)
+    assert memory.take_scratch(3, 1000) is larger
+    memory.return_scratch(larger)
+    memory.free_unused()
+    assert memory._scratch == []
 
 
 def test_given_back_is_given_back(nothing_waits):
     kept = memory.empty(SHAPE, FLOAT32)
     del kept
     assert memory._waiting_bytes > 0
-    memory.give_back()
+    memory.free_unused()
     assert memory._waiting_bytes == 0
     assert not memory._waiting
 

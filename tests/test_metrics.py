@@ -128,3 +128,13 @@ def test_calibration_of_nothing_and_of_no_bins():
     assert expected_calibration_error(empty) == 0
     with pytest.raises(ValueError, match="bins must be a whole number of at least 1, got 0"):
         calibration(np.array([0]), two_classes(1), bins=0)
+
+
+@pytest.mark.parametrize(("labels", "predicted"), [([0], [3]), ([3], [0]), ([-1], [1]), ([1], [-1])])
+def test_confusion_matrix_of_what_is_no_class(labels, predicted):
+    with pytest.raises(ValueError, match="must be in 0 … 2"):
+        confusion_matrix(np.array(labels), np.array(predicted), classes=3)
+
+
+def test_a_loss_of_0_has_no_sign():
+    assert not np.signbit(cross_entropy(np.array([0]), np.array([[1.0]])))

@@ -338,9 +338,11 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path):
         (other, r"dense_3.weight is float32 \(16, 5\), not float32 \(16, 3\)"),
         (large, "too large to be believed"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"m.npz is not written.* {message}"):
             model.save(tmp_path / "m.npz")
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="layers were put in or taken out"):
+        inserted.summary()
 
 
 def test_saving_replaces_the_old_file_whole_or_not_at_all(model, tmp_path, monkeypatch):
@@ -373,7 +375,7 @@ def test_own_layers(tmp_path, random):
     x = random.normal(size=(2, 3)).astype(np.float32)
     model = Sequential([Twice(), Dense(2)], (3,))
     model.save(tmp_path / "m.npz")
-    with pytest.raises(ValueError, match="Twice"):
+    with pytest.raises(ValueError, match="classes that must be given as own_layers: Twice"):
         Sequential.load(tmp_path / "m.npz")
     loaded = Sequential.load(tmp_path / "m.npz", own_layers=(Twice,))
     np.testing.assert_array_equal(loaded.forward(x), model.forward(x))
@@ -442,3 +444,81 @@ def test_inference_in_pieces_is_inference(random, monkeypatch):
     assert sizes == [3, 3, 1]
     model.forward(images, training=True)  # never in pieces: BatchNorm needs the whole batch
     assert sizes[3:] == [7]
+
+
+class Counted(Layer):
+    """y = scale · x, with a parameter made before the layer has a name, and a count of its calls."""
+
+    def __init__(self, size):
+        self.size, self.calls = size, np.zeros(1, np.int64)
+        self.scale = Parameter("scale", np.ones(size, np.float32), np.zeros(size, np.float32))
+        self._parameters = (self.scale,)
+
+    def forward(self, x, training=False):
+        self.calls += 1
+        if training:
+            self.x = x
+        return self.scale.value * x
+
+    def backward(self, dy):
+        self.scale.grad[:] = (dy * self.x).sum(axis=0)
+        return self.scale.value * dy
+
+    def statistics(self):
+        return [(f"{self.name}.calls", self.calls)]
+
+
+def test_parameters_of_one_name_in_two_layers(tmp_path, random):
+    model = Sequential([Counted(4), Dense(3), Counted(3)], (4,))
+    assert [p.name for p in model.parameters()] == [
+        "counted_1.scale",
+        "dense_2.weight",
+        "dense_2.bias",
+        "counted_3.scale",
+    ]
+    for p in model.parameters():
+        p.value[:] = random.normal(size=p.value.shape)
+    x = random.normal(size=(2, 4)).astype(np.float32)
+    y = model.forward(x)
+    model.save(tmp_path / "m.npz")
+    loaded = Sequential.load(tmp_path / "m.npz", own_layers=(Counted,))
+    assert loaded.layers[0].calls == 1
+    np.testing.assert_array_equal(loaded.forward(x), y)
+
+
+def test_arrays_of_one_name_or_of_none_are_not_saved(tmp_path):
+    model = Sequential([Counted(4), Counted(4)], (4,))
+    for name in ("counted_2.calls", "description", "a/b", ""):
+        model.layers[0].statistics = lambda name=name: [(name, np.zeros(1))]
+        with pytest.raises(ValueError, match="can't be the name of an array in a file, or two have it"):
+            model.save(tmp_path / "m.npz")
+
+
+def test_a_class_with_the_name_of_another_is_not_saved_for_it(tmp_path):
+    own = type("ReLU", (Twice,), {})
+    model = Sequential([own()], (4,))
+    with pytest.raises(ValueError, match="two classes of layers are called ReLU"):
+        model.save(tmp_path / "m.npz")
+
+
+@pytest.mark.parametrize("size", [(784,), 784])
+def test_a_row_of_numbers_as_input(size):
+    assert Sequential([Dense(2)], size).forward(np.zeros((3, 784))).shape == (3, 2)
+
+
+def test_what_is_no_class_for_each_image_is_not_predicted():
+    with pytest.raises(ValueError, match=r"the model makes \(3, 3, 2\) of an image"):
+        Sequential([Conv2D(2, 2)], (4, 4, 1)).predict(np.zeros((5, 4, 4, 1)))
+
+
+def test_what_is_no_layer_is_refused():
+    for wrong in (ReLU, None, Sequential([ReLU()], (3,))):
+        with pytest.raises(ValueError, match="layer 2 must be a layer, got"):
+            Sequential([ReLU(), wrong], (3,))
+
+    class Forgetful(Twice):
+        def build(self, input_shape, generator, dtype, gain):
+            super().build(input_shape, generator, dtype, gain)
+
+    with pytest.raises(ValueError, match="forgetful_1: its build must return the shape of its output"):
+        Sequential([Forgetful(), ReLU()], (3,))

@@ -258,3 +258,14 @@ def test_steps_of_optimizers_refuse_a_parameter_twice():
     with pytest.raises(ValueError, match="parameter twice"):
         optimizers.sgd(optimizers.Places(), 2 * [value], 2 * [value], 2 * [0 * value], 0.1, 0.9, True, 0.1)
     optimizers.sgd(optimizers.Places(), 2 * [none], 2 * [none], 2 * [none], 0.1, 0.9, True, 0.1)
+
+
+def test_steps_of_optimizers_leave_alone_what_was_made_read_only():
+    """Even if they have found its place before."""
+    parameters = [Parameter(name, np.ones(2), np.ones(2)) for name in ("a", "b")]
+    optimizer = SGD(parameters, 0.5)
+    optimizer.step()
+    parameters[1].value.flags.writeable = False
+    with pytest.raises(ValueError, match="what is not to learn need not be given to the optimizer"):
+        optimizer.step()
+    np.testing.assert_array_equal([p.value for p in parameters], 0.5)

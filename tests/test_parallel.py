@@ -3,6 +3,10 @@
 What this file is not: the proof that results don't depend on the threads; every kernel's own tests have that.
 """
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -78,3 +82,31 @@ def test_scratch_memory_is_a_threads_own(at_threads, threads):
     np.testing.assert_array_equal(found, [0, 1])
     if threads > 1:
         assert max(turns) < PATIENCE  # or they have not met
+
+
+FORKED = """
+import multiprocessing, sys
+import numpy as np
+from tinycnn.kernels.elementwise import relu
+
+def compute(x):
+    return relu(x)[0].sum()
+
+x = np.ones(3, np.float32)
+if sys.argv[1] == "after":
+    compute(x)
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    print(pool.apply_async(compute, (x,)).get(60))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_process_forked_off_after_the_threads_began_says_that_it_can_not_compute(when):
+    """The threads are not in it, so it would wait for them for ever."""
+    environment = os.environ | {"NUMBA_THREADING_LAYER": "omp"}
+    run = subprocess.run([sys.executable, "-c", FORKED, when], capture_output=True, text=True, env=environment)
+    if when == "before":
+        assert run.stdout.strip() == "3.0"
+    else:
+        assert "RuntimeError: tinycnn can't compute in a process that was forked off" in run.stderr

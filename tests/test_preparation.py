@@ -60,3 +60,9 @@ def test_pixel_statistics(random):
     assert pixel_statistics(np.zeros((0, 3, 3), np.uint8)) == (0, 1)
     for grey in range(256):
         assert pixel_statistics(np.full((2, 3, 3), grey, np.uint8)) == (pytest.approx(grey / 255), 1)
+
+
+@pytest.mark.parametrize("images", [[[1e6, 1e6 + 50]], [[60000, 60001]], [[0, 1e-30]]])
+def test_pixel_statistics_far_from_a_bytes(images):
+    images = np.array(images, np.float64)
+    assert pixel_statistics(images) == pytest.approx((images.mean() / 255, images.std() / 255), rel=1e-3, abs=0)

@@ -46,6 +46,16 @@ def test_a_picture_is_written_where_it_was_asked_for(script, pictures, capsys, t
         assert plot.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_predict_does_not_draw_over_a_picture_that_it_was_given(script, pictures, capsys):
+    """As where --plot was taken for a switch."""
+    path = str(pictures[0][0])
+    before = Path(path).read_bytes()
+    with pytest.raises(SystemExit):
+        script("predict").main([path, "--plot", path])
+    assert f"--plot would replace the picture {path}" in capsys.readouterr().err
+    assert Path(path).read_bytes() == before
+
+
 def test_without_a_display_show_says_so(script, pictures, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     plot = tmp_path / "seen.png"

@@ -269,3 +269,9 @@ def test_the_loss_at_the_start_is_that_of_knowing_nothing(random):
     model = Sequential(layers, (14, 14, 1))
     loss, _ = evaluate(model, random.normal(size=(200, 14, 14, 1)).astype(np.float32), random.integers(0, 10, size=200))
     assert loss == pytest.approx(np.log(10), abs=0.05)
+
+
+def test_lists_will_do_as_well(stripes):
+    images, labels = stripes
+    model = small_model()
+    assert evaluate(model, images.tolist(), labels.tolist()) == evaluate(model, images, labels)

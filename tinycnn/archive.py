@@ -64,6 +64,28 @@ def reading(path: str | Path, format: str) -> Iterator[tuple[dict, dict[str, "St
             raise ValueError(f"{path} is not a {kind} file, or a damaged one: {fault(error)}") from error
 
 
+@contextmanager
+def not_written(path: str | Path) -> Iterator[None]:
+    """A ValueError in the with block is why the file is not written."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path} is not written, for it could not be read again: {error}") from error
+
+
+def by_name(pairs: list[tuple[str, np.ndarray]], dtype: np.dtype) -> dict[str, np.ndarray]:
+    """The arrays of the pairs (name, array) by their names, real numbers in this dtype.
+
+    Raises ValueError for a name that a file can't have, or that two of them have.
+    """
+    arrays = {}
+    for name, array in pairs:
+        if name in arrays or name in ("file", "description") or not NAME.fullmatch(f"{name}.npy"):
+            raise ValueError(f"{name!r} can't be the name of an array in a file, or two have it")
+        arrays[name] = np.asarray(array, dtype if np.asarray(array).dtype.kind == "f" else None)
+    return arrays
+
+
 def check(arrays: dict[str, "Stored"], own: dict[str, np.ndarray]) -> None:
     """Raises ValueError unless each of `own` is among the arrays, with its shape and dtype."""
     for name, array in own.items():

@@ -33,6 +33,34 @@ def pair(value, name: str, minimum: int = 1) -> tuple[int, int]:
     return height, width
 
 
+def sizes(value, name: str) -> tuple[int, ...]:
+    """A shape: whole numbers of at least 1, or one of them."""
+    found = tuple(int(n) for n in np.atleast_1d(value))
+    if not found or min(found) < 1:
+        raise ValueError(f"{name} must have sizes of at least 1, got {value!r}")
+    return found
+
+
+def new_layers(layers, kind: type) -> list:
+    """The layers of a new model, as a list: each is of that kind and belongs to no model, and none comes twice."""
+    layers = list(layers)
+    if not layers:
+        raise ValueError("Sequential: needs at least one layer")
+    for number, layer in enumerate(layers, start=1):
+        if not isinstance(layer, kind):
+            raise ValueError(f"Sequential: layer {number} must be a layer, got {layer!r}")
+        if layer.name or any(layer is other for other in layers[: number - 1]):
+            raise ValueError(f"Sequential: layer {number}, {layer.label()}, is already in a model; make a new one")
+    return layers
+
+
+def name_parameters(layer) -> None:
+    """Those that were made before the layer had a name get it now, so that each name is there once in a model."""
+    for parameter in layer.parameters():
+        if not parameter.name.startswith(f"{layer.name}."):
+            parameter.name = f"{layer.name}.{parameter.name}"
+
+
 def not_negative(value: float, name: str) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be a number of at least 0, got {value}")

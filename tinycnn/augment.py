@@ -123,6 +123,7 @@ def random_shift(images: np.ndarray, pixels: int, generator: np.random.Generator
     """
     if images.dtype.hasobject:
         raise ValueError(f"images must be numbers, got {images.dtype}")
-    pixels = operator.index(pixels)
+    if (pixels := operator.index(pixels)) < 0:
+        raise ValueError(f"pixels must be at least 0, got {pixels}")
     down, across = generator.integers(0, 2 * pixels + 1, size=(2, len(images)))
     return shift(np.ascontiguousarray(images), pixels - down, pixels - across)

@@ -34,8 +34,8 @@ class WeightAverage:
     right for short and long trainings, and the random start is soon forgotten: with 0.2, after ten updates it counts
     for a three-thousandth. With share = 1 it is the plain mean of the start and every step.
 
-    BatchNorm's running statistics are averaged like the weights. They are those of what the weights of the last steps
-    made of the images, so what belongs to an average of weights is nearly the same average of statistics.
+    BatchNorm's running statistics are averaged as well. Each belongs to the weights of its own step; but those differ
+    little, so the average of the statistics is close to the statistics that the averaged weights would have.
     """
 
     def __init__(self, model: Sequential, share: float):
@@ -50,6 +50,9 @@ class WeightAverage:
         d = (1 + self.updates) / (1 + self.updates + 1 / float(self.share))
         self.updates += 1
         for (_, average), (_, value) in zip(self._averages, self.model.state(), strict=True):
+            if value.dtype.kind != "f":  # a layer of somebody's own may count something
+                average[...] = value
+                continue
             difference = np.subtract(value, average, out=empty(value.shape, value.dtype))
             difference *= 1 - d
             average += difference  # d · average + (1 − d) · value, and unchanged to the last bit where they are equal

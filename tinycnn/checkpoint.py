@@ -49,6 +49,14 @@ class Checkpoint:
         }
         archive.write(self.path, archive.CHECKPOINT, description, self.arrays())
 
+    def is_there(self) -> bool:
+        """Whether the file is there, and of a training with these settings."""
+        try:
+            with archive.reading(self.path, archive.CHECKPOINT) as (description, _):
+                return not list(self._differences(description))
+        except (FileNotFoundError, ValueError):
+            return False
+
     def restore(self) -> Position:
         """Put model, optimizer and generators where the file's were; return its position.
 
@@ -56,7 +64,7 @@ class Checkpoint:
         the file is damaged.
         """
         with archive.reading(self.path, archive.CHECKPOINT) as (description, arrays):
-            differences = list(_differences(description["settings"], json.loads(json.dumps(self.settings))))
+            differences = list(self._differences(description))
             if not differences:
                 position = _position(description["position"])
                 steps, averaged = (whole(description[name], name, 0) for name in ("optimizer_steps", "averaged"))
@@ -81,16 +89,17 @@ class Checkpoint:
                 arrays[f"{parameter.name}.{kind}"] = array
         return arrays
 
+    def _differences(self, description: dict) -> Iterator[str]:
+        """What the file's settings and these have different."""
+        then, now = description["settings"], json.loads(json.dumps(self.settings))
+        for name in {**then, **now}:
+            if then.get(name) != now.get(name):
+                yield f"{name} was {then.get(name)}, is {now.get(name)} now"
+
     def _all_generators(self) -> dict[str, np.random.Generator]:
         """Also those of layers such as Dropout."""
         own = {layer.name: layer.generator for layer in self.model.layers if hasattr(layer, "generator")}
         return {**self.generators, **own}
-
-
-def _differences(then: dict, now: dict) -> Iterator[str]:
-    for name in {**then, **now}:
-        if then.get(name) != now.get(name):
-            yield f"{name} was {then.get(name)}, is {now.get(name)} now"
 
 
 def _position(found: dict) -> Position:

@@ -24,16 +24,27 @@ class NoDigitFound(ValueError):
 
 
 def to_mnist(grey: np.ndarray) -> np.ndarray:
-    """grey (H, W), any size, any range, dark on light or light on dark -> uint8 (28, 28), ink 255 on 0.
+    """grey (H, W), any size, dark on light or light on dark -> uint8 (28, 28), ink 255 on 0.
+
+    From black to white it is 0 … 255 or 0 … 1; real numbers may have another range, from their least to their largest.
 
     Raises NoDigitFound for a blank picture.
     """
-    grey = np.asarray(grey, np.float32)
+    grey = np.asarray(grey)
     if grey.ndim != 2 or not grey.size:
         raise ValueError(f"a grey picture has the shape (height, width), not {grey.shape}")
     if not np.isfinite(grey).all():
         raise ValueError("the picture holds NaN or infinite pixels")
-    return centred(fitted(_cropped(find_ink(_shrunk(grey)))))
+    return centred(fitted(_cropped(find_ink(_shrunk(_from_0_to_1(grey))))))
+
+
+def _from_0_to_1(grey: np.ndarray) -> np.ndarray:
+    """The picture in float32, from black to white 0 … 1."""
+    real, grey = grey.dtype.kind == "f", grey.astype(np.float32)
+    low, high = grey.min(), grey.max()
+    if real and high <= 16:  # not 0 … 255; 0 … 1, if need be with what resizing adds to it, or another range
+        return grey if low >= -0.5 and high <= 1.5 else (grey - low) / max(high - low, 1e-6)
+    return grey / 255 if high > 1 else grey
 
 
 def find_ink(grey: np.ndarray) -> np.ndarray:
@@ -101,9 +112,7 @@ def stroke_width(ink: np.ndarray) -> float:
 
 
 def _shrunk(grey: np.ndarray) -> np.ndarray:
-    """At most WORKING_SIDE pixels high and wide, range 0 … 1 where it was 0 … 255."""
-    if grey.max() > 1:
-        grey = grey / 255
+    """At most WORKING_SIDE pixels high and wide."""
     scale = WORKING_SIDE / max(grey.shape)
     return grey if scale >= 1 else _resized(grey, [max(1, round(n * scale)) for n in grey.shape])
 

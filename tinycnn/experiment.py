@@ -18,10 +18,10 @@ import numpy as np
 
 from tinycnn.checkpoint import Checkpoint
 from tinycnn.files import alone_in, replacing
-from tinycnn.kernels.memory import give_back
+from tinycnn.kernels.memory import free_unused
 from tinycnn.loss import SoftmaxCrossEntropy
 from tinycnn.metrics import cross_entropy
-from tinycnn.mnist import load_mnist
+from tinycnn.mnist import Data, load_mnist
 from tinycnn.model import Sequential
 from tinycnn.preparation import (
     ImagesAndLabels,
@@ -82,50 +82,60 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
             augment(train_set[0][:1])  # refuses what it can't distort, before an earlier checkpoint is removed
         first_weights = model.parameters()[0].value.copy()
         say(model.summary())
-        checkpoint = Checkpoint(
-            out / "checkpoint.npz",
-            {
-                **{name: getattr(settings, name) for name in ("preset", "seed", "validation", "limit")},
-                **identity(recipe, model, data),
-            },
-            model,
-            make_optimizer(recipe, model),
-            {name: np.random.default_rng([settings.seed, n]) for n, name in ((1, "shuffling"), (2, "augmentation"))},
-            make_average(recipe, model),
-        )
+        checkpoint = _checkpoint(settings, recipe, model, data, out / "checkpoint.npz")
         position = _restored(checkpoint, out, say) if settings.resume else Position()
         earlier = position.seconds + sum(row["seconds"] for row in position.history)
         history = _train(checkpoint, recipe, train_set, validation_set, position, out, say, progress)
 
-        give_back()  # batches of another size follow
-        model = Sequential.load(out / "model.npz")
+        free_unused()  # batches of another size follow
+        model = Sequential.load(out / "model.npz", own_layers=tuple(map(type, model.layers)))
         probabilities = model.predict_proba(test_set[0])
-        metrics = {
-            "preset": settings.preset,
-            "seed": settings.seed,
-            "epochs": recipe.epochs,
-            "parameters": sum(p.value.size for p in model.parameters()),
-            "test_accuracy": float((probabilities.argmax(axis=1) == test_set[1]).mean()),
-            "test_loss": cross_entropy(test_set[1], probabilities),
-            "train_accuracy": history[-1]["train_accuracy"],
-            "validation_accuracy": history[-1]["validation_accuracy"],
-        }
-        seconds_training = sum(row["seconds"] for row in history)
-        images = recipe.epochs * len(train_set[0])
+        metrics = _metrics(settings, recipe, model, history, len(train_set[0]), probabilities, test_set[1])
         samples = train_set[0][:6].copy()
         # Drawing needs memory as well: away with the images, and with all that layers and optimizer remember.
         del data, train_set, validation_set, checkpoint
-        give_back()
+        free_unused()
         draw_training(out, history, model, first_weights, samples, make_augmentation(recipe, np.random.default_rng(0)))
         draw_test(out, model, *test_set, probabilities)
-        metrics |= {
-            "seconds_total": earlier + time.perf_counter() - started,
-            "seconds_training": seconds_training,
-            "images_per_second": images / seconds_training,
-        }
+        metrics["seconds_total"] = earlier + time.perf_counter() - started
         with replacing(out / "metrics.json") as file:
             file.write((json.dumps(metrics, indent=2) + "\n").encode())
     return metrics
+
+
+def _checkpoint(settings: Settings, recipe: Recipe, model: Sequential, data: Data, path: Path) -> Checkpoint:
+    """All that the training consists of, at its beginning."""
+    choices = {name: getattr(settings, name) for name in ("preset", "seed", "validation", "limit")}
+    generators = {
+        name: np.random.default_rng([settings.seed, n]) for n, name in ((1, "shuffling"), (2, "augmentation"))
+    }
+    optimizer, average = make_optimizer(recipe, model), make_average(recipe, model)
+    return Checkpoint(path, choices | identity(recipe, model, data), model, optimizer, generators, average)
+
+
+def _metrics(
+    settings: Settings,
+    recipe: Recipe,
+    model: Sequential,
+    history: list[dict],
+    images: int,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+) -> dict:
+    """What metrics.json holds, but for the total time. images: how many in an epoch; the last two: of the test."""
+    seconds = sum(row["seconds"] for row in history)
+    return {
+        "preset": settings.preset,
+        "seed": settings.seed,
+        "epochs": recipe.epochs,
+        "parameters": sum(p.value.size for p in model.parameters()),
+        "test_accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
+        "test_loss": cross_entropy(labels, probabilities),
+        "train_accuracy": history[-1]["train_accuracy"],
+        "validation_accuracy": history[-1]["validation_accuracy"],
+        "seconds_training": seconds,
+        "images_per_second": recipe.epochs * images / seconds,
+    }
 
 
 def _train(
@@ -142,8 +152,8 @@ def _train(
     model, optimizer, generators = checkpoint.model, checkpoint.optimizer, checkpoint.generators
     schedule = make_schedule(recipe, steps_an_epoch=ceil(len(train_set[0]) / recipe.batch_size))
     loss = SoftmaxCrossEntropy(recipe.label_smoothing)
-    if position == Position():
-        checkpoint.path.unlink(missing_ok=True)  # an earlier training's, from which this one could not go on
+    if not checkpoint.is_there():
+        checkpoint.path.unlink(missing_ok=True)  # another training's, from which this one could not go on
     saved, saved_at = position != Position(), time.monotonic()
 
     def save(position: Position) -> None:

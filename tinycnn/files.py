@@ -66,6 +66,10 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())  # or the new name might reach the disk before the content does
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and not error.filename:  # as where the disk is full
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -83,7 +87,9 @@ def alone_in(directory: Path) -> Iterator[None]:
             else:
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except (BlockingIOError, PermissionError) as error:
-            raise ValueError(f"another training is writing to {directory}") from error
+            raise ValueError(
+                f"another training is writing to {directory}: wait for it, or name another directory"
+            ) from error
         for leftover in directory.glob(".*.part"):
             leftover.unlink(missing_ok=True)
         yield

@@ -2,7 +2,8 @@
 
     print(check_gradients(Conv2D(3, kernel_size=3), x))          any layer, model, or object with their methods
 
-Two ways to differentiate a function f at x in direction v, knowing only how to call it:
+Two ways to differentiate a function f at x in direction v, knowing only how to call it (`complex_step` is for the
+formulas in reference.py, the rest of this file takes central differences, of four points instead of two):
 
     central difference   (f(x + h·v) − f(x − h·v)) / 2h    any f; the difference of near equals loses many digits
     complex step         Im f(x + i·h·v) / h               nothing is subtracted, so exact to the last digits with
@@ -219,14 +220,8 @@ def _check_array(name, array, gradient, output, dy, tolerance, samples, random, 
     """
     chosen = np.sort(random.permutation(array.size)[:samples])
     row = Row(name, array.size, len(chosen))
-    directions = [(np.unravel_index(i, array.shape), None) for i in chosen]
-    directions += [("all equally", np.ones(array.shape)), ("all at random", random.standard_normal(array.shape))]
     original = array.copy()
-    for where, direction in directions if array.size else []:
-        if direction is None:
-            direction = np.zeros(array.shape)
-            direction[where] = 1
-            where = str([int(i) for i in where])
+    for where, direction in _directions(array.shape, chosen, random):
 
         def moved(distance, direction=direction):
             array[...] = original + distance * direction
@@ -247,6 +242,17 @@ def _check_array(name, array, gradient, output, dy, tolerance, samples, random, 
             row.error, row.where, row.analytic, row.numeric = error, where, analytic, numeric
         row.passed &= passed
     return row
+
+
+def _directions(shape, chosen, random) -> Iterator[tuple[str, np.ndarray]]:
+    """Along each of the chosen elements alone; then two in which all elements move at once."""
+    for index in np.stack(np.unravel_index(chosen, shape), axis=1):
+        direction = np.zeros(shape)
+        direction[tuple(index)] = 1
+        yield str(index.tolist()), direction
+    if len(chosen):
+        yield "all equally", np.ones(shape)
+        yield "all at random", random.standard_normal(shape)
 
 
 def _compare(analytic, rounding, moved, dy, tolerance) -> tuple[float, float, str]:

@@ -72,7 +72,7 @@ class Layer:
         return list(self._parameters)
 
     def statistics(self) -> list[tuple[str, np.ndarray]]:
-        """Arrays that belong to the trained layer but are not learned by gradient: they are saved with the model."""
+        """Arrays of the trained layer that no gradient changes; they are saved. Real numbers must be of its dtype."""
         return []
 
     def arguments(self) -> dict:
@@ -90,7 +90,7 @@ class Layer:
         """How errors and tables call this layer."""
         return self.name or type(self).__name__
 
-    def _input(self, x: np.ndarray, fits: bool = True, needs: str = "", *sizes) -> np.ndarray:
+    def _input(self, x: np.ndarray, fits: bool, needs: str, *sizes) -> np.ndarray:
         """x as the kernels take it. needs: what would fit, for the error, with a {} for each of the sizes."""
         if not fits:
             raise ValueError(f"{self.label()}: got an input of shape {x.shape}, but needs {needs.format(*sizes)}")
@@ -233,7 +233,7 @@ class ReLU(Layer):
     """y = max(x, 0)   (`reference.relu`). Any shape."""
 
     def forward(self, x, training=False):
-        y, active = relu(self._input(np.asarray(x)))
+        y, active = relu(self._numbers(np.asarray(x)))
         if training:
             self.remember(y.shape, active)
         return y

@@ -15,7 +15,9 @@ from tinycnn.kernels.memory import copy, empty
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """p[n, k] = exp(logits[n, k]) / Σ_m exp(logits[n, m]).  logits (N, K) -> p (N, K), rows that sum to 1."""
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))  # the largest exponent is 0: nothing overflows
+    x = np.asarray(logits)
+    x = x.astype(np.result_type(x, np.float32), copy=False)
+    e = np.exp(x - x.max(axis=1, keepdims=True))  # the largest exponent is 0: nothing overflows
     return e / e.sum(axis=1, keepdims=True)
 
 

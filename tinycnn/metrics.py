@@ -16,7 +16,10 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
     array([[1, 1],
            [0, 1]])
     """
-    cells = np.asarray(labels, np.intp) * classes + predicted  # labels of a byte would not hold so large numbers
+    labels, predicted = np.asarray(labels, np.intp), np.asarray(predicted, np.intp)
+    if len(labels) and not (0 <= min(labels.min(), predicted.min()) <= max(labels.max(), predicted.max()) < classes):
+        raise ValueError(f"labels and predicted must be in 0 … {classes - 1}")
+    cells = labels * classes + predicted
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
@@ -34,7 +37,7 @@ def precision_recall_f1(confusion: np.ndarray) -> np.ndarray:
 def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """−mean log p[label], in nats. A probability of 0, or one that has rounded to it, counts as 10⁻³⁰⁸: 708 nats."""
     p = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.maximum(p, np.finfo(np.float64).tiny)).mean())
+    return float(-np.log(np.maximum(p, np.finfo(np.float64).tiny)).mean()) + 0.0  # never −0
 
 
 def calibration(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> np.ndarray:

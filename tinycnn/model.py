@@ -16,7 +16,7 @@ import numpy as np
 
 from tinycnn import archive, together
 from tinycnn.ahead import before_training_step
-from tinycnn.arguments import whole
+from tinycnn.arguments import name_parameters, new_layers, sizes, whole
 from tinycnn.kernels.memory import copy
 from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, Parameter, ReLU
 from tinycnn.loss import softmax
@@ -43,26 +43,24 @@ class Sequential:
     """
 
     def __init__(self, layers: list[Layer], input_shape: tuple[int, ...], seed: int = 0, dtype=np.float32):
-        self.layers, self.input_shape, self.dtype = list(layers), tuple(int(n) for n in input_shape), np.dtype(dtype)
-        if not self.layers or not self.input_shape or min(self.input_shape) < 1:
-            raise ValueError(f"Sequential: needs at least one layer and sizes of at least 1, got {self.input_shape}")
+        self.layers, self.input_shape = new_layers(layers, Layer), sizes(input_shape, "input_shape")
+        self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise ValueError(f"Sequential: dtype must be float32 or float64, got {self.dtype}")
-        generator = np.random.default_rng(seed)
-        self.output_shapes = self._build(generator)
+        self.output_shapes = self._build(np.random.default_rng(seed))
         self._grouped = [], []  # see `_groups`
         self._piece = max(1, LARGE // (max(map(prod, self.output_shapes)) * self.dtype.itemsize))
 
     def _build(self, generator: np.random.Generator) -> list[tuple[int, ...]]:
         """Name the layers and tell each its input shape; returns their output shapes."""
         shapes = [self.input_shape]
-        for number, layer in enumerate(self.layers, start=1):
-            if layer.name or any(layer is other for other in self.layers[: number - 1]):
-                raise ValueError(f"Sequential: layer {number}, {layer.label()}, is already in a model; make a new one")
         try:
             for number, layer in enumerate(self.layers, start=1):
                 layer.name = f"{type(layer).__name__.lower()}_{number}"
                 shapes.append(layer.build(shapes[-1], generator, self.dtype, _gain(self.layers[number:])))
+                if shapes[-1] is None:
+                    raise ValueError(f"{layer.label()}: its build must return the shape of its output")
+                name_parameters(layer)
         except BaseException:  # they belong to no model, and may be tried in another
             for layer in self.layers:
                 layer.name = ""
@@ -132,11 +130,13 @@ class Sequential:
 
     def summary(self) -> str:
         """A table: layer, output shape, parameters, multiply-adds of one image."""
+        if len(self.layers) != len(self.output_shapes):
+            raise ValueError("layers were put in or taken out: make a new Sequential, of new layers")
         rows = [("layer", "output shape", "parameters", "multiply-adds")]
-        for layer, shape in zip(self.layers, self.output_shapes, strict=True):
-            rows.append((layer.label(), " × ".join(map(str, shape)), f"{_size(layer):,}", f"{layer.multiply_adds():,}"))
-        totals = sum(map(_size, self.layers)), sum(layer.multiply_adds() for layer in self.layers)
-        rows.append(("total", "", f"{totals[0]:,}", f"{totals[1]:,}"))
+        counts = [(sum(p.value.size for p in layer.parameters()), layer.multiply_adds()) for layer in self.layers]
+        for layer, shape, of_layer in zip(self.layers, self.output_shapes, counts, strict=True):
+            rows.append((layer.label(), " × ".join(map(str, shape)), *(f"{count:,}" for count in of_layer)))
+        rows.append(("total", "", *(f"{sum(column):,}" for column in zip(*counts, strict=True))))
         return table(rows, right=(2, 3), rules=(1, -1))
 
     def description(self) -> dict:
@@ -146,9 +146,10 @@ class Sequential:
 
     def save(self, path: str | Path) -> None:
         """Write architecture and weights to an .npz file, whole or not at all; ValueError if `load` would refuse it."""
-        description, arrays = self.description(), {name: np.asarray(a, self.dtype) for name, a in self.state()}
-        # Somebody may have changed layers or arrays: build the network again, as `load` does.
-        Sequential(layers_from(description, arrays, map(type, self.layers)), self.input_shape, dtype=self.dtype)
+        description, arrays = self.description(), archive.by_name(self.state(), self.dtype)
+        with archive.not_written(path):  # Somebody may have changed layers or arrays: build it again, as `load` does.
+            layers = layers_from(description, arrays, (*LAYERS, *map(type, self.layers)))
+            Sequential(layers, self.input_shape, dtype=self.dtype)
         archive.write(path, archive.MODEL, description, arrays)
 
     @classmethod
@@ -180,14 +181,15 @@ class Sequential:
             if np.issubdtype(x.dtype, np.floating) and not np.isfinite(batch).all():
                 raise ValueError("the images hold NaN or infinite pixels")
             logits.append(self.forward(batch))
+        if logits[0].ndim != 2:
+            raise ValueError(f"the model makes {logits[0].shape[1:]} of an image, not one number for each class")
         return np.concatenate(logits)
 
 
 def _gain(following: list[Layer]) -> float:
-    """2 if a ReLU comes before the next layer with weights (it takes away half of the mean square), else 1.
+    """2 if a ReLU comes before the next Conv2D or Dense (it takes away half of the mean square), else 1.
 
-    The last layer with weights gets 0.01: its outputs begin near 0, so all classes begin equally probable and the loss
-    at its value for knowing nothing, ln(classes).
+    With none of them 0.01: from outputs near 0 all classes begin equally probable, and the loss at ln(classes).
     """
     for layer in following:
         if isinstance(layer, ReLU):
@@ -195,7 +197,3 @@ def _gain(following: list[Layer]) -> float:
         if isinstance(layer, (Conv2D, Dense)):
             return 1.0
     return 0.01
-
-
-def _size(layer: Layer) -> int:
-    return sum(p.value.size for p in layer.parameters())

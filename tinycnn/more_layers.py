@@ -122,7 +122,7 @@ class BatchNorm(Layer):
         """running_mean and running_variance as the kernels take them; somebody may have put others there."""
         if np.shape(self.running_mean) != (channels,) or np.shape(self.running_variance) != (channels,):
             raise ValueError(f"{self.label()}: running_mean and running_variance must have shape ({channels},)")
-        return self._input(np.asarray(self.running_mean)), self._input(np.asarray(self.running_variance))
+        return self._numbers(np.asarray(self.running_mean)), self._numbers(np.asarray(self.running_variance))
 
     def statistics(self):
         return [
@@ -149,7 +149,7 @@ class Dropout(Layer):
         return input_shape
 
     def forward(self, x, training=False):
-        x = self._input(np.asarray(x))
+        x = self._numbers(np.asarray(x))
         if not training:
             return copy(x)
         random = self.generator.random(dtype=np.float32, out=empty(x.shape, np.dtype(np.float32)))

@@ -98,7 +98,7 @@ def predictions(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarra
     labels (N,), probabilities (N, K).
     """
     columns = min(8, max(1, len(images)))
-    rows = max(1, -(-len(images) // columns))
+    rows = max(1, ceil(len(images) / columns))
     figure = Figure(figsize=(1.25 * columns, 1.5 * rows + 0.5))
     axes = figure.add_axes((0.01, 0.01, 0.98, 1 - 0.55 / (1.5 * rows + 0.5)))
     axes.set_title(title)
@@ -151,7 +151,7 @@ def feature_maps(image: np.ndarray, maps: list[tuple[str, np.ndarray]]) -> Figur
         shades = (values - low) / ((high - low) or 1.0)
         if values.ndim == 3:
             shown = shades[..., :32]
-            strip = np.full((-(-shown.shape[2] // columns) * (cell + gap), width), np.nan)
+            strip = np.full((ceil(shown.shape[2] / columns) * (cell + gap), width), np.nan)
             for c in range(shown.shape[2]):
                 down, across = c // columns * (cell + gap), c % columns * (cell + gap)
                 strip[down : down + cell, across : across + cell] = _stretched(shown[..., c], cell, cell)
@@ -336,7 +336,7 @@ def _filters(axes, weights: np.ndarray) -> None:
     count, height, width = pictures.shape
     columns = int(np.ceil(np.sqrt(count)))
     # One picture of them all, with gaps: as many little axes would take half a second to draw.
-    cells = np.full((-(-count // columns) * columns, height + 1, width + 1), np.nan)
+    cells = np.full((ceil(count / columns) * columns, height + 1, width + 1), np.nan)
     cells[:count, :height, :width] = pictures
     mosaic = np.block([list(row) for row in cells.reshape(-1, columns, height + 1, width + 1)])
     limit = np.abs(pictures).max()

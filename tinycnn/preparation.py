@@ -22,6 +22,12 @@ from tinycnn.schedules import Schedule, constant, cosine, one_cycle, step_decay
 from tinycnn.training import check_data
 
 ImagesAndLabels = tuple[np.ndarray, np.ndarray]
+SCHEDULES: dict[str, Callable[[Recipe, int], Schedule]] = {  # from the recipe and the number of all steps
+    "constant": lambda recipe, total: constant(recipe.learning_rate),
+    "step": lambda recipe, total: step_decay(recipe.learning_rate, every=ceil(total / 3)),
+    "cosine": lambda recipe, total: cosine(recipe.learning_rate, total),
+    "one-cycle": lambda recipe, total: one_cycle(recipe.learning_rate, total, recipe.warm_up),
+}
 
 
 def preset(name: str) -> Callable[[int], Recipe]:
@@ -81,9 +87,9 @@ def pixel_statistics(images: np.ndarray) -> tuple[float, float]:
     >>> pixel_statistics(np.array([[[0, 255]]], np.uint8))
     (0.5, 0.5)
     """
-    sums = np.zeros(2)
+    sums, dtype = np.zeros(2), np.float32 if images.dtype == np.uint8 else np.float64
     for i in range(0, len(images), 1000):
-        pixels = images[i : i + 1000].astype(np.float32) / 255
+        pixels = images[i : i + 1000].astype(dtype) / 255
         sums += pixels.sum(dtype=np.float64), np.square(pixels).sum(dtype=np.float64)
     mean, mean_square = sums / max(1, images.size)
     equal = not images.size or images.min() == images.max()  # of which rounding would make a tiny std
@@ -103,16 +109,9 @@ def make_optimizer(recipe: Recipe, model: Sequential) -> SGD | Adam:
 
 def make_schedule(recipe: Recipe, steps_an_epoch: int) -> Schedule:
     """The recipe's schedule over all of its steps. "step" divides the rate by 10 after each third."""
-    total = recipe.epochs * steps_an_epoch
-    if recipe.schedule == "constant":
-        return constant(recipe.learning_rate)
-    if recipe.schedule == "step":
-        return step_decay(recipe.learning_rate, every=ceil(total / 3))
-    if recipe.schedule == "cosine":
-        return cosine(recipe.learning_rate, total)
-    if recipe.schedule == "one-cycle":
-        return one_cycle(recipe.learning_rate, total, recipe.warm_up)
-    raise ValueError(f"unknown schedule {recipe.schedule!r}; there are constant, step, cosine and one-cycle")
+    if recipe.schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {recipe.schedule!r}; there are {', '.join(SCHEDULES)}")
+    return SCHEDULES[recipe.schedule](recipe, recipe.epochs * steps_an_epoch)
 
 
 def make_average(recipe: Recipe, model: Sequential) -> WeightAverage | None:

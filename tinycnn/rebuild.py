@@ -13,6 +13,7 @@ from math import prod
 import numpy as np
 
 from tinycnn import archive
+from tinycnn.arguments import name_parameters
 from tinycnn.layers import Conv2D, Layer
 
 MOST_LAYERS = 1000
@@ -33,7 +34,12 @@ def layers_from(description: dict, arrays: dict[str, archive.Stored], classes: I
         raise ValueError(f"its dtype is {dtype!r}")
     if len(layers) > MOST_LAYERS:
         raise ValueError(f"it has {len(layers):,} layers, more than {MOST_LAYERS:,}")
-    by_name = {layer.__name__: layer for layer in classes}
+    by_name = {}
+    for layer in classes:
+        if by_name.setdefault(layer.__name__, layer) is not layer:
+            raise ValueError(f"two classes of layers are called {layer.__name__}, and the file knows only names")
+    if unknown := {name for name, _ in layers} - by_name.keys():
+        raise ValueError(f"it has layers of classes that must be given as own_layers: {', '.join(sorted(unknown))}")
     numbers = sum(prod(array.shape) for array in arrays.values())
     return [_as_saved(by_name[name](**arguments), arrays, numbers) for name, arguments in layers]
 
@@ -46,6 +52,7 @@ def _as_saved(layer: Layer, arrays: dict[str, archive.Stored], numbers: int) -> 
         if input_shape[-1] > max(MANY_CHANNELS, numbers):
             raise ValueError(f"{layer.label()}: {input_shape[-1]:,} channels, but the file has {numbers:,} numbers")
         shape = layer.build(input_shape, _Zeros(generator, numbers, dtype), dtype, gain)
+        name_parameters(layer)
         archive.check(arrays, {p.name: p.value for p in layer.parameters()} | dict(layer.statistics()))
         if max(_inside_zeros(layer, input_shape), prod(shape)) > LARGEST_IMAGE:
             raise ValueError(f"{layer.label()}: an image of {input_shape}, then {shape}, is too large to be believed")

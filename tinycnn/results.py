@@ -42,13 +42,13 @@ def writable_directory(path: Path) -> Path:
 def write_results(out: Path, model: Sequential, average: WeightAverage | None, history: list[dict]) -> None:
     """model.npz, with the average of its weights if there is one, and history.csv.
 
-    What an earlier run has left of other results would not fit them.
+    What an earlier run has left of other results does not fit them, and goes.
     """
-    for of_an_earlier_run in ("metrics.json", *PICTURES):
-        (out / of_an_earlier_run).unlink(missing_ok=True)
     with average.swapped() if average else nullcontext():
         model.save(out / "model.npz")
     write_history(out / "history.csv", history)
+    for of_an_earlier_run in ("metrics.json", *PICTURES):
+        (out / of_an_earlier_run).unlink(missing_ok=True)
 
 
 def write_history(path: Path, history: list[dict]) -> None:

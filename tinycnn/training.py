@@ -81,6 +81,7 @@ def train(
     Raises ValueError for data that doesn't fit, and TrainingDiverged if a loss is NaN or infinite: the model is then
     again what it was after the last whole epoch, or at `position`.
     """
+    images, labels = np.asarray(images), np.asarray(labels)
     for data in [(images, labels)] + ([validation] if validation is not None else []):
         check_data(*data, classes=model.output_shapes[-1][0])
     whole(epochs, "epochs", minimum=0)
@@ -111,6 +112,7 @@ def train(
 
 def evaluate(model: Sequential, images: np.ndarray, labels: np.ndarray, batch_size: int = 128) -> tuple[float, float]:
     """(mean loss, accuracy) of the model in inference.  images (N, ...), labels (N,), N ≥ 1."""
+    images, labels = np.asarray(images), np.asarray(labels)
     check_data(images, labels, classes=model.output_shapes[-1][0])
     loss, total_loss, correct = SoftmaxCrossEntropy(), 0.0, 0
     for i in range(0, len(images), whole(batch_size, "batch_size")):
@@ -123,6 +125,7 @@ def evaluate(model: Sequential, images: np.ndarray, labels: np.ndarray, batch_si
 
 def check_data(images: np.ndarray, labels: np.ndarray, classes: int) -> None:
     """Raises ValueError unless there is a finite image for each label, at least one, and labels are 0 … classes − 1."""
+    images, labels = np.asarray(images), np.asarray(labels)
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images, but {len(labels)} labels")
     if not len(images):

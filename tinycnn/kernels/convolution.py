@@ -20,7 +20,7 @@ Some kinds of shapes take another way to the same result, where it is faster:
     fewer still, as dx of a first layer     the lanes of a vector are input channels (`narrow_convolution.py`)
     kernels as large as the image           the sum is that of a dense layer, so `dense.py` computes it
 
-The kernel can also take the maxima of a max-pool behind the convolution, noting which cell of each window won
+`convolve_tiles` can also take the maxima of a max-pool behind the convolution, noting which cell of each window won
 (`winners`), and then be a ReLU, noting where it let the number through (`active`): see `pooled_convolution.py`.
 
 What this file is not: it has no FFT or im2col; the direct sum already runs near the peak of the CPU.
@@ -36,6 +36,7 @@ from tinycnn.kernels.dense import dense
 from tinycnn.kernels.elementwise import BYTE, relu_of
 from tinycnn.kernels.held_rows import multiply_add_rows
 from tinycnn.kernels.memory import copy, empty
+from tinycnn.kernels.padding import scratch_size_for, set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import (
     filled_lanes,
@@ -45,13 +46,12 @@ from tinycnn.kernels.tile_shape import (
     tile_time,
 )
 from tinycnn.kernels.vector import (
-    choose,
     clear_numbers,
-    copy_numbers,
+    greater_or_nan,
     multiply_add,
-    not_at_most,
     read,
     read_rows,
+    select,
     tile,
     write,
     zeros,
@@ -154,7 +154,7 @@ def in_columns(w: np.ndarray, L: int) -> np.ndarray:
     In w they are O numbers apart, and where that is a power of two they compete for the same places in a CPU's cache.
     """
     rows, out_channels = prod(w.shape[:3]), w.shape[3]
-    result = empty((rows, -(-out_channels // L) * L), w.dtype)
+    result = empty((rows, ceil(out_channels / L) * L), w.dtype)
     result[:, :out_channels], result[:, out_channels:] = w.reshape(rows, out_channels), 0
     return copy(result.reshape(rows, -1, L).transpose(1, 0, 2))
 
@@ -203,21 +203,33 @@ def size_of_z(output_size: tuple[int, int], kernel_size: tuple[int, int], stride
     return tuple((out - 1) * step + kernel for out, step, kernel in zip(output_size, stride, kernel_size, strict=True))
 
 
-def scratch_size_for(x_shape, z_size, offset) -> int:
-    """The numbers of an image z, to set images of x inside zeros one by one; 0 where x can be read as it is."""
-    as_it_is = offset == (0, 0) and z_size[0] <= x_shape[1] and z_size[1] <= x_shape[2]
-    return 0 if as_it_is else prod(z_size) * x_shape[3]
-
-
 @in_tasks
-def set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset):
-    """z[offset + i] = x[i] for the given rows of z, wherever x lies inside; the rest of z is zero already."""
-    (first, last), (H, W, C) = rows, x_shape
-    left, right = max(0, offset[1]), min(z_w, offset[1] + W)
-    if left < right:
-        for i in range(max(0, first - offset[0]), min(H, last - offset[0])):
-            pixel = (i * W + left - offset[1]) * C
-            copy_numbers(z, start + ((offset[0] + i) * z_w + left) * C, x, image + pixel, (right - left) * C)
+def _write_window(acc, q, row_of_window, pool, relu, remember, y, winners, active, place, width, L):
+    """y[place] = acc[q]. That is all without a pool (windows of 1 × 1) and a ReLU.
+
+    With a pool it is the maximum of the window's cells so far, as in `max_pool`: y and winners hold what the rows
+    before came to. In its last row comes the ReLU.
+    """
+    pool_h, pool_w = pool
+    best = acc[q * pool_w]
+    if pool_h * pool_w > 1:
+        winner = zeros(winners, L)
+        if row_of_window > 0:
+            best = read(y, place, width, L)
+            if remember:
+                winner = read(winners, place, width, L)
+        for p in range(pool_w):
+            cell = acc[q * pool_w + p]
+            leads = greater_or_nan(cell, best)
+            best = select(leads, cell, best)
+            winner = select(leads, row_of_window * pool_w + p, winner)
+        if remember:
+            write(winners, place, winner, width)
+    if relu and row_of_window == pool_h - 1:
+        best, active_row = relu_of(best, zeros(y, L), zeros(active, L))
+        if remember:
+            write(active, place, active_row, width)
+    write(y, place, best, width)
 
 
 @cache
@@ -226,11 +238,11 @@ def _convolve_task(
     L: int,
     whole: bool,
     dtype: np.dtype,
-    pool_h: int = 1,
-    pool_w: int = 1,
-    relu: bool = False,
-    held: int = 0,
-    held_step: int = 0,
+    pool_h: int,
+    pool_w: int,
+    relu: bool,
+    held: int,
+    held_step: int,
 ):
     """P is a multiple of pool_w. With windows of 1 × 1 and no ReLU it is the convolution alone.
 
@@ -239,19 +251,19 @@ def _convolve_task(
     held: K, if the K rows of w of one kernel row are so few that they stay in registers as well, with
     held_step = stride · C. Then each number of x is loaded once a kernel row, for all pixels that see it.
     """
-    pooled = pool_h * pool_w > 1
+    pool = pool_h, pool_w
 
     @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE)
-    def convolve_tiles(part, sizes, scratch, x, w, b, y, winners, active):
+    def convolve_tiles(part, sizes, scratch, x, w, bias, y, winners, active):
         (
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
             z_w, stride_h, stride_w, offset_h, offset_w, scratch_size, columns, shares, remember,
         ) = numbers(sizes, 19)  # fmt: skip
         K, step = kernel_w * C, stride_w * C
         acc = tile(P, L, x)
-        z, start, row = x, 0, W * C
+        z, start, row_size = x, 0, W * C
         if scratch_size:
-            z, row = scratch, z_w * C
+            z, row_size = scratch, z_w * C
             clear_numbers(scratch, 0, scratch_size)
 
         # This part computes the rows from `first` to `last`, counted through all images, those of a window together;
@@ -265,7 +277,7 @@ def _convolve_task(
                 rows = (i_first * stride_h, (i_last - 1) * stride_h + kernel_h)
                 set_inside_zeros(x, n * H * W * C, z, start, rows, (H, W, C), z_w, (offset_h, offset_w))
             else:
-                start = n * H * row
+                start = n * H * row_size
             for group in range(share * L, O, shares * L):
                 # Reading only some lanes can take longer. In columns the missing channels are zeros; else the last
                 # group repeats channels of the one before it, if there is one.
@@ -276,12 +288,12 @@ def _convolve_task(
                     for tile_j in range(0, out_w, P):
                         j = min(tile_j, out_w - P)  # the last tile may repeat pixels of the one before it
                         for p in range(P):
-                            acc[p] = read(b, o, width, L)
+                            acc[p] = read(bias, o, width, L)
                         for a in range(kernel_h):
                             z_i = i * stride_h + a
                             if z_i < offset_h or z_i >= offset_h + H:
                                 continue  # a row of zeros
-                            here = start + z_i * row + j * step
+                            here = start + z_i * row_size + j * step
                             if held:
                                 w_rows = read_rows(w, w_start + a * K * w_step, w_step, held, w_width, held, L)
                                 multiply_add_rows(acc, 1, 0, P, held_step, z, here, w_rows, 1)
@@ -290,29 +302,10 @@ def _convolve_task(
                                 w_row = read(w, w_start + (a * K + k) * w_step, w_width, L)
                                 for p in range(P):
                                     acc[p] = multiply_add(z[here + p * step + k], w_row, acc[p])
-                        row_of_window = i % pool_h
                         there = ((n * out_h + i) // pool_h * (out_w // pool_w) + j // pool_w) * O + o
                         for q in range(P // pool_w):
                             place = there + q * O
-                            best = acc[q * pool_w]
-                            if pooled:  # as `max_pool`; y and winners hold what the rows before came to
-                                winner = zeros(winners, L)
-                                if row_of_window > 0:
-                                    best = read(y, place, width, L)
-                                    if remember:
-                                        winner = read(winners, place, width, L)
-                                for p in range(pool_w):
-                                    cell = acc[q * pool_w + p]
-                                    leads = not_at_most(cell, best)
-                                    best = choose(leads, cell, best)
-                                    winner = choose(leads, row_of_window * pool_w + p, winner)
-                                if remember:
-                                    write(winners, place, winner, width)
-                            if relu and row_of_window == pool_h - 1:
-                                best, active_row = relu_of(best, zeros(y, L), zeros(active, L))
-                                if remember:
-                                    write(active, place, active_row, width)
-                            write(y, place, best, width)
+                            _write_window(acc, q, i % pool_h, pool, relu, remember, y, winners, active, place, width, L)
             first = (n + 1) * out_h
 
     return convolve_tiles

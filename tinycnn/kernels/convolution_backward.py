@@ -6,6 +6,9 @@ belong to each × L output channels, and each row of dy that is loaded serves al
 
     dw[a, k, :] = Σ_{n,i,j}  x[n, i·stride + a, j·stride·C + k] · dy[n, i, j, :]
 
+With a row x = 1 2 3 of one channel, a kernel of two and so dy = 10 100, it is dw[0] = 1·10 + 2·100 and
+dw[1] = 2·10 + 3·100.
+
 Some kinds of shapes take another way here as well: `winograd_backward.py`; pixels of dy that stay in registers
 (`held`); two pixels as one (`pairs_pay_in_dw`); kernels as large as the image (`dense.py`). And the weight gradient can
 begin with what a ReLU and a pool in front of dy do on the way back (`pooled_convolution.py`).
@@ -24,8 +27,6 @@ from tinycnn.kernels.convolution import (
     covers_image,
     is_held,
     pairs_fill_vectors,
-    scratch_size_for,
-    set_inside_zeros,
     size_of_z,
     way_of,
 )
@@ -34,9 +35,10 @@ from tinycnn.kernels.elementwise import BYTE, where_active
 from tinycnn.kernels.held_rows import multiply_add_rows
 from tinycnn.kernels.input_gradient import convolve_input_gradient
 from tinycnn.kernels.memory import empty
+from tinycnn.kernels.padding import scratch_size_for, set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.tile_shape import filled_lanes, tile_shape, tile_time, usable_registers
-from tinycnn.kernels.vector import choose, clear_numbers, equals, multiply_add, read, read_rows, tile, write, zeros
+from tinycnn.kernels.vector import clear_numbers, equals, multiply_add, read, read_rows, select, tile, write, zeros
 
 PIXELS = 4  # of dy that a tile of dw leaves registers for
 MOST_PIXELS = 7  # that stay there if more are free
@@ -179,7 +181,31 @@ def _unpack(dy, winners, active, n, rows, out_size, pool, O, unpacked, start, re
                 for a in range(pool_h):
                     for b in range(pool_w):
                         won = equals(winner, a * pool_w + b)
-                        write(unpacked, here + (a * out_w + b) * O + o, choose(won, gradient, zero), width)
+                        write(unpacked, here + (a * out_w + b) * O + o, select(won, gradient, zero), width)
+
+
+@in_tasks
+def _add_bias_gradient(dy, active, first, pixels, db, db_start, O, relu, P, L, whole):
+    """db += Σ dy over the pixels of an image, from `first` on; 0 where not active, if `relu`.
+
+    db is P sums side by side: one alone would wait for each of its additions.
+    """
+    acc = tile(P, L, dy)
+    for o in range(0, O, L):
+        width = L if whole else min(L, O - o)
+        for p in range(P):
+            acc[p] = read(db, db_start + p * O + o, width, L)
+        for pixel in range(0, pixels, P):
+            place, rest = (first + pixel) * O + o, pixels - pixel
+            if rest >= P:
+                for p in range(P):
+                    acc[p] = acc[p] + where_active(dy, active, place + p * O, width, relu, L)
+            else:
+                for p in range(P):
+                    if p < rest:
+                        acc[p] = acc[p] + where_active(dy, active, place + p * O, width, relu, L)
+        for p in range(P):
+            write(db, db_start + p * O + o, acc[p], width)
 
 
 @cache
@@ -189,17 +215,17 @@ def _weight_gradient_task(
     L: int,
     whole: bool,
     dtype: np.dtype,
-    pool_h: int = 1,
-    pool_w: int = 1,
-    relu: bool = False,
-    held: int = 0,
-    held_step: int = 0,
+    pool_h: int,
+    pool_w: int,
+    relu: bool,
+    held_pixels: int,
+    held_step: int,
 ):
     """The tile of convolution.py the other way round: A × R rows of dw × L output channels, a few image rows at a time.
 
-    With a pool of more than 1 × 1 or a ReLU, dy is what came back to the last of them.
+    With a pool of more than 1 × 1 or a ReLU, dy is the gradient by their output.
     whole: whether no group of channels is narrower than L, as in convolution.py.
-    held: so many pixels of dy that stay in registers as well, if R is all of K and little; held_step = stride · C.
+    held_pixels: so many of dy that stay in registers as well, if R is all of K and little; held_step = stride · C.
     """
     P, behind = A * R, relu or pool_h * pool_w > 1  # whether dy comes from behind a ReLU or a pool
 
@@ -211,9 +237,9 @@ def _weight_gradient_task(
         ) = numbers(sizes, 18)  # fmt: skip
         K, step = kernel_w * C, stride_w * C
         acc = tile(P, L, x)
-        z, start, row = x, 0, W * C
+        z, start, row_size = x, 0, W * C
         if scratch_size:
-            z, row = scratch, z_w * C
+            z, row_size = scratch, z_w * C
             clear_numbers(scratch, 0, scratch_size)
         dw_start, db_start = part * kernel_h * K * O, part * P * O
         clear_numbers(dw, dw_start, kernel_h * K * O)
@@ -224,7 +250,7 @@ def _weight_gradient_task(
             if scratch_size:
                 set_inside_zeros(x, n * H * W * C, z, start, (0, z_h), (H, W, C), z_w, (offset_h, offset_w))
             else:
-                start = n * H * row
+                start = n * H * row_size
             for i_first in range(0, out_h, rows):
                 i_last = min(out_h, i_first + rows)
                 dy_rows, dy_start = dy, (n * out_h + i_first) * out_w * O
@@ -243,14 +269,12 @@ def _weight_gradient_task(
                             for p in range(P):
                                 acc[p] = read(dw, dw_start + ((a + p // R) * K + k + p % R) * O + o, width, L)
                             for i in range(i_first, i_last):
-                                here = start + (i * stride_h + a) * row + k
-                                if held:
-                                    for j in range(0, out_w, held):
-                                        place = dy_start + ((i - i_first) * out_w + j) * O + o
-                                        pixels_of_dy = read_rows(dy_rows, place, O, held, width, held, L)
-                                        multiply_add_rows(
-                                            acc, A, row, R, 1, z, here + j * step, pixels_of_dy, held_step
-                                        )
+                                here = start + (i * stride_h + a) * row_size + k
+                                if held_pixels:
+                                    for j in range(0, out_w, held_pixels):
+                                        there = dy_start + ((i - i_first) * out_w + j) * O + o
+                                        held = read_rows(dy_rows, there, O, held_pixels, width, held_pixels, L)
+                                        multiply_add_rows(acc, A, row_size, R, 1, z, here + j * step, held, held_step)
                                     continue
                                 for j in range(out_w):
                                     dy_row = read(dy_rows, dy_start + ((i - i_first) * out_w + j) * O + o, width, L)
@@ -260,21 +284,6 @@ def _weight_gradient_task(
                                 # The rows before were already summed by the tile before.
                                 if a + p // R >= tile_a and k + p % R >= tile_k:
                                     write(dw, dw_start + ((a + p // R) * K + k + p % R) * O + o, acc[p], width)
-            # The bias gradient in P sums side by side: one alone would wait for each of its additions.
-            for o in range(0, O, L):
-                width = L if whole else min(L, O - o)
-                for p in range(P):
-                    acc[p] = read(db, db_start + p * O + o, width, L)
-                for pixel in range(0, pixels, P):
-                    place, rest = (n * pixels + pixel) * O + o, pixels - pixel
-                    if rest >= P:
-                        for p in range(P):
-                            acc[p] = acc[p] + where_active(dy, active, place + p * O, width, relu, L)
-                    else:
-                        for p in range(P):
-                            if p < rest:
-                                acc[p] = acc[p] + where_active(dy, active, place + p * O, width, relu, L)
-                for p in range(P):
-                    write(db, db_start + p * O + o, acc[p], width)
+            _add_bias_gradient(dy, active, n * pixels, pixels, db, db_start, O, relu, P, L, whole)
 
     return weight_gradient_tiles

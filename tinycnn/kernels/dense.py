@@ -6,7 +6,7 @@
 
 Tile after tile meets the same L columns of a matrix. In memory their rows are far from each other, which a CPU's cache
 and its foresight handle badly, so the columns are copied to a place of their own first, unless only one tile would meet
-them or they are all there are. Those of wᵀ are always copied: in w they are rows, which are turned in registers, a
+them or they are all there are. Those of wᵀ are always copied: in w they are rows, which are transposed in registers, a
 square of them at a time.
 
 Why not NumPy's `@`? It is as fast, but its BLAS library keeps threads of its own, which spin while Numba's work and the
@@ -16,13 +16,14 @@ What this file is not: a general matrix product; its matrices lie as the layer h
 """
 
 from functools import cache
+from math import ceil
 
 import numpy as np
 
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import register_lanes, tile_shape
-from tinycnn.kernels.vector import multiply_add, read, read_rows, tile, turned, write, write_rows, zeros
+from tinycnn.kernels.vector import multiply_add, read, read_rows, tile, transpose, write, write_rows, zeros
 
 
 def dense(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -41,7 +42,7 @@ def _product(x: np.ndarray, w: np.ndarray, b: np.ndarray, transposed: bool = Fal
     y = empty((len(x), O), x.dtype)
     if y.size:
         P, L = tile_shape(len(x), O, x.dtype)
-        down, across = -(-len(x) // P), -(-O // L)
+        down, across = ceil(len(x) / P), ceil(O / L)
         parts = parts_for(down * across, w.size * len(x))
         copied = transposed or (down > 1 and across > 1)
         sizes = (parts, len(x), K, O, transposed, copied)
@@ -54,7 +55,7 @@ def dense_weight_gradient(x: np.ndarray, dy: np.ndarray, out: np.ndarray | None 
     dw = empty((x.shape[1], dy.shape[1]), x.dtype) if out is None else out
     if dw.size:
         R, L = tile_shape(*dw.shape, x.dtype)
-        down, across = -(-x.shape[1] // R), -(-dy.shape[1] // L)
+        down, across = ceil(x.shape[1] / R), ceil(dy.shape[1] / L)
         parts = parts_for(down * across, dw.size * len(x))
         copied = down > 1 and across > 1
         sizes = (parts, *x.shape, dy.shape[1], copied)
@@ -82,7 +83,7 @@ def _product_task(P: int, L: int, dtype: np.dtype):
                     for k in range(0, K, S):
                         for i in range(0, width, S):
                             block = read_rows(w, (o + i) * K + k, K, width - i, min(S, K - k), S, S)
-                            write_rows(columns, k * L + i, L, K - k, S, turned(block))
+                            write_rows(columns, k * L + i, L, K - k, S, transpose(block))
                 else:
                     for k in range(K):
                         write(columns, k * L, read(w, k * O + o, width, L), L)

@@ -13,7 +13,7 @@ import numpy as np
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import in_tasks, numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import row_lanes
-from tinycnn.kernels.vector import choose, copy_numbers, equals, more_than, not_at_most, read, write, zeros
+from tinycnn.kernels.vector import copy_numbers, equals, greater, greater_or_nan, read, select, write, zeros
 
 BYTE = np.dtype(np.uint8)
 
@@ -38,14 +38,14 @@ def relu_backward(dy: np.ndarray, active: np.ndarray) -> np.ndarray:
 @in_tasks
 def relu_of(row, zero, none):
     """`relu` of a row: y and active. zero, none: rows of zeros, of numbers and of bytes."""
-    return choose(not_at_most(row, zero), row, zero), choose(more_than(row, zero), 1, none)
+    return select(greater_or_nan(row, zero), row, zero), select(greater(row, zero), 1, none)
 
 
 @in_tasks
 def where_active(dy, active, i, width, relu, L):
     """dy[i : i + width] as a row; if `relu`, what `relu_backward` makes of it."""
     row = read(dy, i, width, L)
-    return choose(equals(read(active, i, width, L), 1), row, zeros(dy, L)) if relu else row
+    return select(equals(read(active, i, width, L), 1), row, zeros(dy, L)) if relu else row
 
 
 def normalize(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:

@@ -4,9 +4,9 @@ In `vector.py`'s tile each row of w is loaded, used P times, and forgotten. Wher
 layer, they stay in registers beside the running sums. Then it pays to go the other way: to load each number (or row) of
 x once, and to use it at once for all the sums that it goes into, whichever pixels they are of.
 
-    multiply_add_rows       the held rows are multiplied by numbers: `convolution.py`, `convolution_backward.py`
-    multiply_add_windows    by rows, lane by lane: `narrow_convolution.py`,
-    sums_of_lanes           whose sums are then the lanes of one row each, to be added up
+    multiply_add_rows       numbers of x times held rows: `convolution.py`, `convolution_backward.py`
+    multiply_add_windows    rows of x times held rows, lane by lane: `narrow_convolution.py`
+    sums_of_lanes           adds up the lanes of each of the latter's sums
 
 What this file is not: for more rows than have room beside the sums. LLVM would put them on the stack.
 """
@@ -56,7 +56,9 @@ def multiply_add_windows(typing_context, acc, count, stride, outputs, x, i, colu
 
     z is a line of pixels, a row each: pixel v of x, `lanes` numbers from x[i + v · pixel] on, is z[v · spread] for
     0 <= v < width; all else is zeros, of the padding or between pixels that stand apart.
-    Each row of z is loaded once for all the sums that it goes into, as a number by `multiply_add_rows`.
+    Each row of z is loaded once for all the sums that it goes into, as a number by `multiply_add_rows`: with count = 2,
+    a stride of 1 and three t, z[0] for (p, t) = (0, 0), z[1] for (0, 1) and (1, 0), z[2] for (0, 2) and (1, 1), z[3]
+    for (1, 2).
     """
 
     def code(context, builder, signature, arguments):

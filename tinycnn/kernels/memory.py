@@ -8,13 +8,14 @@ An array is never overwritten while anybody can see it: the block comes back whe
 gone, views and slices included. NumPy tells us so, because every view keeps the owner of its memory alive: `a.base`.
 (Whoever goes on to the base's base has found the block itself, and sees it used again.)
 
-A kernel's own notes are another matter: they are over when it ends, and each thread has one place for all of them.
+What a kernel needs for itself, its *scratch memory*, is another matter: it is over when the kernel ends, and each
+thread has one place for all of it.
 
 What this file is not: it knows nothing of steps or layers; nobody has to reserve an array or give it back.
 """
 
 import threading
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 
@@ -25,7 +26,7 @@ ALIGNMENT = 64  # bytes of a cache line: a vector that lies in two lines costs t
 _waiting: dict[int, list["_Block"]] = {}  # unused blocks by size; the size that came back last is at the end
 _waiting_bytes = 0
 _lock = threading.RLock()  # for both; who holds it may come again: Python collects garbage, so arrays die, at any time
-_notepads: list[np.ndarray] = []  # that wait; more than one only if several threads of Python compute at once
+_scratch: list[np.ndarray] = []  # what is unused of it; more than one only if several threads of Python compute at once
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -50,33 +51,33 @@ def contiguous(array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
     return copy(array, dtype)
 
 
-def take_notepads(threads: int, size: int) -> np.ndarray:
-    """A row of at least so many bytes for each thread, of arbitrary float32 numbers, until `put_back`.
+def take_scratch(threads: int, size: int) -> np.ndarray:
+    """A row of at least so many bytes for each thread, of arbitrary float32 numbers, until `return_scratch`.
 
     It is the same one again and again, as large as was asked for before. So a thread writes where it wrote before,
     which its core still has at hand; memory that another core wrote last would take several times as long.
     """
     try:
-        notepads = _notepads.pop()
+        scratch = _scratch.pop()
     except IndexError:
-        notepads = None
-    if notepads is None or notepads.nbytes < threads * size:
-        size = -(-size // ALIGNMENT) * ALIGNMENT
-        notepads = np.ndarray((threads, size // 4), np.float32, _block(threads * size))
-    return notepads
+        scratch = None
+    if scratch is None or scratch.nbytes < threads * size:
+        size = ceil(size / ALIGNMENT) * ALIGNMENT
+        scratch = np.ndarray((threads, size // 4), np.float32, _block(threads * size))
+    return scratch
 
 
-def put_back(notepads: np.ndarray) -> None:
-    """What `take_notepads` returned is not used any more."""
-    if notepads.nbytes <= KEPT:
-        _notepads.append(notepads)
+def return_scratch(scratch: np.ndarray) -> None:
+    """What `take_scratch` returned is not used any more."""
+    if scratch.nbytes <= KEPT:
+        _scratch.append(scratch)
 
 
-def give_back() -> None:
+def free_unused() -> None:
     """Leave all blocks that wait to the operating system: for after the training, when something else needs memory."""
     global _waiting_bytes
     with _lock:
-        _notepads.clear()
+        _scratch.clear()
         _waiting.clear()
         _waiting_bytes = 0
 
@@ -117,7 +118,7 @@ def _block(size: int) -> _Block:
     """
     global _waiting_bytes
     step = 1 << (size.bit_length() - 4)
-    size = -(-size // step) * step
+    size = ceil(size / step) * step
     candidate = size
     with _lock:
         while candidate <= 4 * size:

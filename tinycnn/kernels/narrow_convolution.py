@@ -4,7 +4,7 @@ The tile of convolution.py has output channels side by side, and would leave mos
 is L channels of the input, a *chunk*, and each sum is a row as well, whose lanes are added up at its end:
 
     acc[p, o] = Σ_a Σ_chunks Σ_t  z[n, i·stride_h + a, (j + p)·stride_w + t, chunk] · w[a, t, chunk, o]    (rows)
-    y[n, i, j + p, o] = b[o] + the sum of the lanes of acc[p, o]
+    y[n, i, j + p, o] = bias[o] + the sum of the lanes of acc[p, o]
 
 The tile is P pixels × all output channels. The rows of w for a chunk and a kernel row stay in registers beside it (or
 those for one t, where they are too many), so every row of z is loaded once for all pixels and channels that see it.
@@ -40,7 +40,7 @@ def pays(w_shape: tuple[int, ...], dtype: np.dtype) -> bool:
 def convolve(
     x: np.ndarray,
     w: np.ndarray,
-    b: np.ndarray,
+    bias: np.ndarray,
     output_size: tuple[int, int],
     stride: tuple[int, int],
     offset: tuple[int, int],
@@ -53,9 +53,8 @@ def convolve(
     y = empty((len(x), *output_size, w.shape[3]), x.dtype)
     if y.size:
         kernel, parts, sizes, P, L = _plan(x.shape, w.shape, x.dtype, output_size, stride, offset, spread)
-        bias = np.empty((P, len(b)), b.dtype)
-        bias[:] = b
-        run(kernel, parts, sizes, x, in_chunks(w, L), bias, y)
+        biases = np.tile(bias, P)  # one for each sum of the tile
+        run(kernel, parts, sizes, x, in_chunks(w, L), biases, y)
     return y
 
 
@@ -104,7 +103,7 @@ def _task(P: int, B: int, L: int, kernel_w: int, C: int, O: int, stride, spread,
     (stride_h, stride_w), (spread_h, spread_w) = stride, spread
 
     @task(dtype, dtype, dtype, dtype)
-    def convolve_narrow_tiles(part, sizes, x, w, b, y):
+    def convolve_narrow_tiles(part, sizes, x, w, biases, y):
         parts, N, H, W, kernel_h, out_h, out_w, offset_h, offset_w, run_time_chunks = numbers(sizes, 10)
         acc = tile(sums, L, x)
         w_step = all_chunks * kernel_w * O * L  # from one row of the kernel to the next
@@ -115,7 +114,7 @@ def _task(P: int, B: int, L: int, kernel_w: int, C: int, O: int, stride, spread,
         for line in range(first, last):
             for tile_j in range(0, out_w, P):
                 j = min(tile_j, out_w - P)  # the last tile may repeat pixels of the one before it
-                column = j * stride_w - offset_w
+                first_column = j * stride_w - offset_w  # of x, that the tile sees
                 for q in range(sums):
                     acc[q] = zeros(x, L)
                 for a in range(kernel_h):
@@ -126,15 +125,17 @@ def _task(P: int, B: int, L: int, kernel_w: int, C: int, O: int, stride, spread,
                     for chunk in range(known_chunks or run_time_chunks):
                         for t in range(0, kernel_w, B):
                             w_rows = read_rows(w, there + (chunk * kernel_w + t) * O * L, L, rows, L, rows, L)
-                            place, v = here + chunk * L, column + t
+                            place, column = here + chunk * L, first_column + t
                             if rest and chunk == chunks:
-                                multiply_add_windows(acc, P, stride_w, O, x, place, v, W, spread_w, C, rest, w_rows)
+                                multiply_add_windows(
+                                    acc, P, stride_w, O, x, place, column, W, spread_w, C, rest, w_rows
+                                )
                             else:
-                                multiply_add_windows(acc, P, stride_w, O, x, place, v, W, spread_w, C, L, w_rows)
+                                multiply_add_windows(acc, P, stride_w, O, x, place, column, W, spread_w, C, L, w_rows)
                 place = (line * out_w + j) * O
-                write(y, place, read(b, 0, first_sums, L) + sums_of_lanes(acc, 0, first_sums), first_sums)
+                write(y, place, read(biases, 0, first_sums, L) + sums_of_lanes(acc, 0, first_sums), first_sums)
                 if other_sums:
-                    write(y, place + L, read(b, L, other_sums, L) + sums_of_lanes(acc, L, other_sums), other_sums)
+                    write(y, place + L, read(biases, L, other_sums, L) + sums_of_lanes(acc, L, other_sums), other_sums)
             i += 1
             if i == out_h:
                 n, i = n + 1, 0

@@ -38,7 +38,8 @@ class Places:
         Raises ValueError if a kernel could not work on an array where it is, or would do so twice at once.
         """
         arrays = list(chain(*lists))
-        if len(arrays) != len(self._arrays) or not all(map(operator.is_, arrays, self._arrays)):
+        same = len(arrays) == len(self._arrays) and all(map(operator.is_, arrays, self._arrays))
+        if not same or not all(value.flags.writeable for value in lists[0]):
             self._of_dtypes = [_places(dtype, lists) for dtype in dict.fromkeys(value.dtype for value in lists[0])]
             self._arrays = arrays
         return self._of_dtypes
@@ -48,7 +49,10 @@ def _places(dtype: np.dtype, lists: tuple[list[np.ndarray], ...]) -> tuple[np.dt
     parameters = [arrays for arrays in zip(*lists, strict=True) if arrays[0].dtype == dtype]
     for value, *others in parameters:
         if not all(a.flags.carray and a.dtype == dtype and a.size == value.size for a in (value, *others)):
-            raise ValueError("a parameter's value and gradient must be contiguous, writable, of one size and dtype")
+            raise ValueError(
+                f"a parameter's value, here of shape {value.shape}, and its gradient must be contiguous, writable, of "
+                "one size and dtype (what is not to learn need not be given to the optimizer)"
+            )
     places = np.array([(arrays[0].size, *(a.ctypes.data for a in arrays)) for arrays in parameters], np.int64)
     values = places[places[:, 0] > 0, 1]
     if len(np.unique(values)) < len(values):

@@ -8,9 +8,10 @@ A kernel here is a *task*: a plain sequential function that does one part of the
         for i in range(part * n // parts, (part + 1) * n // parts):
             y[i] = 2 * x[i]
 
-    run(double, parts, (n, parts), x, y)                 call it for part = 0 … parts − 1, on up to 8 threads
+    run(double, parts, (n, parts), x, y)                 call it for part = 0 … parts − 1, on all threads
 
-A task that needs memory for its own notes has a pointer to it before the others: run(…, scratch=how many numbers).
+A task that needs memory for itself, *scratch memory*, has a pointer to it before the others: run(…, scratch=how many
+numbers).
 
 The parts are fixed by the size of the work, never by the number of threads. So the order of every sum is fixed too, and
 results are equal bit for bit on one thread or eight.
@@ -20,11 +21,13 @@ Here there is one, in `_call_in_parallel`, which calls a task by its address.
 
 What this file is not: it checks nothing; the layers check every shape before they call a kernel. With some of Numba's
 threading layers two threads must not call `run` at once: lock around the model if you have several. And a process that
-was forked off after a `run` can't call it, except with NUMBA_THREADING_LAYER=workqueue: start processes by "spawn".
+was forked off after a `run` can't call it (RuntimeError), except with NUMBA_THREADING_LAYER=workqueue: start processes
+by "spawn".
 """
 
 import functools
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,14 +37,14 @@ from typing import TypeVar
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, config, get_thread_id, njit, prange, types
+from numba import cfunc, config, get_thread_id, njit, prange, threading_layer, types
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from tinycnn.kernels.memory import put_back, take_notepads
+from tinycnn.kernels.memory import return_scratch, take_scratch
 
 # More would scale to more cores, but sums over a batch need memory for each part (only a convolution of fewer rows,
 # which has no such sums, is cut finer).
@@ -56,6 +59,7 @@ Compiled = TypeVar("Compiled")
 before_compiling: Callable[["Task"], None] | None = None  # if not None, called before a task is compiled
 cache_faults: set[str] = set()  # the errors that kept Numba's cache from being used
 _noted: list["Task"] | None = None  # by `noting`
+_without_threads = False  # whether this process was forked off one that had started them
 _I64, _FLOAT = ir.IntType(64), np.dtype(np.float32)
 _NOTHING = np.empty(0, _FLOAT)  # in place of an array that a task doesn't look at
 
@@ -153,19 +157,22 @@ def run(
 ) -> None:
     """kernel(part, sizes, *arrays) for each part in 0 … parts − 1, shared out to Numba's threads.
 
-    The arrays must be contiguous and of the dtypes that the kernel takes, or None where it will not look. scratch: so
-    many numbers of the first one's dtype, of arbitrary value, are the part's to write into, and stand before the
-    arrays. (They are the thread's, in fact, and still in its core's cache when the next part or kernel begins.)
+    The arrays must be contiguous and of the dtypes that the kernel takes, or None where it will not look. scratch: None
+    if the task has no scratch memory; else so many numbers of the first array's dtype, of arbitrary value, are the
+    part's to write into (0: it will not look). They are the thread's, in fact, and still in its core's cache when the
+    next part or kernel begins.
     """
     if _noted is not None:
         _noted.append(kernel)
         return
+    if _without_threads:
+        raise RuntimeError("tinycnn can't compute in a process that was forked off one in which it has: use 'spawn'")
     stride = 0  # from a thread's scratch memory to the next one's
     if scratch:
-        notepads = take_notepads(config.NUMBA_NUM_THREADS, scratch * arrays[0].dtype.itemsize)
-        stride = notepads.shape[1]
+        of_threads = take_scratch(config.NUMBA_NUM_THREADS, scratch * arrays[0].dtype.itemsize)
+        stride = of_threads.shape[1]
     if scratch is not None:
-        arrays = (notepads if scratch else None, *arrays)
+        arrays = (of_threads if scratch else None, *arrays)
     # Only their addresses count: one type for all spares compiling `_call_in_parallel` again for every mixture.
     memory = [_NOTHING if a is None else a.ravel() if a.dtype == _FLOAT else np.ndarray(0, _FLOAT, a) for a in arrays]
     unused = [_NOTHING] * (MOST_ARRAYS - len(arrays))
@@ -174,7 +181,7 @@ def run(
         flags_and_sizes = flags_and_sizes.copy()
     _in_parallel()(kernel.address, parts, stride, flags_and_sizes, *memory, *unused)
     if scratch:
-        put_back(notepads)
+        return_scratch(of_threads)
 
 
 @contextmanager
@@ -262,6 +269,18 @@ def _call_in_parallel(address, parts, stride, flags_and_sizes, a, b, c, d, e, f,
             part = (own + turn) % parts
             if flags_and_sizes[part] == 0 and _is_first(flags_and_sizes, part):
                 _call(address, part, parts, flags_and_sizes, offset, a, b, c, d, e, f, g, h, i)
+
+
+def _note_fork() -> None:
+    global _without_threads
+    try:
+        _without_threads = threading_layer() != "workqueue"
+    except ValueError:  # they had not been started
+        _without_threads = False
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 @functools.cache

@@ -40,7 +40,7 @@ WINOGRAD_POOLS = NONE, (2, 2)  # whose windows fill a patch of 4×4
 def convolve_and_pool(
     x: np.ndarray,
     w: np.ndarray,
-    b: np.ndarray,
+    bias: np.ndarray,
     output_size: Pair,
     stride: Pair,
     offset: Pair,
@@ -48,16 +48,16 @@ def convolve_and_pool(
     with_relu: bool,
     remember: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """The first four arguments: as for `convolve`. pool: the size of its windows, which stand side by side.
+    """The first six arguments: as for `convolve`. pool: the size of its windows, which stand side by side.
 
     remember: whether backward will need winners and active; else they are not made where that saves time.
 
-    x (N, H, W, C), w (kh, kw, C, O), b (O,), contiguous and of one dtype
+    x (N, H, W, C), w (kh, kw, C, O), bias (O,), contiguous and of one dtype
     -> y (N, out_h // pool_h, out_w // pool_w, O), winners (or None without a pool), active (or None without a ReLU).
     """
     way, shape, plan_of_it = _way(x.shape, w.shape, x.dtype, output_size, stride, offset, pool, with_relu, remember)
     if way == "winograd":
-        return winograd.convolve(x, w, b, output_size, offset, pool != NONE, with_relu, remember)
+        return winograd.convolve(x, w, bias, output_size, offset, pool != NONE, with_relu, remember)
     if way == "direct":
         kernel, columns, parts, scratch, sizes = plan_of_it
         y = empty(shape, x.dtype)
@@ -65,9 +65,9 @@ def convolve_and_pool(
         active = empty(shape, BYTE) if remember and with_relu else None
         if columns:
             w = in_columns(w, columns)
-        run(kernel, parts, sizes, x, w, b, y, winners, active, scratch=scratch)
+        run(kernel, parts, sizes, x, w, bias, y, winners, active, scratch=scratch)
         return y, winners, active
-    y, winners, active = convolve(x, w, b, output_size, stride, offset), None, None
+    y, winners, active = convolve(x, w, bias, output_size, stride, offset), None, None
     if pool != NONE:
         y, winners = max_pool(y, pool, pool)
     if with_relu:

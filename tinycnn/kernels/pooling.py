@@ -15,7 +15,7 @@ import numpy as np
 
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
-from tinycnn.kernels.vector import choose, clear_numbers, equals, not_at_most, read, write, zeros
+from tinycnn.kernels.vector import clear_numbers, equals, greater_or_nan, read, select, write, zeros
 
 
 @cache
@@ -82,8 +82,8 @@ def _max_pool_task(L: int, pool_h: int, pool_w: int, dtype: np.dtype, winner_dty
                     for a in range(pool_h):
                         for b in range(pool_w):
                             cell = read(x, here + (a * W + b) * C + c, L, L)
-                            leads = not_at_most(cell, best)
-                            best, winner = choose(leads, cell, best), choose(leads, a * pool_w + b, winner)
+                            leads = greater_or_nan(cell, best)
+                            best, winner = select(leads, cell, best), select(leads, a * pool_w + b, winner)
                     write(y, there + c, best, L)
                     write(winners, there + c, winner, L)
 
@@ -113,6 +113,6 @@ def _max_pool_backward_task(L: int, pool_h: int, pool_w: int, overlap: bool, dty
                                 cell = here + (a * W + b) * C + c
                                 before = read(dx, cell, width if overlap else 0, L)  # zeros if windows don't overlap
                                 won = equals(winner, a * pool_w + b)
-                                write(dx, cell, before + choose(won, gradient, zero), width)
+                                write(dx, cell, before + select(won, gradient, zero), width)
 
     return max_pool_backward

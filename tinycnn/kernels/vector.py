@@ -10,8 +10,9 @@ in its registers. So a kernel works on *rows*, each L numbers side by side, and 
 
     zeros(like, L)                            a row of zeros
     read_rows, write_rows                     several rows at once, some numbers apart
-    turned(rows)                              a square of rows, its columns as rows
-    not_at_most, more_than, equals, choose    comparisons and choices, lane by lane
+    transpose(rows)                           a square of rows, its columns as rows
+    greater_or_nan, greater, equals           comparisons, lane by lane: a mask
+    select(mask, a, b)                        a where the mask is true, else b
     copy_numbers, clear_numbers               memory as it is
 
 and + − · between rows, or a number · a row. Most kernels end in a product of matrices, whose innermost loop takes a
@@ -173,8 +174,8 @@ def write_rows(typing_context, array, i, step, count, width, rows):
 
 
 @intrinsic
-def turned(typing_context, rows):
-    """The columns of a square of rows, as rows: row i of the result holds number i of each.
+def transpose(typing_context, rows):
+    """The transpose of a square of rows: row i of the result holds number i of each.
 
     Twos, then fours, and so on: of each square of 2·d × 2·d the upper right and the lower left quarter change places.
     """
@@ -240,8 +241,8 @@ def _number_times_row(context, builder, signature, arguments):
 
 
 @intrinsic
-def not_at_most(typing_context, a, b):
-    """A row of truths: where a > b, or a is not a number and b is one."""
+def greater_or_nan(typing_context, a, b):
+    """A mask: where a > b, or a is NaN and b is not."""
 
     def code(context, builder, signature, arguments):
         a_, b_ = arguments
@@ -251,8 +252,8 @@ def not_at_most(typing_context, a, b):
 
 
 @intrinsic
-def more_than(typing_context, a, b):
-    """A row of truths: where a > b, and both are numbers."""
+def greater(typing_context, a, b):
+    """A mask: where a > b."""
 
     def code(context, builder, signature, arguments):
         return builder.fcmp_ordered(">", *arguments)
@@ -262,7 +263,7 @@ def more_than(typing_context, a, b):
 
 @intrinsic
 def equals(typing_context, row, number):
-    """A row of truths: where a row of integers holds this number."""
+    """A mask: where a row of integers holds this number."""
 
     def code(context, builder, signature, arguments):
         row_, number_ = arguments
@@ -272,16 +273,16 @@ def equals(typing_context, row, number):
 
 
 @intrinsic
-def choose(typing_context, truths, a, b):
-    """a where true, else b, lane by lane. b: a row; a: another, or an integer."""
+def select(typing_context, mask, a, b):
+    """a where the mask is true, else b, lane by lane. b: a row; a: another, or an integer."""
 
     def code(context, builder, signature, arguments):
-        truths_, a_, b_ = arguments
+        mask_, a_, b_ = arguments
         if not isinstance(a, Row):
             a_ = broadcast(builder, truncated(builder, a_, b_), b.lanes)
-        return builder.select(truths_, a_, b_)
+        return builder.select(mask_, a_, b_)
 
-    return b(truths, a, b), code
+    return b(mask, a, b), code
 
 
 @intrinsic

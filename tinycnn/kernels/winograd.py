@@ -15,6 +15,13 @@ the same six multiplications; the sums around them are cheap if many channels sh
 
     y = Aᵀ [(G g) ⊙ (Bᵀ d)]
 
+In the smallest case two outputs take four multiplications for six (the points are 0, 1, −1 and ∞), to be tried by hand:
+
+    m = (d0 − d2) · g0,  (d1 + d2) · (g0 + g1 + g2) / 2,  (d2 − d1) · (g0 − g1 + g2) / 2,  (d1 − d3) · g2
+    y = m0 + m1 + m2,  m1 − m2 − m3
+
+    d = 1 2 3 4 and g = 1 2 3:   m = −2, 15, 1, −6;   y = 14, 20 = 1·1 + 2·2 + 3·3, 2·1 + 3·2 + 4·3
+
 Done along both axes it makes a patch of 4×4 outputs from 6×6 inputs with 36 multiplications instead of 144:
 
     y = Aᵀ [(G w Gᵀ) ⊙ (Bᵀ d B)] A
@@ -25,6 +32,8 @@ and that runs on the register tile of vector.py. The gradients are the same form
 
 Any six points will do on paper, and the usual 0, ±1, ±2, ∞ give simple matrices. Rounding errors differ, though: with
 0, ±3/4, ±3/2, ∞ they are 0.6 times as large on average, 0.3 times at worst, and about twice those of the direct sum.
+(They are relative to the largest number of a patch: one that is a million times the others, or infinite, spoils the
+outputs around it.)
 
 Sources: Lavin & Gray, Fast algorithms for convolutional neural networks (2016), section 4; for the points Barabasz et
 al., Error analysis and improving the accuracy of Winograd convolution for deep neural networks (2020).
@@ -34,22 +43,23 @@ which calls this file where it pays.
 """
 
 from functools import cache, lru_cache
+from math import ceil
 
 import numpy as np
 
 from tinycnn.kernels.elementwise import BYTE, relu_of
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.minimal_filtering import A_transposed, B_transposed, G
+from tinycnn.kernels.padding import scratch_size_for, set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.tile_shape import register_lanes, tile_shape
 from tinycnn.kernels.vector import (
-    choose,
     clear_numbers,
-    copy_numbers,
+    greater_or_nan,
     multiply_add,
-    not_at_most,
     read,
     read_rows,
+    select,
     tile,
     write,
     write_rows,
@@ -73,7 +83,7 @@ def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[
     """
     N, H, W, C = x_shape
     kernel_h, kernel_w, _, O = w_shape
-    patches = -(-output_size[0] // 4) * -(-output_size[1] // 4)
+    patches = ceil(output_size[0] / 4) * ceil(output_size[1] / 4)
     return (
         (kernel_h, kernel_w) == (3, 3)
         and N * patches >= 30
@@ -87,7 +97,7 @@ def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[
 def convolve(
     x: np.ndarray,
     w: np.ndarray,
-    b: np.ndarray,
+    bias: np.ndarray,
     output_size: tuple[int, int],
     offset: tuple[int, int],
     pool: bool = False,
@@ -97,19 +107,19 @@ def convolve(
     """As `convolution.convolve`, for a kernel of 3×3 that moves by one pixel; then what `pooled_convolution.py` says,
     with windows of 2×2 if `pool`: a patch holds four of them. relu, remember: as there.
 
-    x (N, H, W, C), w (3, 3, C, O), b (O,), contiguous and of one dtype; N ≥ 1, C and O ≥ 16
+    x (N, H, W, C), w (3, 3, C, O), bias (O,), contiguous and of one dtype; N ≥ 1, C and O ≥ 16
     -> y (N, *output_size, O) or (N, out_h // 2, out_w // 2, O), winners or None, active or None.
     """
     O, S = w.shape[3], register_lanes(x.dtype)
     P, L = products_tile(O, x.dtype)
     groups, sizes, scratch = plan(x.shape, (*output_size, O), offset, S, P)
-    parts = max(1, min(PARTS, groups))
+    parts = min(PARTS, groups)
     rows, columns = (size // 2 if pool else size for size in output_size)
     y = empty((len(x), rows, columns, O), x.dtype)
     winners = empty(y.shape, BYTE) if remember and pool else None
     active = empty(y.shape, BYTE) if remember and relu else None
     kernel, u = _convolve_task(P, L, O % L == 0, S, x.dtype), transformed_weights(w, S, parts)
-    run(kernel, parts, (parts, *sizes, pool, relu, remember), x, u, b, y, winners, active, scratch=scratch)
+    run(kernel, parts, (parts, *sizes, pool, relu, remember), x, u, bias, y, winners, active, scratch=scratch)
     return y, winners, active
 
 
@@ -136,15 +146,20 @@ def products_tile(columns: int, dtype: np.dtype) -> tuple[int, int]:
 
 @lru_cache(maxsize=1000)
 def plan(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
-    """(whole groups of patches, the sizes that the tasks need, numbers of scratch memory)."""
+    """(whole groups of patches, the sizes that the tasks need, numbers of scratch memory).
+
+    What the scratch memory holds, one behind the other:
+
+        forward     V            M    one stage of a patch's transform             z
+        backward    V, then M    E    one stage of the transforms of a row of them    z    dz    the sums behind dw
+    """
     (N, H, W, C), (out_h, out_w, O) = x_shape, y_shape
-    rows, columns = -(-out_h // 4), -(-out_w // 4)  # of patches in an image
+    rows, columns = ceil(out_h / 4), ceil(out_w / 4)  # of patches in an image
     group = max(1, min(round(GROUP / columns), N * rows // 2))  # rows of patches
-    room = -(-group * columns // P) * P  # for patches: a tile may reach beyond the last one
+    room = ceil(group * columns / P) * P  # for patches: a tile may reach beyond the last one
     v_size, m_size, half_size = room * C + ODD, room * O + ODD, 36 * columns * S  # forward needs 36 * S of the last
     z_h, z_w = 4 * rows + 2, 4 * columns + 2
-    as_it_is = offset == (0, 0) and z_h <= H and z_w <= W
-    z_size = 0 if as_it_is else z_h * z_w * C
+    z_size = scratch_size_for(x_shape, (z_h, z_w), offset)
     scratch = 36 * (v_size + m_size) + half_size + 2 * z_size  # the second z is backward's dz
     sizes = (N, H, W, C, out_h, out_w, O, *offset, rows, columns, group, v_size, m_size, z_w, z_size)
     return N * rows // group, sizes, scratch
@@ -171,29 +186,13 @@ def _weights_task(S: int, dtype: np.dtype):
 
 
 @in_tasks
-def copy_image(x, n, sizes, z, z_start, into_z):
-    """Image n of x into the zeros of z, `offset` away from its corner; or the other way, from inside z back to x."""
-    (
-        _parts, _N, H, W, C, _out_h, _out_w, _O, offset_h, offset_w,
-        _patch_rows, _columns, _group, _v_size, _m_size, z_w, z_size,
-    ) = numbers(sizes, 17)  # fmt: skip
-    left, right = max(0, offset_w), min(z_w, offset_w + W)
-    for row in range(max(0, offset_h), min(z_size // (z_w * C), offset_h + H)):
-        there = ((n * H + row - offset_h) * W + left - offset_w) * C
-        here = z_start + (row * z_w + left) * C
-        if into_z:
-            copy_numbers(z, here, x, there, (right - left) * C)
-        else:
-            copy_numbers(x, there, z, here, (right - left) * C)
-
-
-@in_tasks
 def transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
     """V[t] = (Bᵀ d B)[t] for every patch d of these rows. In scratch V begins at v, and Bᵀ d of one patch at half."""
     (
-        _parts, _N, H, W, C, _out_h, _out_w, _O, _offset_h, _offset_w,
+        _parts, _N, H, W, C, _out_h, _out_w, _O, offset_h, offset_w,
         patch_rows, columns, _group, v_size, _m_size, z_w, z_size,
     ) = numbers(sizes, 17)  # fmt: skip
+    z_h = 4 * patch_rows + 2
     z, start, row_size, image = x, 0, W * C, -1
     for row in range(rows):
         n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
@@ -201,7 +200,7 @@ def transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
             start = n * H * W * C
         elif n != image:
             z, start, row_size, image = scratch, z_start, z_w * C, n
-            copy_image(x, n, sizes, z, z_start, True)
+            set_inside_zeros(x, n * H * W * C, z, z_start, (0, z_h), (H, W, C), z_w, (offset_h, offset_w))
         for column in range(columns):
             q = row * columns + column
             for block in range(0, C, S):
@@ -239,11 +238,11 @@ def _convolve_task(P: int, L: int, whole: bool, S: int, dtype: np.dtype):
     """whole: whether no group of channels is narrower than L, as in convolution.py."""
 
     @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
-    def convolve_patches(part, sizes, scratch, x, u, b, y, winners, active):
+    def convolve_patches(part, sizes, scratch, x, u, bias, y, winners, active):
         (
-            parts, N, _H, _W, C, out_h, out_w, O, _offset_h, _offset_w,
-            patch_rows, columns, group, v_size, m_size, _z_w, z_size, pool, relu, remember,
-        ) = numbers(sizes, 20)  # fmt: skip
+            parts, N, _H, _W, C, _out_h, _out_w, O, _offset_h, _offset_w,
+            patch_rows, columns, group, v_size, m_size, _z_w, z_size,
+        ) = numbers(sizes, 17)  # fmt: skip
         v, m = 0, 36 * v_size
         half = m + 36 * m_size
         z_start = half + 36 * columns * S
@@ -255,47 +254,52 @@ def _convolve_task(P: int, L: int, whole: bool, S: int, dtype: np.dtype):
             rows = min(group, last - first)
             transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
             products(scratch, v, v_size, rows * columns, C, u, u_start, O, m, m_size, P, L, whole)
-            # y = Aᵀ M A + b
-            for row in range(rows):
-                n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
-                for column in range(columns):
-                    here = m + (row * columns + column) * O
-                    for block in range(0, O, S):
-                        o = min(block, O - S)
-                        for t in range(6):
-                            m_column = read_rows(scratch, here + t * m_size + o, 6 * m_size, 6, S, 6, S)
-                            m_column = A_transposed(m_column, zeros(x, S))
-                            write_rows(scratch, half + t * S, 6 * S, 4, S, m_column)
-                        if pool:
-                            to = ((n * (out_h // 2) + i // 2) * (out_w // 2) + 2 * column) * O + o
-                            windows = min(2, out_h // 2 - i // 2), min(2, out_w // 2 - 2 * column)
-                            steps, bias = (out_w // 2 * O, O), read(b, o, S, S)
-                            _write_maxima(
-                                scratch, half, bias, y, winners, active, to, windows, steps, relu, remember, S
-                            )
-                            continue
-                        for a in range(min(4, out_h - i)):
-                            m_row = read_rows(scratch, half + 6 * a * S, S, 6, S, 6, S)
-                            to = ((n * out_h + i + a) * out_w + 4 * column) * O + o
-                            pixels = A_transposed(m_row, read(b, o, S, S))
-                            if relu:
-                                pixels, active_pixels = _relu_of_four(pixels, zeros(x, S), zeros(active, S))
-                                if remember:
-                                    write_rows(active, to, O, out_w - 4 * column, S, active_pixels)
-                            write_rows(y, to, O, out_w - 4 * column, S, pixels)
+            _write_outputs(scratch, m, half, bias, sizes, first, rows, y, winners, active, S)
 
     return convolve_patches
 
 
 @in_tasks
+def _write_outputs(scratch, m, half, bias, sizes, first, rows, y, winners, active, S):
+    """y = Aᵀ M A + bias for every patch of these rows, or what the pool and the ReLU make of that."""
+    (
+        _parts, _N, _H, _W, _C, out_h, out_w, O, _offset_h, _offset_w,
+        patch_rows, columns, _group, _v_size, m_size, _z_w, _z_size, pool, relu, remember,
+    ) = numbers(sizes, 20)  # fmt: skip
+    for row in range(rows):
+        n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
+        for column in range(columns):
+            here = m + (row * columns + column) * O
+            for block in range(0, O, S):
+                o = min(block, O - S)
+                bias_row = read(bias, o, S, S)
+                for t in range(6):
+                    m_column = read_rows(scratch, here + t * m_size + o, 6 * m_size, 6, S, 6, S)
+                    write_rows(scratch, half + t * S, 6 * S, 4, S, A_transposed(m_column, zeros(scratch, S)))
+                if pool:
+                    to = ((n * (out_h // 2) + i // 2) * (out_w // 2) + 2 * column) * O + o
+                    windows = min(2, out_h // 2 - i // 2), min(2, out_w // 2 - 2 * column)
+                    steps = out_w // 2 * O, O
+                    _write_maxima(scratch, half, bias_row, y, winners, active, to, windows, steps, relu, remember, S)
+                    continue
+                for a in range(min(4, out_h - i)):
+                    m_row = read_rows(scratch, half + 6 * a * S, S, 6, S, 6, S)
+                    to = ((n * out_h + i + a) * out_w + 4 * column) * O + o
+                    pixels = A_transposed(m_row, bias_row)
+                    if relu:
+                        pixels, active_pixels = _relu_of_four(pixels, zeros(scratch, S), zeros(active, S))
+                        if remember:
+                            write_rows(active, to, O, out_w - 4 * column, S, active_pixels)
+                    write_rows(y, to, O, out_w - 4 * column, S, pixels)
+
+
+@in_tasks
 def _relu_of_four(pixels, zero, none):
-    (y0, a0), (y1, a1), (y2, a2), (y3, a3) = (
-        relu_of(pixels[0], zero, none),
-        relu_of(pixels[1], zero, none),
-        relu_of(pixels[2], zero, none),
-        relu_of(pixels[3], zero, none),
-    )
-    return (y0, y1, y2, y3), (a0, a1, a2, a3)
+    y0, active_0 = relu_of(pixels[0], zero, none)
+    y1, active_1 = relu_of(pixels[1], zero, none)
+    y2, active_2 = relu_of(pixels[2], zero, none)
+    y3, active_3 = relu_of(pixels[3], zero, none)
+    return (y0, y1, y2, y3), (active_0, active_1, active_2, active_3)
 
 
 @in_tasks
@@ -312,10 +316,8 @@ def _write_maxima(scratch, half, bias, y, winners, active, to, windows, steps, r
             write_rows(winners, here, across, windows[1], S, (left[1], right[1]))
         best = left[0], right[0]
         if relu:
-            (best_left, left_active), (best_right, right_active) = (
-                relu_of(best[0], zero, none),
-                relu_of(best[1], zero, none),
-            )
+            best_left, left_active = relu_of(best[0], zero, none)
+            best_right, right_active = relu_of(best[1], zero, none)
             best = best_left, best_right
             if remember:
                 write_rows(active, here, across, windows[1], S, (left_active, right_active))
@@ -325,9 +327,9 @@ def _write_maxima(scratch, half, bias, y, winners, active, to, windows, steps, r
 @in_tasks
 def _maximum(a, b, c, d, none):
     """The first maximum of a window's four cells, and its number, as in `pooling.max_pool`."""
-    leads = not_at_most(b, a)
-    best, winner = choose(leads, b, a), choose(leads, 1, none)
-    leads = not_at_most(c, best)
-    best, winner = choose(leads, c, best), choose(leads, 2, winner)
-    leads = not_at_most(d, best)
-    return choose(leads, d, best), choose(leads, 3, winner)
+    leads = greater_or_nan(b, a)
+    best, winner = select(leads, b, a), select(leads, 1, none)
+    leads = greater_or_nan(c, best)
+    best, winner = select(leads, c, best), select(leads, 2, winner)
+    leads = greater_or_nan(d, best)
+    return select(leads, d, best), select(leads, 3, winner)

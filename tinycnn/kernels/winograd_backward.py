@@ -19,15 +19,16 @@ import numpy as np
 from tinycnn.kernels.elementwise import BYTE, sum_of_parts
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.minimal_filtering import A, B, G_transposed
+from tinycnn.kernels.padding import set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.tile_shape import register_lanes, tile_shape
 from tinycnn.kernels.vector import (
-    choose,
     clear_numbers,
     equals,
     multiply_add,
     read,
     read_rows,
+    select,
     tile,
     write,
     write_rows,
@@ -36,7 +37,6 @@ from tinycnn.kernels.vector import (
 from tinycnn.kernels.winograd import (
     LEVEL,
     ODD,
-    copy_image,
     own_copy,
     plan,
     products,
@@ -163,8 +163,8 @@ def _masked(dy, active, here, O, count, width, relu, S):
     if relu:
         zero = zeros(dy, S)
         a0, a1, a2, a3 = read_rows(active, here, O, count, width, 4, S)
-        g0, g1 = choose(equals(a0, 1), g0, zero), choose(equals(a1, 1), g1, zero)
-        g2, g3 = choose(equals(a2, 1), g2, zero), choose(equals(a3, 1), g3, zero)
+        g0, g1 = select(equals(a0, 1), g0, zero), select(equals(a1, 1), g1, zero)
+        g2, g3 = select(equals(a2, 1), g2, zero), select(equals(a3, 1), g3, zero)
     return g0, g1, g2, g3
 
 
@@ -175,13 +175,13 @@ def _unpooled(dy, winners, active, here, O, count, width, cell, relu, S):
     left, right = read_rows(dy, here, O, count, width, 2, S)
     if relu:
         left_active, right_active = read_rows(active, here, O, count, width, 2, S)
-        left, right = choose(equals(left_active, 1), left, zero), choose(equals(right_active, 1), right, zero)
+        left, right = select(equals(left_active, 1), left, zero), select(equals(right_active, 1), right, zero)
     left_winner, right_winner = read_rows(winners, here, O, count, width, 2, S)
     return (
-        choose(equals(left_winner, cell), left, zero),
-        choose(equals(left_winner, cell + 1), left, zero),
-        choose(equals(right_winner, cell), right, zero),
-        choose(equals(right_winner, cell + 1), right, zero),
+        select(equals(left_winner, cell), left, zero),
+        select(equals(left_winner, cell + 1), left, zero),
+        select(equals(right_winner, cell), right, zero),
+        select(equals(right_winner, cell + 1), right, zero),
     )
 
 
@@ -210,8 +210,8 @@ def _add_products(scratch, v, v_size, e, e_size, patches, C, O, sums, R, L, whol
 def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S, whole):
     """dz += B M Bᵀ for every patch of these rows of patches; when an image is done, dx is dz without the padding."""
     (
-        _parts, _N, H, W, C, _out_h, _out_w, _O, _offset_h, _offset_w,
-        patch_rows, columns, _group, m_size, _e_size, z_w, z_size,
+        _parts, _N, H, W, C, _out_h, _out_w, _O, offset_h, offset_w,
+        patch_rows, columns, _group, m_size, _e_size, z_w, z_size,  # M stands where V was
     ) = numbers(sizes, 17)  # fmt: skip
     z, start, row_size = dx, 0, W * C
     for row in range(rows):
@@ -240,7 +240,8 @@ def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S, whole
                     write_rows(z, to, C, 4 if column < columns else 2, width, pixels)
                     left_0, left_1, to = z4, z5, to + 4 * C
         if z_size and i == 4 * (patch_rows - 1):
-            copy_image(dx, n, sizes, scratch, dz_start, False)
+            z_h, offset = 4 * patch_rows + 2, (offset_h, offset_w)
+            set_inside_zeros(dx, n * H * W * C, scratch, dz_start, (0, z_h), (H, W, C), z_w, offset, back=True)
 
 
 @in_tasks

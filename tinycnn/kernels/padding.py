@@ -1,0 +1,34 @@
+"""Padding: images are set inside zeros, one at a time, in scratch memory that stays in the core's cache.
+
+What this file is not: used by every convolution. `input_gradient.py` and `narrow_convolution.py` leave out what would
+be zero instead.
+"""
+
+from math import prod
+
+from tinycnn.kernels.parallel import in_tasks
+from tinycnn.kernels.vector import copy_numbers
+
+
+def scratch_size_for(x_shape, z_size, offset) -> int:
+    """The numbers of an image z, to set images of x inside zeros one by one; 0 where x can be read as it is."""
+    as_it_is = offset == (0, 0) and z_size[0] <= x_shape[1] and z_size[1] <= x_shape[2]
+    return 0 if as_it_is else prod(z_size) * x_shape[3]
+
+
+@in_tasks
+def set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset, back=False):
+    """z[offset + i] = x[i] for the given rows of z, wherever x lies inside; the rest of z is zero already.
+
+    image, start: where the image begins in x, and z in its memory. back: the other way, x[i] = z[offset + i].
+    """
+    (first, last), (H, W, C) = rows, x_shape
+    left, right = max(0, offset[1]), min(z_w, offset[1] + W)
+    if left < right:
+        for i in range(max(0, first - offset[0]), min(H, last - offset[0])):
+            there = image + (i * W + left - offset[1]) * C
+            here = start + ((offset[0] + i) * z_w + left) * C
+            if back:
+                copy_numbers(x, there, z, here, (right - left) * C)
+            else:
+                copy_numbers(z, here, x, there, (right - left) * C)
