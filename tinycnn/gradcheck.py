@@ -293,8 +293,7 @@ def _try_promises(subject, forward, x, dy, report) -> list[np.ndarray] | None:
     before = {name: array.copy() for name, array in inputs.items()}
 
     def run(x, dy):
-        y, dx = forward(x), subject.backward(dy)
-        return {"the output": y, "dx": dx, **{f"the gradient of {p.name}": p.grad for p in parameters}}
+        return _results(subject, forward(x), subject.backward(dy))
 
     first = run(x, dy)
     if not isinstance(first["dx"], np.ndarray):
@@ -315,6 +314,11 @@ def _try_promises(subject, forward, x, dy, report) -> list[np.ndarray] | None:
     return gradients
 
 
+def _results(subject, y, dx) -> dict[str, np.ndarray]:
+    """What forward and backward left, by what errors call it."""
+    return {"the output": y, "dx": dx, **{f"the gradient of {p.name}": p.grad for p in _parameters(subject)}}
+
+
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and np.array_equal(a, b, equal_nan=True)
 
@@ -325,8 +329,7 @@ def _dtype_faults(subject, x) -> list[str]:
     for dtype in (np.float32, np.float64):
         copied = _in_dtype(subject, x, dtype)
         y = copied.forward(x.astype(dtype), True)
-        dx = copied.backward(np.ones(y.shape, dtype))
-        results = {"the output": y, "dx": dx, **{f"the gradient of {p.name}": p.grad for p in _parameters(copied)}}
+        results = _results(copied, y, copied.backward(np.ones(y.shape, dtype)))
         faults += [
             f"{name} is {array.dtype} for an input of {np.dtype(dtype)}"
             for name, array in results.items()

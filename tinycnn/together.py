@@ -29,7 +29,7 @@ from tinycnn.more_layers import BatchNorm
 
 METHODS = frozenset(("forward", "backward", "parameter_gradients"))
 _together = True  # see `one_by_one`
-# The longest first. One without its last layer is here as well, or is a single layer.
+# The longest first, for the first that fits is taken. Each but its last layer is one of them as well, or one layer.
 TOGETHER = (
     [Conv2D, MaxPool2D, ReLU],
     [Conv2D, ReLU, MaxPool2D],

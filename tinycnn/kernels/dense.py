@@ -5,8 +5,8 @@
     dense_weight_gradient:  dw[k, :] =     Σ_n x[n, k] · dy[n, :]       tile: R inputs × L units
 
 Tile after tile meets the same L columns of a matrix. In memory their rows are far from each other, which a CPU's cache
-and its foresight handle badly, so the columns are copied to a place of their own first, unless only one tile would meet
-them or they are all there are. Those of wᵀ are always copied: in w they are rows, which are transposed in registers, a
+and its foresight handle badly, so the columns are first copied side by side; but not where only one tile uses them, or
+where there are no others. Those of wᵀ are always copied: in w they are rows, which are transposed in registers, a
 square of them at a time.
 
 Why not NumPy's `@`? It is as fast, but its BLAS library keeps threads of its own, which spin while Numba's work and the
