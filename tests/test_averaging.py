@@ -215,7 +215,7 @@ def test_an_update_asks_for_no_memory():
 
 
 @pytest.mark.parametrize("share", [-0.1, 0.0, 1.01, np.nan])
-def test_share_is_one(share):
+def test_a_share_is_above_0_and_at_most_1(share):
     with pytest.raises(ValueError, match="share must be above 0 and at most 1"):
         WeightAverage(make_model(), share)
 

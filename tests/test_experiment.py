@@ -9,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,7 +192,7 @@ def test_threads(options):
         numba.set_num_threads(all_threads)
 
 
-def test_all_images_equal(tmp_path):
+def test_images_that_are_all_equal_can_be_trained_on(tmp_path):
     """Nothing to learn from, but no division by a deviation of 0 either."""
     arrays = [np.full((20, 12, 12), 7, np.uint8), np.arange(20, dtype=np.uint8) % 2] * 2
     write_files(tmp_path / "data", arrays)
@@ -498,7 +499,15 @@ def test_weights_that_are_not_finite_are_never_saved(options, tmp_path, monkeypa
             assert all(np.isfinite(array).all() for array in arrays.values())
 
 
-def test_a_second_ctrl_c_ends_it_at_once():
+@pytest.fixture
+def own_ctrl_c():
+    """As in a terminal: a program in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_ends_it_at_once(own_ctrl_c):
     """The first one is noted, for the step that is being made to end."""
     with experiment._ctrl_c_noted() as noted:
         assert not noted()
@@ -509,7 +518,7 @@ def test_a_second_ctrl_c_ends_it_at_once():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_one_by_one_calls_every_layers_own_code(options, monkeypatch):
+def test_the_option_one_by_one_switches_together_off(options, monkeypatch):
     """Where somebody has changed it."""
     seen = []
 
@@ -586,3 +595,44 @@ def test_a_full_disk_leaves_the_results_that_are_there(options, tmp_path, monkey
     assert main([*options, "--epochs", "1", "--resume"]) == 1
     assert f"No space left on device: '{tmp_path / 'out' / 'model.npz'}'" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("[!.]*")} == before
+
+
+def test_the_line_of_an_epoch():
+    row = {"epoch": 2, "train_loss": 0.5, "train_accuracy": 0.75, "seconds": 3.21}
+    row |= {"validation_loss": 0.25, "validation_accuracy": 0.875}
+    said = experiment.line(row, epochs=5)
+    assert said == "epoch 2/5  loss 0.5000  accuracy 75.00%  validation loss 0.2500  accuracy 87.50%  3.2 s"
+    assert experiment.line(row | {"validation_accuracy": None}, 5) == "epoch 2/5  loss 0.5000  accuracy 75.00%  3.2 s"
+
+
+def test_it_runs_in_any_thread_and_leaves_somebody_elses_ctrl_c():
+    def noted() -> bool:
+        with experiment._ctrl_c_noted() as interrupted:
+            return interrupted()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(noted).result() is False
+    before = signal.signal(signal.SIGINT, own := lambda *_: None)
+    try:
+        with experiment._ctrl_c_noted():
+            assert signal.getsignal(signal.SIGINT) is own
+        assert signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_seed_reaches_weights_order_and_augmentation(tmp_path, monkeypatch):
+    write_files(tmp_path / "data", noise(20, 10, size=(28, 28)))
+    made = []
+
+    def note(model, optimizer, schedule, images, labels, generator, augment, **others):
+        made.append((model.parameters()[0].value.copy(), generator.permutation(20), augment(images)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "train", note)
+    for seed in (3, 3, 4):
+        with pytest.raises(KeyboardInterrupt):
+            run(Settings("fast", seed=seed, data_dir=tmp_path / "data", out=tmp_path), print, progress=False)
+    for first, again, other in zip(*made, strict=True):
+        np.testing.assert_array_equal(first, again)
+        assert (first != other).any()

@@ -289,3 +289,50 @@ def test_a_wrong_gradient_at_the_ties_of_a_model_is_seen(factor, monkeypatch):
     monkeypatch.setattr(MaxPool2D, "backward", wrong_at_ties)
     with one_by_one():
         assert not check_gradients(*picture_of_a_dot()).passed
+
+
+class CarelessScale(Layer):
+    """With a weight; breaks one promise a time."""
+
+    def __init__(self, how):
+        self.how = how
+
+    def build(self, input_shape, generator, dtype, gain):
+        self.weight = Parameter("weight", np.full(input_shape, 2.0, dtype), np.zeros(input_shape, dtype))
+        self._parameters = (self.weight,)
+        return super().build(input_shape, generator, dtype, gain)
+
+    def forward(self, x, training=False):
+        self.x = x.copy()
+        if self.how == "changes its weight":
+            self.weight.value += 1
+        return x * self.weight.value
+
+    def backward(self, dy):
+        grad = (self.x * dy).sum(axis=0)
+        self.weight.grad = grad.astype(np.float64) if self.how == "gradient in float64" else grad
+        dx = dy * self.weight.value
+        return dx.astype(np.float64) if self.how == "dx in float64" else dx
+
+
+@pytest.mark.parametrize(
+    ("how", "fault"),
+    [
+        ("changes its weight", "forward or backward changed weight"),
+        ("dx in float64", "dx is float64 for an input of float32"),
+        ("gradient in float64", "the gradient of weight is float64 for an input of float32"),
+    ],
+)
+def test_broken_promises_about_a_weight_are_named(how, fault, random):
+    assert check_gradients(CarelessScale(""), random.normal(size=(4, 3))).passed
+    assert fault in check_gradients(CarelessScale(how), random.normal(size=(4, 3))).faults
+
+
+def test_the_tolerance_is_the_callers(random):
+    class Rough(ReLU):
+        def backward(self, dy):
+            return dy.dtype.type(1.001) * super().backward(dy)
+
+    x = random.normal(size=(4, 3))
+    assert not check_gradients(Rough(), x).passed
+    assert check_gradients(Rough(), x, tolerance=0.01).passed

@@ -584,3 +584,10 @@ def test_normalize_is_its_formula(count, random):
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
     model = Sequential([Normalize(mean, std)], (28, 28, 3), dtype=np.float64)
     np.testing.assert_allclose(model.forward(images), (images / 255 - mean) / std, rtol=1e-14)
+
+
+def test_two_dropouts_of_a_model_drop_other_numbers():
+    layers = [Dropout(0.5), Dropout(0.5)]
+    Sequential(layers, (40,))
+    first, second = (layer.forward(np.ones((30, 40), np.float32), training=True) for layer in layers)
+    assert (first != second).any()

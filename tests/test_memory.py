@@ -1,6 +1,7 @@
 """Memory is used again, and nobody who can still see an array ever sees it change."""
 
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +55,7 @@ def test_a_block_is_used_again(nothing_waits):
     assert address(memory.empty((10, 1700), FLOAT32)) != place  # not a fifth of it
 
 
-def test_a_thread_gets_the_same_notepad_again(nothing_waits):
+def test_a_thread_gets_the_same_scratch_memory_again(nothing_waits):
     """Of the largest size that was asked for: a smaller one has its rows at the same places."""
     first = memory.take_scratch(3, 1000)
     assert first.shape == (3, 256)  # whole cache lines
@@ -249,3 +250,28 @@ def test_the_ends_of_a_large_step_ask_for_no_memory(layers, images):
         model.backward(loss.backward())
 
     assert peak_of(step) < 1 << 20
+
+
+class Slow(list):
+    """Whoever has looked whether something is in it is interrupted before he takes it."""
+
+    def __bool__(self):
+        full = len(self) > 0
+        time.sleep(0.05)
+        return full
+
+
+def test_two_threads_do_not_get_the_same_block(nothing_waits, monkeypatch):
+    one = memory.empty(SHAPE, FLOAT32)
+    del one
+    monkeypatch.setattr(memory, "_waiting", {size: Slow(blocks) for size, blocks in memory._waiting.items()})
+    with ThreadPoolExecutor(2) as pool:
+        arrays = list(pool.map(lambda _: memory.empty(SHAPE, FLOAT32), range(2)))
+    assert not np.shares_memory(*arrays)
+
+
+def test_an_array_may_die_while_its_thread_holds_the_lock():
+    """When Python collects garbage, for example."""
+    with memory._lock:
+        assert memory._lock.acquire(timeout=0.1)
+        memory._lock.release()

@@ -471,7 +471,7 @@ class Counted(Layer):
 def test_parameters_of_one_name_in_two_layers(tmp_path, random):
     model = Sequential([Counted(4), Dense(3), Counted(3)], (4,))
     assert [p.name for p in model.parameters()] == [
-        "counted_1.scale",
+        "scale",
         "dense_2.weight",
         "dense_2.bias",
         "counted_3.scale",
@@ -522,3 +522,20 @@ def test_what_is_no_layer_is_refused():
 
     with pytest.raises(ValueError, match="forgetful_1: its build must return the shape of its output"):
         Sequential([Forgetful(), ReLU()], (3,))
+
+
+def test_prediction_goes_in_batches(random, monkeypatch):
+    model, sizes = Sequential([Flatten(), Dense(3)], (4, 4, 1)), []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda x: sizes.append(len(x)) or forward(x))
+    model.predict(np.zeros((7, 4, 4, 1)), batch_size=3)
+    model.predict_proba(np.zeros((600, 4, 4, 1)))
+    assert sizes == [3, 2, 2, 200, 200, 200]
+
+
+def test_training_makes_no_gradient_for_the_images(random, monkeypatch):
+    model = Sequential([Normalize(0.1, 0.3), Conv2D(3, 3), Flatten(), Dense(2)], (6, 5, 1))
+    y = model.forward(random.integers(0, 256, (4, 6, 5), np.uint8), training=True)
+    for kind in (Normalize, Conv2D):
+        monkeypatch.setattr(kind, "backward", None)
+    model.parameter_gradients(np.ones_like(y))

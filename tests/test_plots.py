@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib import colormaps
+from matplotlib.colors import to_rgba
 from matplotlib.image import imread
 
 from tinycnn import plots
@@ -180,3 +181,46 @@ def test_derivative_errors():
     (axes,) = plots.derivative_errors(steps, {"a": np.array([1, 0.1, 0]), "b": np.array([0.5, 0, 0])}).axes
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [1, 0.1, 1e-16])
     assert [line.get_label() for line in axes.lines] == ["a", "b"]
+
+
+def test_colours_say_what_the_captions_say(random):
+    """Red is above 0, dark is ink; the answer's bar alone has the other colour."""
+    gradient, weights = random.normal(size=(5, 5)), random.normal(size=(3, 3, 1, 4))
+    left, right, _ = plots.saliency(np.eye(5), gradient, 3, 0.98).axes
+    assert left.get_title() == "Taken for 3 (98.0%)"
+    for image in (right.images[1], plots.filters(weights, 0 * weights).axes[0].images[0]):
+        (low, _, _, _), (high, _, _, _) = image.cmap(0.0), image.cmap(1.0)
+        assert low < 0.1 < 0.3 < high
+    picture, seen = random.random((9, 7)), random.random((28, 28))
+    left, middle, right = plots.prediction(picture, seen, np.array([0.1, 0.7, 0.2])).axes
+    np.testing.assert_array_equal(left.images[0].get_array(), picture)
+    np.testing.assert_array_equal(middle.images[0].get_array(), seen)
+    assert (left.images[0].cmap.name, middle.images[0].cmap.name) == ("gray", "gray_r")
+    colours = [bar.get_facecolor() for bar in right.patches]
+    assert colours == [to_rgba(c) for c in (plots.TRAIN, plots.VALIDATION, plots.TRAIN)]
+    axes = plots.confusion(np.eye(2, dtype=int)).axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("taken for", "true class")
+
+
+def test_mistakes_are_in_the_order_of_their_own_confidence(random):
+    """Not of how little the truth got: with three classes that is another order."""
+    images = np.zeros((2, 6, 6))
+    probabilities = np.array([[0.0, 0.6, 0.4], [0.1, 0.9, 0.0]])
+    (axes,) = plots.mistakes(images, np.array([0, 0]), probabilities).axes
+    assert [t.get_text() for t in axes.texts] == ["1  90%, is 0", "1  60%, is 0"]
+
+
+def test_a_row_of_numbers_is_drawn_as_a_strip():
+    values = np.linspace(0, 1, 4)
+    strip = plots.feature_maps(np.eye(9), [("row", values)]).images[1].get_array()
+    assert len({tuple(pixel) for pixel in strip[0]}) == 4
+
+
+def test_trials_are_drawn_against_their_own_setting():
+    rows = [{"a": k, "b": 10 + k % 2, "c": -k, "validation_accuracy": 0.9 + 0.01 * k} for k in range(1, 5)]
+    figure = plots.trials(rows, ["a", "b", "c"])
+    for axes, name in zip(figure.axes, ("a", "b", "c"), strict=False):
+        drawn = axes.collections[0].get_offsets()
+        np.testing.assert_allclose(drawn, [(row[name], row["validation_accuracy"]) for row in rows])
+        assert axes.get_xlabel() == name
+        assert axes.get_ylim()[1] > 0.94

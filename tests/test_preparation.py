@@ -1,10 +1,23 @@
 """What a recipe is made into before training: the data's parts, the statistics of the pixels, optimizer, schedule."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from small_mnist import noise
 
 from tinycnn import Sequential
-from tinycnn.preparation import change, make_optimizer, make_schedule, pixel_statistics, split
+from tinycnn.augment import Distortion, random_distortion, random_shift
+from tinycnn.preparation import (
+    change,
+    identity,
+    make_augmentation,
+    make_model,
+    make_optimizer,
+    make_schedule,
+    pixel_statistics,
+    split,
+)
 from tinycnn.presets import PRESETS, Recipe
 
 
@@ -66,3 +79,37 @@ def test_pixel_statistics(random):
 def test_pixel_statistics_far_from_a_bytes(images):
     images = np.array(images, np.float64)
     assert pixel_statistics(images) == pytest.approx((images.mean() / 255, images.std() / 255), rel=1e-3, abs=0)
+
+
+def test_a_network_begins_with_the_statistics_of_its_images(random):
+    images = random.integers(0, 100, (9, 28, 28), np.uint8)
+    first = make_model(PRESETS["fast"](10), images, seed=0).layers[0]
+    assert (first.mean, first.std) == pixel_statistics(images)
+    assert first.mean != first.std
+
+
+def test_images_are_shifted_and_distorted_as_the_recipe_says(random):
+    images = random.integers(1, 256, (200, 9, 9), np.uint8)
+    recipe = Recipe([], epochs=1, batch_size=1, learning_rate=0.1, shift=2)
+    shifted = make_augmentation(recipe, np.random.default_rng(3))(images)
+    np.testing.assert_array_equal(shifted, random_shift(images, 2, np.random.default_rng(3)))
+    both = replace(recipe, distortion=Distortion(rotation=20))
+    generator = np.random.default_rng(3)
+    expected = random_distortion(random_shift(images, 2, generator), both.distortion, generator)
+    np.testing.assert_array_equal(make_augmentation(both, np.random.default_rng(3))(images), expected)
+    assert make_augmentation(replace(recipe, shift=0), random) is None
+
+
+def test_every_array_and_every_layer_is_part_of_a_trainings_identity(random):
+    recipe = PRESETS["fast"](10)
+    model = make_model(recipe, np.zeros((3, 28, 28), np.uint8), seed=0)
+    arrays = noise(6, 4, size=(28, 28))
+    known = identity(recipe, model, (arrays[:2], arrays[2:]))
+    for k, name in enumerate(("training images", "training labels", "test images", "test labels")):
+        changed = [array.copy() for array in arrays]
+        changed[k].flat[-1] ^= 1
+        now = identity(recipe, model, (changed[:2], changed[2:]))
+        assert [key for key in known if known[key] != now[key]] == [name]
+    model.layers[1].filters += 1
+    now = identity(recipe, model, (arrays[:2], arrays[2:]))
+    assert [key for key in known if known[key] != now[key]] == ["layer 2"]

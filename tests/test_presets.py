@@ -1,5 +1,9 @@
 """The presets: the networks they are said to be, and that each learns real digits."""
 
+import re
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from tinycnn import load_mnist
@@ -52,3 +56,21 @@ def test_every_preset_learns_real_digits(tmp_path, name, accuracy):
     changes |= {"batch_size": 100} if name == "classic" else {}
     metrics = run(Settings(name, changes, limit=6000, out=tmp_path), say=lambda line: None, progress=False)
     assert metrics["test_accuracy"] > accuracy
+
+
+def test_the_table_of_results_names_the_presets_as_they_are():
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)`[^|]*\| ([\d,]+) \| ([\d,]+) \| (\d+) \|", readme, re.MULTILINE)
+    shown = {name: tuple(int(n.replace(",", "")) for n in numbers) for name, *numbers in rows}
+    actual = {}
+    for name, make in PRESETS.items():
+        recipe = make(10)
+        epochs = recipe.epochs
+        model = make_model(recipe, np.zeros((1, 28, 28), np.uint8), seed=0)
+        sizes = sum(p.value.size for p in model.parameters()), sum(layer.multiply_adds() for layer in model.layers)
+        actual[name] = (*sizes, epochs)
+    assert shown == actual
+    assert (PRESETS["classic"](10).batch_size, PRESETS["lenet"](10).optimizer) == (1313, "sgd")
+    printed = readme.split("prints:\n\n")[1].split("    epoch 1/5")[0]
+    summary = make_model(PRESETS["standard"](10), np.zeros((1, 28, 28), np.uint8), seed=0).summary()
+    assert [line[4:] for line in printed.splitlines()] == summary.splitlines()

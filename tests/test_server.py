@@ -368,6 +368,7 @@ def test_a_request_in_drops_comes_to_an_end(server, monkeypatch):
 
 
 def test_of_too_many_idle_clients_the_first_are_left(server, ask, monkeypatch):
+    monkeypatch.setattr(server.RequestHandlerClass, "timeout", 60)  # or all are left soon
     monkeypatch.setattr(tinycnn_server, "MOST_WAITED_FOR", 10)
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(socket.create_connection(server.server_address, timeout=20)) for _ in range(40)]
@@ -425,6 +426,7 @@ def test_nothing_of_a_request_stays(server, ask):
         tracemalloc.stop()
 
 
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="there is only one thread")
 def test_the_network_works_in_one_thread(server, ask, monkeypatch):
     """Numba's kernels may not be called by two threads at once."""
     forward, seen = Sequential.forward, set()
@@ -472,3 +474,7 @@ def test_a_fault_of_ours_shows_no_trace(ask, monkeypatch, capsys, probabilities,
     status, answer = ask("POST", "/look", GOOD)
     assert (status, answer) == (500, {"error": "the network could not answer"})
     assert error in capsys.readouterr().err
+
+
+def test_only_this_machine_can_ask(server):
+    assert server.server_address[0] == "127.0.0.1"

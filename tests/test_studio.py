@@ -1,11 +1,19 @@
-"""What the page is answered, asked of the Studio itself: other networks than the trained one."""
+"""What the page is answered, asked of the Studio itself: each number is what its name says."""
 
 import json
 
 import numpy as np
+import pytest
 
-from tinycnn import Conv2D, GlobalAveragePool2D, MaxPool2D, Normalize, ReLU, Sequential
+from tinycnn import Conv2D, Dense, Flatten, GlobalAveragePool2D, MaxPool2D, Normalize, ReLU, Sequential
 from tinycnn.studio import Studio
+from tinycnn.trained import TRAINED
+
+SEVEN = np.zeros((56, 56), int)
+SEVEN[10:15, 14:42] = 255
+for row in range(15, 46):
+    SEVEN[row, 39 - (row - 10) // 2 : 44 - (row - 10) // 2] = 255
+DRAWN = {"ink": SEVEN.tolist()}
 
 
 def test_a_network_without_flatten_is_looked_into_and_taught():
@@ -22,3 +30,55 @@ def test_a_network_without_flatten_is_looked_into_and_taught():
     assert np.shape(taught["saliency"]["gradient"]) == (28, 28)
     assert np.abs(taught["saliency"]["gradient"]).max() == 1
     assert taught["course"][-1]["probabilities"][4] > taught["course"][0]["probabilities"][4]
+
+
+@pytest.fixture
+def studio():
+    return Studio(
+        Sequential.load(TRAINED), (np.stack([np.full((28, 28), k, np.uint8) for k in range(10)]), np.arange(10))
+    )
+
+
+def test_saliency_is_of_the_class_that_was_asked_for(studio):
+    gradients = [studio.look({**DRAWN, "saliency": wanted})["saliency"] for wanted in (0, 3, 7, True)]
+    assert [g["label"] for g in gradients] == [0, 3, 7, 7]
+    assert gradients[2] == gradients[3]
+    assert gradients[0]["gradient"] != gradients[1]["gradient"] != gradients[2]["gradient"] != gradients[0]["gradient"]
+
+
+def test_a_test_image_comes_with_its_own_label(studio):
+    samples = [studio.sample({}) for _ in range(200)]
+    assert all(np.unique(sample["ink"]).tolist() == [sample["label"]] for sample in samples)
+    assert {sample["label"] for sample in samples} == set(range(10))
+
+
+def test_teaching_stops_when_the_label_is_nearly_certain(studio):
+    studio.rate = 0.003  # so that it takes some
+    course = studio.teach({**DRAWN, "label": 4, "steps": 50})["course"]
+    *before, last = [step["probabilities"][4] for step in course]
+    assert before
+    assert max(before) <= 0.9 < last
+
+
+def test_the_course_shows_what_each_step_has_changed(studio):
+    question = {**DRAWN, "label": 4, "steps": 1}
+    taught = studio.teach(question)
+    assert taught["course"][-1]["probabilities"] == taught["probabilities"]
+
+
+def test_teaching_leaves_the_loaded_network(studio):
+    question = {**DRAWN, "label": 4, "steps": 3}
+    before = studio.look(question)
+    studio.teach(question)
+    assert studio.look(question) != before
+    studio.reset({})
+    assert studio.look(question) == before
+
+
+def test_the_first_convolutions_numbers_are_its_own():
+    model = Sequential([Normalize(0.1, 0.3), Conv2D(2, (3, 5)), Flatten(), Dense(10)], (28, 28, 1))
+    model.layers[1].bias.value[:] = 1, 2
+    first = Studio(model).describe({})["first"]
+    assert first["layer"] == 1
+    np.testing.assert_allclose(first["weights"], model.layers[1].weight.value, atol=1e-5)
+    assert first["bias"] == [1, 2]

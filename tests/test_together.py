@@ -346,7 +346,7 @@ def test_a_forward_of_another_batch_in_between_is_named(random):
             model.backward(np.ones((3, 5, 5, 5)))
 
 
-def test_it_is_named_with_the_pool_behind_the_relu_as_well(random):
+def test_a_forward_in_between_is_named_also_with_the_pool_behind_the_relu(random):
     model, x = Sequential([Conv2D(4, 3), ReLU(), MaxPool2D(2)], (12, 12, 1)), random.normal(size=(3, 12, 12, 1))
     named = "conv2d_1", "relu_2", "maxpool2d_3"
     for layer, other in enumerate(((2, 12, 12, 1), (3, 8, 10, 4), (3, 8, 10, 4))):
@@ -375,3 +375,11 @@ def test_a_wrong_input_is_named(random):
     model = Sequential([Conv2D(4, 3), MaxPool2D(2), ReLU()], (12, 12, 1))
     with pytest.raises(ValueError, match="conv2d_1: got an input of shape"):
         together.forward(model.layers, random.normal(size=(2, 12, 12, 3)), training=False)
+
+
+@pytest.mark.parametrize("stride", [(2, 1), (1, 2)])
+@pytest.mark.parametrize("behind", [True, False])
+def test_windows_that_overlap_one_way_only(stride, behind, random):
+    layers = [MaxPool2D(2, stride), ReLU()] if behind else [ReLU(), MaxPool2D(2, stride)]
+    model = Sequential([Conv2D(4, 3), *layers], (12, 12, 1))
+    assert_same_training(model, random.normal(size=(2, 12, 12, 1)).astype(np.float32), random)

@@ -275,3 +275,59 @@ def test_lists_will_do_as_well(stripes):
     images, labels = stripes
     model = small_model()
     assert evaluate(model, images.tolist(), labels.tolist()) == evaluate(model, images, labels)
+
+
+class Noting(SGD):
+    """Notes the rate of each step, and a weight behind it."""
+
+    def __init__(self, parameters, rate):
+        super().__init__(parameters, rate)
+        self.rates, self.weights = [], [self.parameters[0].value.copy()]
+
+    def step(self):
+        super().step()
+        self.rates.append(self.learning_rate)
+        self.weights.append(self.parameters[0].value.copy())
+
+
+def test_each_step_is_made_at_the_schedules_rate(stripes):
+    model = small_model()
+    optimizer, generator = Noting(model.parameters(), 9.0), np.random.default_rng(0)
+    train(model, optimizer, lambda step: 0.001 * step, *stripes, epochs=2, batch_size=40, generator=generator)
+    assert optimizer.rates == [0.001 * step for step in range(6)]
+
+
+def test_the_average_takes_in_the_weights_behind_each_step(stripes):
+    model = small_model()
+    optimizer, average = Noting(model.parameters(), 0.1), WeightAverage(model, 1.0)  # the plain mean, with the start
+    train(
+        model,
+        optimizer,
+        constant(0.1),
+        *stripes,
+        epochs=2,
+        batch_size=30,
+        generator=np.random.default_rng(0),
+        average=average,
+    )
+    np.testing.assert_allclose(average.state()[0][1], np.mean(optimizer.weights, axis=0), rtol=1e-5, atol=1e-7)
+
+
+def test_an_augmented_image_keeps_its_label(stripes):
+    """Each image is of the grey that its label says."""
+    labels, shown, told = stripes[1], [], []
+
+    class Told(SoftmaxCrossEntropy):
+        def forward(self, logits, labels):
+            told.append(labels)
+            return super().forward(logits, labels)
+
+    images = labels[:, None, None, None] * np.ones((1, 8, 8, 1), np.float32)
+    run((images, labels), augment=lambda x: shown.append(x[:, 0, 0, 0]) or x, loss=Told())
+    np.testing.assert_array_equal(np.concatenate(shown), np.concatenate(told))
+
+
+def test_the_seconds_of_an_epoch_are_its_own(stripes):
+    started = time.perf_counter()
+    _, history = run(stripes, epochs=6)
+    assert sum(row["seconds"] for row in history) <= time.perf_counter() - started

@@ -54,11 +54,12 @@ def new_layers(layers, kind: type) -> list:
     return layers
 
 
-def name_parameters(layer) -> None:
-    """Those that were made before the layer had a name get it now, so that each name is there once in a model."""
+def name_parameters(layer, taken: set[str]) -> None:
+    """Where a layer before it has taken a parameter's name, the layer's own goes before it."""
     for parameter in layer.parameters():
-        if not parameter.name.startswith(f"{layer.name}."):
+        if parameter.name in taken:
             parameter.name = f"{layer.name}.{parameter.name}"
+        taken.add(parameter.name)
 
 
 def not_negative(value: float, name: str) -> float:

@@ -53,14 +53,14 @@ class Sequential:
 
     def _build(self, generator: np.random.Generator) -> list[tuple[int, ...]]:
         """Name the layers and tell each its input shape; returns their output shapes."""
-        shapes = [self.input_shape]
+        shapes, names = [self.input_shape], set()
         try:
             for number, layer in enumerate(self.layers, start=1):
                 layer.name = f"{type(layer).__name__.lower()}_{number}"
                 shapes.append(layer.build(shapes[-1], generator, self.dtype, _gain(self.layers[number:])))
                 if shapes[-1] is None:
                     raise ValueError(f"{layer.label()}: its build must return the shape of its output")
-                name_parameters(layer)
+                name_parameters(layer, names)
         except BaseException:  # they belong to no model, and may be tried in another
             for layer in self.layers:
                 layer.name = ""

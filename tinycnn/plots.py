@@ -276,7 +276,8 @@ def trials(rows: list[dict], settings: list[str]) -> Figure:
     figure = Figure(figsize=(12, 6.2))
     accuracy = np.array([row["validation_accuracy"] for row in rows])
     columns = ceil(len(settings) / 2)
-    grid = figure.subplots(2, columns, sharey=True, gridspec_kw={**WIDE, "left": 0.08, "hspace": 0.35, "wspace": 0.08})
+    spaces = {**WIDE, "left": 0.08, "hspace": 0.35, "wspace": 0.08}
+    grid = figure.subplots(2, columns, sharey=True, squeeze=False, gridspec_kw=spaces)
     for axes, name in zip(grid.flat, settings, strict=False):
         values = np.array([row[name] for row in rows])
         axes.scatter(values, accuracy, s=18, alpha=0.7, color=PALETTE[0], linewidths=0)

@@ -41,18 +41,22 @@ def layers_from(description: dict, arrays: dict[str, archive.Stored], classes: I
     if unknown := {name for name, _ in layers} - by_name.keys():
         raise ValueError(f"it has layers of classes that must be given as own_layers: {', '.join(sorted(unknown))}")
     numbers = sum(prod(array.shape) for array in arrays.values())
-    return [_as_saved(by_name[name](**arguments), arrays, numbers) for name, arguments in layers]
+    names = set()
+    return [_as_saved(by_name[name](**arguments), arrays, numbers, names) for name, arguments in layers]
 
 
-def _as_saved(layer: Layer, arrays: dict[str, archive.Stored], numbers: int) -> Layer:
-    """The layer, whose build makes arrays like those in the file (of so many numbers) or raises ValueError."""
+def _as_saved(layer: Layer, arrays: dict[str, archive.Stored], numbers: int, names: set[str]) -> Layer:
+    """The layer, whose build makes arrays like those in the file (of so many numbers) or raises ValueError.
+
+    names: of the parameters before, for `name_parameters`.
+    """
 
     def build(input_shape, generator, dtype, gain):
         del layer.build  # from now on it is its class's again
         if input_shape[-1] > max(MANY_CHANNELS, numbers):
             raise ValueError(f"{layer.label()}: {input_shape[-1]:,} channels, but the file has {numbers:,} numbers")
         shape = layer.build(input_shape, _Zeros(generator, numbers, dtype), dtype, gain)
-        name_parameters(layer)
+        name_parameters(layer, names)
         archive.check(arrays, {p.name: p.value for p in layer.parameters()} | dict(layer.statistics()))
         if max(_inside_zeros(layer, input_shape), prod(shape)) > LARGEST_IMAGE:
             raise ValueError(f"{layer.label()}: an image of {input_shape}, then {shape}, is too large to be believed")
