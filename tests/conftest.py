@@ -12,6 +12,7 @@ import numba
 import numpy as np
 import pytest
 from hypothesis import settings
+from small_mnist import bright_quarters, write_files
 
 os.environ["no_proxy"] = "127.0.0.1"  # where the servers of the tests are, in this process or in another one
 
@@ -45,6 +46,21 @@ def script(monkeypatch) -> Callable:
     """script("predict") is the module scripts/predict.py."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
     return importlib.import_module
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """200 and 50 noisy images, 12 × 13, of four classes."""
+    arrays = bright_quarters(np.random.default_rng(0), (200, 50), (12, 13), darkness=60, brightness=150)
+    directory = tmp_path_factory.mktemp("data")
+    write_files(directory, arrays)
+    return directory
+
+
+@pytest.fixture
+def options(data_dir, tmp_path):
+    """Options for a job of a second. classic is the only preset whose network fits 12 × 13 pixels."""
+    return ["--preset", "classic", "--data-dir", str(data_dir), "--out", str(tmp_path / "out"), "--batch-size", "20"]
 
 
 ALLOWED_SKIPS = "this machine has one CPU", "compiles for x86 only"  # what can't be tried there

@@ -1,54 +1,21 @@
-"""The main job and its command line, on small data: what it writes, what its options do, and how it fails."""
+"""The main job and its command line, on small data: what it writes, and what its options do."""
 
-import csv
-import errno
-import json
 import math
 import os
-import runpy
-import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
-from small_mnist import bright_quarters, noise, write_files
+from small_job import SCRIPT, history_of, main, metrics_of
+from small_mnist import noise, write_files
 
-from tinycnn import Dense, Flatten, Layer, Sequential, archive, experiment, load_mnist, together
+from tinycnn import Dense, Flatten, Layer, Sequential, experiment, load_mnist, together
 from tinycnn.experiment import Settings, run
 from tinycnn.presets import PRESETS
 from tinycnn.results import PICTURES
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "train_mnist.py"
-main = runpy.run_path(str(SCRIPT))["main"]
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """200 and 50 noisy images, 12 × 13, of four classes."""
-    arrays = bright_quarters(np.random.default_rng(0), (200, 50), (12, 13), darkness=60, brightness=150)
-    directory = tmp_path_factory.mktemp("data")
-    write_files(directory, arrays)
-    return directory
-
-
-@pytest.fixture
-def options(data_dir, tmp_path):
-    """Options for a job of a second. classic is the only preset whose network fits 12 × 13 pixels."""
-    return ["--preset", "classic", "--data-dir", str(data_dir), "--out", str(tmp_path / "out"), "--batch-size", "20"]
-
-
-def metrics_of(out) -> dict:
-    return json.loads((Path(out) / "metrics.json").read_text())
-
-
-def history_of(out) -> list[dict]:
-    with open(Path(out) / "history.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_what_it_prints_and_writes(options, data_dir, tmp_path, capsys):
@@ -261,263 +228,6 @@ def test_batches_of_one_image(tmp_path, preset):
     assert math.isfinite(run(settings, print, progress=False)["test_loss"])
 
 
-# ---------------------------------------------------------------------------------------------------- how it fails
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (["--limit", "0"], "--limit: must be at least 1, got 0"),
-        (["--learning-rate", "-1"], "--learning-rate: must be at least 0, got -1"),
-        (["--learning-rate", "nan"], "--learning-rate: must be at least 0, got nan"),
-        (["--momentum", "-0.5"], "--momentum: must be at least 0"),
-        (["--momentum", "1"], "--momentum: must be below 1, got 1"),
-        (["--epochs", "0"], "--epochs: must be at least 1"),
-        (["--batch-size", "x"], "invalid whole number value: 'x'"),
-        (["--preset", "resnet"], "invalid choice: 'resnet'"),
-        (["--optimizer", "lion"], "invalid choice: 'lion'"),
-        (["--validation", "-1"], "--validation: must be at least 0"),
-        (["--threads", "0"], "--threads: must be at least 1"),
-    ],
-)
-def test_options_that_can_not_be(options, change, message, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main([*options, *change])
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (["--validation", "200"], "leave images to train on; got 200 of 200"),
-        (["--data-dir", "nowhere"], "there is no directory nowhere"),
-        (["--preset", "standard"], "conv2d_13: got images of 2 × 2"),
-        (["--threads", "999"], "threads"),
-        (["--learning-rate", "1e30", "--optimizer", "sgd", "--schedule", "constant"], "learning rate 1e+30"),
-    ],
-)
-def test_jobs_that_can_not_be(options, change, message, capsys):
-    assert main([*options, "--epochs", "2", *change]) == 1
-    printed = capsys.readouterr().err
-    assert "error: " in printed
-    assert message in printed
-    assert "Traceback" not in printed
-
-
-def test_unknown_preset_from_python(data_dir):
-    with pytest.raises(
-        ValueError, match="unknown preset 'resnet'; there are standard, fast, classic, lenet, small, best"
-    ):
-        run(Settings("resnet", data_dir=data_dir))
-
-
-def test_an_out_that_can_not_be_written_is_said_before_training(options, tmp_path, capsys):
-    (tmp_path / "file").write_text("in the way")
-    assert main([*options, "--out", str(tmp_path / "file")]) == 1
-    printed = capsys.readouterr()
-    assert "can't write to" in printed.err
-    assert printed.out == ""
-
-
-@pytest.mark.parametrize("index", range(4))
-def test_bad_files_are_said_before_training(options, tmp_path, capsys, index):
-    arrays = noise(20, 10, size=(12, 12))
-    write_files(tmp_path / "data", arrays)
-    names = sorted(p for p in (tmp_path / "data").iterdir())
-    names[index].write_bytes(b"<html>")
-    assert main([*options, "--data-dir", str(tmp_path / "data")]) == 1
-    assert f"{names[index]}: not an IDX file" in capsys.readouterr().err
-
-
-def test_labels_and_images_that_can_not_be(options, tmp_path, capsys):
-    random = np.random.default_rng(0)
-    images, labels = random.integers(0, 9, size=(20, 12, 12)).astype(np.uint8), (np.arange(20) % 3).astype(np.uint8)
-    bad_pixels = images.astype(np.float32)
-    bad_pixels[3, 2, 1] = np.nan
-    for name, arrays, message in (
-        ("a", [images, labels, images, labels + 1], "label 3 is outside 0 … 2"),
-        ("b", [images, labels.astype(np.int8) - 1, images, labels], "label -1 is outside"),
-        ("c", [images[:0], labels[:0], images, labels], "there are no images"),
-        ("d", [bad_pixels, labels, images, labels], "NaN or infinite pixels"),
-        ("e", [images, labels, images[:, :10], labels], "training images are (12, 12), but test images (10, 12)"),
-        ("f", [images, labels.astype(np.int32) * 10**9, images, labels], "label 1000000000 is outside"),
-        ("g", [images, labels.astype(np.float32), images, labels], "labels must be whole numbers"),
-    ):
-        write_files(tmp_path / name, arrays)
-        assert main([*options, "--data-dir", str(tmp_path / name), "--epochs", "1"]) == 1, name
-        printed = capsys.readouterr()
-        assert message in printed.err
-        assert "epoch" not in printed.out
-
-
-@pytest.mark.parametrize("name", ["model.npz", "history.csv", "metrics.json", "training.png"])
-def test_a_result_that_can_not_be_replaced_is_said_before_training(options, tmp_path, capsys, name):
-    (tmp_path / "out" / name).mkdir(parents=True)
-    assert main(options) == 1
-    printed = capsys.readouterr()
-    assert f"can't write to {tmp_path / 'out' / name}" in printed.err
-    assert printed.out == ""
-
-
-def test_results_in_a_directory_are_of_one_run(options, tmp_path, monkeypatch):
-    """A run that stops in its second epoch leaves no figures of the run before beside its own model."""
-    assert main([*options, "--epochs", "1", "--quiet"]) == 0
-    monkeypatch.setattr(
-        experiment, "make_schedule", lambda recipe, steps_an_epoch: lambda step: 0.01 if step < 10 else 1e30
-    )
-    assert main([*options, "--epochs", "3", "--optimizer", "sgd", "--quiet"]) == 1
-    assert sorted(p.name for p in (tmp_path / "out").glob("[!.]*")) == ["checkpoint.npz", "history.csv", "model.npz"]
-
-
-def test_a_diverged_training_keeps_what_was_saved_before(options, tmp_path, monkeypatch, capsys):
-
-    monkeypatch.setattr(
-        experiment, "make_schedule", lambda recipe, steps_an_epoch: lambda step: 0.01 if step < 10 else 1e30
-    )
-    assert main([*options, "--epochs", "3", "--optimizer", "sgd"]) == 1
-    said = capsys.readouterr().err
-    assert "of epoch 2, learning rate 1e+30" in said
-    assert f"the last good checkpoint is {tmp_path / 'out' / 'checkpoint.npz'}" in said
-    assert len(history_of(tmp_path / "out")) == 1
-    assert all(np.isfinite(array).all() for _, array in Sequential.load(tmp_path / "out" / "model.npz").state())
-
-
-def test_a_training_that_is_done_resumes_to_the_same_and_another_is_refused_by_name(
-    options, data_dir, tmp_path, capsys
-):
-    out = tmp_path / "out"
-    assert main([*options, "--epochs", "2", "--resume"]) == 0
-    assert f"there is no checkpoint in {out} to go on from: beginning anew" in capsys.readouterr().out
-    weights, history = (out / "model.npz").read_bytes(), (out / "history.csv").read_bytes()
-    assert main([*options, "--epochs", "2", "--resume"]) == 0
-    assert ((out / "model.npz").read_bytes(), (out / "history.csv").read_bytes()) == (weights, history)
-    assert "going on: 2 epochs and 0 steps are done" in capsys.readouterr().out
-    others = ["--seed", "1", "--learning-rate", "0.5", "--validation", "5", "--limit", "9"]
-    assert main([*options, "--epochs", "3", *others, "--resume"]) == 1
-    said = capsys.readouterr().err
-    for difference in ("seed was 0, is 1 now", "epochs was 2, is 3 now", "learning_rate was 0.01, is 0.5 now"):
-        assert difference in said
-    for difference in ("validation was 0, is 5 now", "limit was None, is 9 now"):
-        assert difference in said
-    arrays = [array for part in load_mnist(data_dir) for array in part]
-    arrays[3] = arrays[3][::-1].copy()
-    write_files(tmp_path / "other", arrays)
-    assert main([*options, "--epochs", "2", "--resume", "--data-dir", str(tmp_path / "other")]) == 1
-    said = capsys.readouterr().err
-    assert "test labels was 50 uint8 with SHA-256" in said
-    assert "training images" not in said
-    assert (out / "model.npz").read_bytes() == weights
-
-
-def test_the_seconds_before_a_resume_count(options, tmp_path, monkeypatch):
-    restored = experiment._restored
-
-    def of_long_ago(*arguments):
-        position = restored(*arguments)
-        position.history = [row | {"seconds": 1000.0} for row in position.history]
-        return position
-
-    monkeypatch.setattr(experiment, "_restored", of_long_ago)
-    for _ in range(2):
-        assert main([*options, "--epochs", "1", "--resume", "--quiet"]) == 0
-    metrics = metrics_of(tmp_path / "out")
-    assert metrics["seconds_training"] == 1000 < metrics["seconds_total"]
-
-
-def test_resumed_in_the_middle_of_an_epoch_the_model_is_still_that_of_the_last_whole_one(
-    options, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(experiment, "SAVE_EVERY", 0)
-    rates = lambda recipe, steps_an_epoch: lambda step: 0.01 if step < 13 else 1e30  # noqa: E731
-    monkeypatch.setattr(experiment, "make_schedule", rates)
-    files = []
-    for resume in ([], ["--resume"]):
-        assert main([*options, "--epochs", "3", "--optimizer", "sgd", *resume]) == 1
-        files.append([(tmp_path / "out" / name).read_bytes() for name in ("model.npz", "history.csv")])
-    assert files[0] == files[1]
-    with archive.reading(tmp_path / "out" / "checkpoint.npz", archive.CHECKPOINT) as (description, _):
-        assert description["position"]["step"] > 0
-
-
-def test_a_new_training_is_never_resumed_from_an_earlier_ones_checkpoint(options, tmp_path, monkeypatch, capsys):
-    """Stopped before it has saved anything, it can only begin again."""
-    assert main([*options, "--epochs", "1", "--quiet"]) == 0
-
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(experiment, "train", interrupted)
-    assert main([*options, "--epochs", "1", "--seed", "1"]) == 130
-    assert "nothing to go on from" in capsys.readouterr().err
-    assert (tmp_path / "out" / "metrics.json").exists()  # the earlier results stay until there are new ones
-
-
-def test_images_that_can_not_be_distorted_are_refused_before_any_training(tmp_path):
-    """And before an earlier checkpoint is removed."""
-    arrays = noise(20, 10, size=(28, 28))
-    write_files(tmp_path / "data", [arrays[0].astype(np.int16), *arrays[1:]])
-    (tmp_path / "checkpoint.npz").write_bytes(b"earlier")
-    with pytest.raises(ValueError, match="images must be uint8"):
-        run(Settings("small", data_dir=tmp_path / "data", out=tmp_path), print, progress=False)
-    assert (tmp_path / "checkpoint.npz").read_bytes() == b"earlier"
-
-
-@pytest.mark.parametrize(
-    "changes", [{"schedule": "linear"}, {"label_smoothing": 1.0}, {"schedule": "one-cycle", "warm_up": 1.0}]
-)
-def test_a_recipe_that_can_not_be_leaves_an_earlier_checkpoint(tmp_path, changes):
-    write_files(tmp_path / "data", noise(20, 10, size=(28, 28)))
-    (tmp_path / "checkpoint.npz").write_bytes(b"earlier")
-    with pytest.raises(ValueError, match=r"unknown schedule|label_smoothing|warm_up"):
-        run(Settings("fast", changes, data_dir=tmp_path / "data", out=tmp_path), print, progress=False)
-    assert (tmp_path / "checkpoint.npz").read_bytes() == b"earlier"
-
-
-@pytest.mark.parametrize("changes", [{"epochs": 0}, {"batch_size": 0}, {"batch_size": 1.5}])
-def test_settings_that_can_not_work_are_refused_before_any_training(tmp_path, changes):
-    write_files(tmp_path / "data", noise(20, 10))
-    with pytest.raises(ValueError, match=f"{next(iter(changes))} must be a whole number"):
-        run(Settings("classic", changes, data_dir=tmp_path / "data", out=tmp_path), print, progress=False)
-
-
-@pytest.mark.parametrize("when", ["before anything is saved", "after a while"])
-def test_weights_that_are_not_finite_are_never_saved(options, tmp_path, monkeypatch, capsys, when):
-    """Every step would be saved, but the ones that break the weights are caught before."""
-    monkeypatch.setattr(experiment, "SAVE_EVERY", 0)
-    good = 0 if when == "before anything is saved" else 4
-    rates = lambda recipe, steps_an_epoch: lambda step: 0.01 if step < good else 1e30  # noqa: E731
-    monkeypatch.setattr(experiment, "make_schedule", rates)
-    assert main([*options, "--epochs", "2", "--optimizer", "sgd"]) == 1
-    said, path = capsys.readouterr().err, tmp_path / "out" / "checkpoint.npz"
-    if not good:
-        assert "there is no checkpoint yet" in said
-        assert not path.exists()
-    else:
-        with archive.reading(path, archive.CHECKPOINT) as (description, arrays):
-            assert description["position"]["step"] == good
-            assert all(np.isfinite(array).all() for array in arrays.values())
-
-
-@pytest.fixture
-def own_ctrl_c():
-    """As in a terminal: a program in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_a_second_ctrl_c_ends_it_at_once(own_ctrl_c):
-    """The first one is noted, for the step that is being made to end."""
-    with experiment._ctrl_c_noted() as noted:
-        assert not noted()
-        signal.raise_signal(signal.SIGINT)
-        assert noted()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 def test_the_option_one_by_one_switches_together_off(options, monkeypatch):
     """Where somebody has changed it."""
     seen = []
@@ -550,19 +260,6 @@ def test_as_a_command(options, tmp_path):
         assert f"--{option} " in result.stdout
 
 
-def test_the_same_training_begun_again_keeps_its_checkpoint_until_it_has_a_newer_one(options, tmp_path, monkeypatch):
-    """Who forgets --resume has not lost anything yet."""
-    assert main([*options, "--epochs", "1", "--quiet"]) == 0
-    before = (tmp_path / "out" / "checkpoint.npz").read_bytes()
-
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(experiment, "train", killed)
-    assert main([*options, "--epochs", "1"]) == 130
-    assert (tmp_path / "out" / "checkpoint.npz").read_bytes() == before
-
-
 class Half(Layer):
     """A layer that tinycnn does not know."""
 
@@ -584,41 +281,12 @@ def test_a_preset_with_a_layer_of_ones_own(tmp_path, monkeypatch):
         Sequential.load(tmp_path / "out" / "model.npz")
 
 
-def test_a_full_disk_leaves_the_results_that_are_there(options, tmp_path, monkeypatch, capsys):
-    assert main([*options, "--epochs", "1", "--quiet"]) == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("[!.]*")}
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    assert main([*options, "--epochs", "1", "--resume"]) == 1
-    assert f"No space left on device: '{tmp_path / 'out' / 'model.npz'}'" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("[!.]*")} == before
-
-
 def test_the_line_of_an_epoch():
     row = {"epoch": 2, "train_loss": 0.5, "train_accuracy": 0.75, "seconds": 3.21}
     row |= {"validation_loss": 0.25, "validation_accuracy": 0.875}
     said = experiment.line(row, epochs=5)
     assert said == "epoch 2/5  loss 0.5000  accuracy 75.00%  validation loss 0.2500  accuracy 87.50%  3.2 s"
     assert experiment.line(row | {"validation_accuracy": None}, 5) == "epoch 2/5  loss 0.5000  accuracy 75.00%  3.2 s"
-
-
-def test_it_runs_in_any_thread_and_leaves_somebody_elses_ctrl_c():
-    def noted() -> bool:
-        with experiment._ctrl_c_noted() as interrupted:
-            return interrupted()
-
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(noted).result() is False
-    before = signal.signal(signal.SIGINT, own := lambda *_: None)
-    try:
-        with experiment._ctrl_c_noted():
-            assert signal.getsignal(signal.SIGINT) is own
-        assert signal.getsignal(signal.SIGINT) is own
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def test_the_seed_reaches_weights_order_and_augmentation(tmp_path, monkeypatch):

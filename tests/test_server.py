@@ -426,7 +426,7 @@ def test_nothing_of_a_request_stays(server, ask):
         tracemalloc.stop()
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="there is only one thread")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one CPU")
 def test_the_network_works_in_one_thread(server, ask, monkeypatch):
     """Numba's kernels may not be called by two threads at once."""
     forward, seen = Sequential.forward, set()
