@@ -238,11 +238,11 @@ def _convolve_task(
     L: int,
     whole: bool,
     dtype: np.dtype,
-    pool_h: int,
-    pool_w: int,
-    relu: bool,
-    held: int,
-    held_step: int,
+    pool_h: int = 1,
+    pool_w: int = 1,
+    relu: bool = False,
+    held: int = 0,
+    held_step: int = 0,
 ):
     """P is a multiple of pool_w. With windows of 1 × 1 and no ReLU it is the convolution alone.
 

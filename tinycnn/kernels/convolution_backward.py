@@ -215,11 +215,11 @@ def _weight_gradient_task(
     L: int,
     whole: bool,
     dtype: np.dtype,
-    pool_h: int,
-    pool_w: int,
-    relu: bool,
-    held_pixels: int,
-    held_step: int,
+    pool_h: int = 1,
+    pool_w: int = 1,
+    relu: bool = False,
+    held_pixels: int = 0,
+    held_step: int = 0,
 ):
     """The tile of convolution.py the other way round: A × R rows of dw × L output channels, a few image rows at a time.
 
