@@ -54,14 +54,6 @@ def new_layers(layers, kind: type) -> list:
     return layers
 
 
-def name_parameters(layer, taken: set[str]) -> None:
-    """Where a layer before it has taken a parameter's name, the layer's own goes before it."""
-    for parameter in layer.parameters():
-        if parameter.name in taken:
-            parameter.name = f"{layer.name}.{parameter.name}"
-        taken.add(parameter.name)
-
-
 def not_negative(value: float, name: str) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be a number of at least 0, got {value}")

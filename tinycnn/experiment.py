@@ -106,9 +106,8 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
 def _checkpoint(settings: Settings, recipe: Recipe, model: Sequential, data: Data, path: Path) -> Checkpoint:
     """All that the training consists of, at its beginning."""
     choices = {name: getattr(settings, name) for name in ("preset", "seed", "validation", "limit")}
-    generators = {
-        name: np.random.default_rng([settings.seed, n]) for n, name in ((1, "shuffling"), (2, "augmentation"))
-    }
+    shuffling, augmentation = (np.random.default_rng([settings.seed, n]) for n in (1, 2))
+    generators = {"shuffling": shuffling, "augmentation": augmentation}
     optimizer, average = make_optimizer(recipe, model), make_average(recipe, model)
     return Checkpoint(path, choices | identity(recipe, model, data), model, optimizer, generators, average)
 

@@ -16,12 +16,12 @@ import numpy as np
 
 from tinycnn import archive, together
 from tinycnn.ahead import before_training_step
-from tinycnn.arguments import name_parameters, new_layers, sizes, whole
+from tinycnn.arguments import new_layers, sizes, whole
 from tinycnn.kernels.memory import copy
 from tinycnn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, Parameter, ReLU
 from tinycnn.loss import softmax
 from tinycnn.more_layers import BatchNorm, Dropout, GlobalAveragePool2D, Normalize
-from tinycnn.rebuild import layers_from
+from tinycnn.rebuild import layers_from, name_parameters
 from tinycnn.tables import table
 
 LARGE = 1 << 25  # bytes; in inference no layer hands more than that to the next, unless it is a single image

@@ -13,7 +13,6 @@ from math import prod
 import numpy as np
 
 from tinycnn import archive
-from tinycnn.arguments import name_parameters
 from tinycnn.layers import Conv2D, Layer
 
 MOST_LAYERS = 1000
@@ -43,6 +42,14 @@ def layers_from(description: dict, arrays: dict[str, archive.Stored], classes: I
     numbers = sum(prod(array.shape) for array in arrays.values())
     names = set()
     return [_as_saved(by_name[name](**arguments), arrays, numbers, names) for name, arguments in layers]
+
+
+def name_parameters(layer: Layer, taken: set[str]) -> None:
+    """Where a layer before it has taken a parameter's name, the layer's own goes before it."""
+    for parameter in layer.parameters():
+        if parameter.name in taken:
+            parameter.name = f"{layer.name}.{parameter.name}"
+        taken.add(parameter.name)
 
 
 def _as_saved(layer: Layer, arrays: dict[str, archive.Stored], numbers: int, names: set[str]) -> Layer:
