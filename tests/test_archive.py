@@ -13,10 +13,9 @@ from tinycnn.files import replacing
 def test_of_a_file_with_one_bad_array_none_is_copied(tmp_path, damage):
     path, names = tmp_path / "a.npz", ("a", "b", "c")
     archive.write(path, archive.MODEL, {}, {name: np.full(40, 7.5) for name in names})
-    content = bytearray(path.read_bytes())
-    place = content.rindex(np.full(40, 7.5).tobytes())  # in the last one
     if damage == "a flipped bit":
-        content[place] ^= 1
+        content = bytearray(path.read_bytes())
+        content[content.rindex(np.full(40, 7.5).tobytes())] ^= 1  # in the last one
         path.write_bytes(content)
     else:
         with open(path, "wb") as file:

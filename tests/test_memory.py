@@ -253,7 +253,7 @@ def test_the_ends_of_a_large_step_ask_for_no_memory(layers, images):
 
 
 class Slow(list):
-    """Whoever has looked whether something is in it is interrupted before he takes it."""
+    """Between a look whether something is in it and taking that, another thread has its turn."""
 
     def __bool__(self):
         full = len(self) > 0

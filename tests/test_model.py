@@ -470,12 +470,7 @@ class Counted(Layer):
 
 def test_parameters_of_one_name_in_two_layers(tmp_path, random):
     model = Sequential([Counted(4), Dense(3), Counted(3)], (4,))
-    assert [p.name for p in model.parameters()] == [
-        "scale",
-        "dense_2.weight",
-        "dense_2.bias",
-        "counted_3.scale",
-    ]
+    assert [p.name for p in model.parameters()] == ["scale", "dense_2.weight", "dense_2.bias", "counted_3.scale"]
     for p in model.parameters():
         p.value[:] = random.normal(size=p.value.shape)
     x = random.normal(size=(2, 4)).astype(np.float32)
@@ -524,7 +519,7 @@ def test_what_is_no_layer_is_refused():
         Sequential([Forgetful(), ReLU()], (3,))
 
 
-def test_prediction_goes_in_batches(random, monkeypatch):
+def test_prediction_goes_in_batches(monkeypatch):
     model, sizes = Sequential([Flatten(), Dense(3)], (4, 4, 1)), []
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda x: sizes.append(len(x)) or forward(x))

@@ -65,10 +65,9 @@ def test_the_table_of_results_names_the_presets_as_they_are():
     actual = {}
     for name, make in PRESETS.items():
         recipe = make(10)
-        epochs = recipe.epochs
         model = make_model(recipe, np.zeros((1, 28, 28), np.uint8), seed=0)
         sizes = sum(p.value.size for p in model.parameters()), sum(layer.multiply_adds() for layer in model.layers)
-        actual[name] = (*sizes, epochs)
+        actual[name] = (*sizes, recipe.epochs)
     assert shown == actual
     assert (PRESETS["classic"](10).batch_size, PRESETS["lenet"](10).optimizer) == (1313, "sgd")
     printed = readme.split("prints:\n\n")[1].split("    epoch 1/5")[0]

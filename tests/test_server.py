@@ -16,6 +16,7 @@ import load_server
 import numba
 import numpy as np
 import pytest
+from drawn_seven import SEVEN
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,10 +27,6 @@ from tinycnn.server import make_server
 from tinycnn.studio import Studio
 from tinycnn.trained import TRAINED
 
-SEVEN = np.zeros((56, 56), int)
-SEVEN[10:15, 14:42] = 255
-for row in range(15, 46):
-    SEVEN[row, 39 - (row - 10) // 2 : 44 - (row - 10) // 2] = 255
 GOOD = {"ink": SEVEN.tolist()}
 
 

@@ -4,15 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from drawn_seven import SEVEN
 
 from tinycnn import Conv2D, Dense, Flatten, GlobalAveragePool2D, MaxPool2D, Normalize, ReLU, Sequential
 from tinycnn.studio import Studio
 from tinycnn.trained import TRAINED
 
-SEVEN = np.zeros((56, 56), int)
-SEVEN[10:15, 14:42] = 255
-for row in range(15, 46):
-    SEVEN[row, 39 - (row - 10) // 2 : 44 - (row - 10) // 2] = 255
 DRAWN = {"ink": SEVEN.tolist()}
 
 
@@ -34,16 +31,17 @@ def test_a_network_without_flatten_is_looked_into_and_taught():
 
 @pytest.fixture
 def studio():
-    return Studio(
-        Sequential.load(TRAINED), (np.stack([np.full((28, 28), k, np.uint8) for k in range(10)]), np.arange(10))
-    )
+    """Each of its test images is of the grey that its label says."""
+    images = np.stack([np.full((28, 28), label, np.uint8) for label in range(10)])
+    return Studio(Sequential.load(TRAINED), (images, np.arange(10)))
 
 
 def test_saliency_is_of_the_class_that_was_asked_for(studio):
-    gradients = [studio.look({**DRAWN, "saliency": wanted})["saliency"] for wanted in (0, 3, 7, True)]
-    assert [g["label"] for g in gradients] == [0, 3, 7, 7]
-    assert gradients[2] == gradients[3]
-    assert gradients[0]["gradient"] != gradients[1]["gradient"] != gradients[2]["gradient"] != gradients[0]["gradient"]
+    maps = [studio.look({**DRAWN, "saliency": wanted})["saliency"] for wanted in (0, 3, 7, True)]
+    assert [m["label"] for m in maps] == [0, 3, 7, 7]
+    assert maps[2] == maps[3]
+    zero, three, seven = (m["gradient"] for m in maps[:3])
+    assert zero != three != seven != zero
 
 
 def test_a_test_image_comes_with_its_own_label(studio):
@@ -53,7 +51,7 @@ def test_a_test_image_comes_with_its_own_label(studio):
 
 
 def test_teaching_stops_when_the_label_is_nearly_certain(studio):
-    studio.rate = 0.003  # so that it takes some
+    studio.rate = 0.003  # so that it takes some steps
     course = studio.teach({**DRAWN, "label": 4, "steps": 50})["course"]
     *before, last = [step["probabilities"][4] for step in course]
     assert before

@@ -298,18 +298,9 @@ def test_each_step_is_made_at_the_schedules_rate(stripes):
 
 
 def test_the_average_takes_in_the_weights_behind_each_step(stripes):
-    model = small_model()
+    model, generator = small_model(), np.random.default_rng(0)
     optimizer, average = Noting(model.parameters(), 0.1), WeightAverage(model, 1.0)  # the plain mean, with the start
-    train(
-        model,
-        optimizer,
-        constant(0.1),
-        *stripes,
-        epochs=2,
-        batch_size=30,
-        generator=np.random.default_rng(0),
-        average=average,
-    )
+    train(model, optimizer, constant(0.1), *stripes, epochs=2, batch_size=30, generator=generator, average=average)
     np.testing.assert_allclose(average.state()[0][1], np.mean(optimizer.weights, axis=0), rtol=1e-5, atol=1e-7)
 
 

@@ -65,7 +65,7 @@ def reading(path: str | Path, format: str) -> Iterator[tuple[dict, dict[str, "St
 
 
 @contextmanager
-def not_written(path: str | Path) -> Iterator[None]:
+def why_not_written(path: str | Path) -> Iterator[None]:
     """A ValueError in the with block is why the file is not written."""
     try:
         yield

@@ -147,7 +147,7 @@ class Sequential:
     def save(self, path: str | Path) -> None:
         """Write architecture and weights to an .npz file, whole or not at all; ValueError if `load` would refuse it."""
         description, arrays = self.description(), archive.by_name(self.state(), self.dtype)
-        with archive.not_written(path):  # Somebody may have changed layers or arrays: build it again, as `load` does.
+        with archive.why_not_written(path):  # Somebody may have changed layers: build them again, as `load` does.
             layers = layers_from(description, arrays, (*LAYERS, *map(type, self.layers)))
             Sequential(layers, self.input_shape, dtype=self.dtype)
         archive.write(path, archive.MODEL, description, arrays)

@@ -10,8 +10,8 @@ With a row x = 1 2 3 of one channel, a kernel of two and so dy = 10 100, it is d
 dw[1] = 2·10 + 3·100.
 
 Some kinds of shapes take another way here as well: `winograd_backward.py`; pixels of dy that stay in registers
-(`held`); two pixels as one (`pairs_pay_in_dw`); kernels as large as the image (`dense.py`). And the weight gradient can
-begin with what a ReLU and a pool in front of dy do on the way back (`pooled_convolution.py`).
+(`held_pixels`); two pixels as one (`pairs_pay_in_dw`); kernels as large as the image (`dense.py`). And the weight
+gradient can begin with what a ReLU and a pool in front of dy do on the way back (`pooled_convolution.py`).
 
 What this file is not: loops for the gradient by x; they are in `input_gradient.py`.
 """
