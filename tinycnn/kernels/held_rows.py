@@ -102,7 +102,11 @@ def _multiply_add_each(context, builder, row: Row, acc_, uses: dict, load, rows_
 def sums_of_lanes(typing_context, acc, first, count):
     """A row: the sums of the numbers of acc[first], acc[first + 1], … so many, at most L; then zeros.
 
-    Two rows become one, half of it what is left of either, until there is one row.
+    Two rows become one, each lane of it the sum of two: rows a and b of four lanes are first
+
+        a0 + a1   b0 + b1   a2 + a3   b2 + b3
+
+    and, with what c and d have become, a0 + a1 + a2 + a3 and so on. What stays in its lane needs no shuffle.
     """
     row = acc.dtype
 
@@ -114,11 +118,14 @@ def sums_of_lanes(typing_context, acc, first, count):
             for q in range(count.literal_value)
         ]
         rows += [zeros] * (row.lanes - len(rows))
-        # The lanes of two rows with an even place, to be added to those with an odd one.
-        halves = [ir.Constant(ir.VectorType(I32, row.lanes), list(range(odd, 2 * row.lanes, 2))) for odd in (0, 1)]
+        distance = 1  # between the two lanes of a sum
         while len(rows) > 1:
+            of_second = [row.lanes if i & distance else 0 for i in range(row.lanes)]  # lanes are counted through both
+            summands = [[start + (i ^ d) for i, start in enumerate(of_second)] for d in (0, distance)]
+            summands = [ir.Constant(ir.VectorType(I32, row.lanes), places) for places in summands]
             pairs = zip(rows[::2], rows[1::2], strict=True)
-            rows = [builder.fadd(*(builder.shuffle_vector(a, b, half) for half in halves)) for a, b in pairs]
+            rows = [builder.fadd(*(builder.shuffle_vector(a, b, places) for places in summands)) for a, b in pairs]
+            distance *= 2
         return rows[0]
 
     return row(acc, first, count), code
