@@ -4,12 +4,14 @@ What this file is not: the proof that results don't depend on the threads; every
 """
 
 import os
+import platform
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from tinycnn.kernels import parallel
 from tinycnn.kernels.parallel import numbers, run, task
 
 
@@ -110,3 +112,16 @@ def test_a_process_forked_off_after_the_threads_began_says_that_it_can_not_compu
         assert run.stdout.strip() == "3.0"
     else:
         assert "RuntimeError: tinycnn can't compute in a process that was forked off" in run.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="OpenMP is left as it is here")
+@pytest.mark.parametrize(("mine", "looks"), [(None, parallel.LOOKS), ("77", 77)])
+def test_threads_that_wait_sleep_soon_unless_the_user_has_said_when(mine, looks):
+    """OpenMP says what it goes by when it is loaded. Nothing of it is left in the environment."""
+    pytest.importorskip("numba.np.ufunc.omppool")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
+    environment |= {"OMP_DISPLAY_ENV": "verbose"} | ({"GOMP_SPINCOUNT": mine} if mine else {})
+    code = "import os, tinycnn, numba.np.ufunc.omppool; print(os.environ.get('GOMP_SPINCOUNT'))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert f"GOMP_SPINCOUNT = '{looks}'" in run.stderr
+    assert run.stdout == f"{mine}\n"
