@@ -22,7 +22,7 @@ from tinycnn.kernels.convolution_backward import convolve_backward, convolve_wei
 from tinycnn.kernels.input_gradient import convolve_input_gradient
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import PARTS, numbers, run, task
-from tinycnn.kernels.tile_shape import vector_registers
+from tinycnn.kernels.tile_shape import register_lanes
 from tinycnn.kernels.vector import multiply_add, read, tile, write, zeros
 from tinycnn.presets import PRESETS
 
@@ -215,8 +215,7 @@ def _roof_rates(rounds: int, shape: tuple, direction: str) -> list[float]:
     moved = {"forward": (x, dy), "dw": (x, dy, w), "dx": (dy, x), "backward": (x, dy, x, w)}
     *inputs, output = moved[direction]
     source = np.concatenate([array.ravel() for array in inputs])
-    register_bytes, _ = vector_registers()
-    kernel, sizes = _memory_task(SUMS, register_bytes // 4), (PARTS, source.size, output.size)
+    kernel, sizes = _memory_task(SUMS, register_lanes(x.dtype)), (PARTS, source.size, output.size)
     return _rates(rounds, operations, lambda: run(kernel, PARTS, sizes, source, empty(output.shape, x.dtype)))
 
 
@@ -258,15 +257,14 @@ def _rates(rounds: int, operations: float, function: Callable) -> list[float]:
 
 def peak_rates(rounds: int) -> list[float]:
     """GFLOP/s of multiply-adds that only touch registers, on all threads: what no kernel can exceed."""
-    register_bytes, _ = vector_registers()
-    lanes, steps, parts = register_bytes // 4, 20000, 32
+    lanes, steps, parts = register_lanes(np.float32), 20000, 32
     peak, x = _peak_task(SUMS, lanes), np.arange(SUMS * lanes, dtype=np.float32)
     return _rates(rounds, 2 * parts * steps * SUMS * lanes, lambda: run(peak, parts, (steps,), x))
 
 
 @cache
 def _peak_task(P: int, lanes: int):
-    @task(np.dtype(np.float32))
+    @task(np.float32)
     def only_registers(part, sizes, x):
         (steps,) = numbers(sizes, 1)
         acc = tile(P, lanes, x)
@@ -283,7 +281,7 @@ def _peak_task(P: int, lanes: int):
 
 @cache
 def _memory_task(P: int, lanes: int):
-    @task(np.dtype(np.float32), np.dtype(np.float32))
+    @task(np.float32, np.float32)
     def only_memory(part, sizes, x, y):
         parts, reads, writes = numbers(sizes, 3)
         acc = tile(P, lanes, x)

@@ -78,15 +78,8 @@ def average_row(preset: str, models: list[Path], data_dir: Path | None) -> tuple
     images, labels = load_mnist(data_dir)[1]
     probabilities = mean_probabilities([Sequential.load(path) for path in models], images)
     accuracy = (probabilities.argmax(axis=1) == labels).mean()
-    return (
-        f"mean of {len(models)} `{preset}`",
-        "",
-        "",
-        "",
-        "",
-        f"{100 * accuracy:.2f} %",
-        f"{cross_entropy(labels, probabilities):.4f}",
-    )
+    name, loss = f"mean of {len(models)} `{preset}`", cross_entropy(labels, probabilities)
+    return name, "", "", "", "", f"{100 * accuracy:.2f} %", f"{loss:.4f}"
 
 
 def markdown(rows: list[tuple[str, ...]]) -> str:

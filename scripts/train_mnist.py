@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.threads:
             numba.set_num_threads(options.threads)
         with together.one_by_one() if options.one_by_one else nullcontext():
-            metrics = run(settings, say=_nothing if options.quiet else print, progress=not options.quiet)
+            metrics = run(settings, say=(lambda line: None) if options.quiet else print, progress=not options.quiet)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -149,10 +149,6 @@ def fraction(text: str) -> float:
     if number(text) >= 1:
         raise argparse.ArgumentTypeError(f"must be below 1, got {text}")
     return float(text)
-
-
-def _nothing(line: str) -> None:
-    """--quiet says nothing."""
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from train_mnist import whole
 
 from tinycnn import command_line
 from tinycnn.augment import Distortion
-from tinycnn.files import alone_in, fault, open_file, replacing
+from tinycnn.files import alone_in, fault, open_file
 from tinycnn.loss import SoftmaxCrossEntropy
 from tinycnn.mnist import load_mnist
 from tinycnn.preparation import (
@@ -41,6 +41,7 @@ from tinycnn.preparation import (
     split,
 )
 from tinycnn.presets import PRESETS, Recipe
+from tinycnn.results import write_rows
 from tinycnn.tables import table
 from tinycnn.training import TrainingDiverged, train
 
@@ -110,7 +111,7 @@ def tune(options: argparse.Namespace, path: Path) -> list[dict]:
             started = time.perf_counter()
             judged = judge(recipe_of(options.preset, drawn, classes, options.epochs), train_set, held_out, options.seed)
             rows.append({**job, "trial": trial, **drawn, **judged, "seconds": time.perf_counter() - started})
-            write_rows(path, rows)
+            write_rows(path, COLUMNS, rows)
             bar.update()
             bar.set_postfix(best=f"{max(row['validation_accuracy'] for row in rows):.2%}")
     return rows
@@ -199,19 +200,11 @@ def read_rows(path: Path, job: dict) -> list[dict]:
     return [{**job, "trial": number, **values} for number, values in enumerate(known)]
 
 
-def write_rows(path: Path, rows: list[dict]) -> None:
-    """The CSV file, whole or not at all."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([COLUMNS, *([row[name] for name in COLUMNS] for row in rows)])
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
-
-
-def summary(rows: list[dict], settings: list[str], best: int = 5) -> str:
-    """The best few trials as a table, and what each of the settings has to do with it as another."""
+def summary(rows: list[dict], settings: list[str]) -> str:
+    """The best five trials as a table, and what each of the settings has to do with it as another."""
     shown = ("trial", *settings, "parameters", "validation_loss", "validation_accuracy")
-    ranked = sorted(rows, key=lambda row: -row["validation_accuracy"])[:best]
-    few = table([shown, *([f"{row[name]:.6g}" for name in shown] for row in ranked)], right=tuple(range(len(shown))))
+    ranked = sorted(rows, key=lambda row: -row["validation_accuracy"])[:5]
+    few = table([shown, *([f"{row[name]:.6g}" for name in shown] for row in ranked)], right=range(len(shown)))
     lines = [[name, *(median_of(group, name) for group in groups(rows, name))] for name in settings]
     widest = max(map(len, lines))
     header = ("setting", "values: median accuracy", *[""] * (widest - 2))

@@ -269,10 +269,8 @@ def test_input_gradient_across_images(dtype, batch, channels, sizes, padding, se
 )
 def test_gathering_pays(monkeypatch, registers, batch, side, shape, stride, padding, pays):
     monkeypatch.setattr(tile_shape, "vector_registers", lambda: registers)
-    for module, name in ((input_gradient, "way_of"), (input_gradient, "tile_time"), (convolution, "tile_time")):
+    for module, name in ((input_gradient, "way_of"), (tile_shape, "tile_shape")):
         monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)  # which remembers nothing
-    monkeypatch.setattr(convolution, "_pairs_pay", convolution._pairs_pay.__wrapped__)
-    monkeypatch.setattr(tile_shape, "tile_shape", tile_shape.tile_shape.__wrapped__)
     out = (side + 2 * padding - shape[0]) // stride + 1
     flipped, offset = (*shape[:2], *shape[:1:-1]), (shape[0] - 1 - padding,) * 2
     sizes = (batch, out, out, shape[3]), flipped, np.dtype(np.float32), (side, side), (stride,) * 2, offset

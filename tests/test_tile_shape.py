@@ -104,7 +104,7 @@ def test_filled_lanes(monkeypatch, registers, columns, expected):
 )
 def test_holding_tile_fits_the_registers(monkeypatch, registers, rows, held, multiple, expected):
     monkeypatch.setattr(tile_shape, "vector_registers", lambda: registers)
-    assert tile_shape.holding_tile.__wrapped__(rows, held, multiple) == expected
+    assert tile_shape.holding_tile(rows, held, multiple) == expected
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ for name, rows, task in (
     ("its input gradient", P, input_gradient._gather_task(P, L, False, float32)),
     ("narrow", 2 * 2 * 3, narrow_convolution._task(2, 3, S, 3, S + 3, 2, (1, 1), (1, 1), float32)),
     ("dense", P, dense._product_task(P, L, float32)),
-    ("its weight gradient", P, dense._weight_gradient_task(P, L, float32)),
+    ("its weight gradient", P, dense._product_task(P, L, float32, True)),
     ("patches", dx[0], winograd._convolve_task(*dx, True, S, float32)),
     ("their gradients", dw[0] + dx[0], winograd_backward._backward_task(*dw, True, *dx, False, S, float32)),
 ):

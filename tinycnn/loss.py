@@ -46,10 +46,9 @@ class SoftmaxCrossEntropy:
         shifted, best = shifted_logits(x)
         e = np.exp(shifted, out=empty(shifted.shape, shifted.dtype))
         others = np.add.reduce(e, axis=1)  # which e.sum would call, more slowly
-        checked = _checked(np.asarray(labels), x)
-        loss, wrong = loss_and_gradient(shifted, best, e, others, checked, self.label_smoothing)
+        labels, classes = np.asarray(labels), x.shape[1]
+        loss, wrong = loss_and_gradient(shifted, best, e, others, _checked(labels, x), self.label_smoothing)
         if wrong:
-            classes, labels = logits.shape[1], np.asarray(labels)
             first = labels[(labels < 0) | (labels >= classes)][0]
             raise ValueError(f"SoftmaxCrossEntropy: label {first} is outside 0 … {classes - 1}")
         # loss_and_gradient has made e the gradient

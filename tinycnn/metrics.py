@@ -79,4 +79,4 @@ def confusion_table(confusion: np.ndarray) -> str:
     """The matrix as text: a row for each true class, a column for what it was taken for; · for never."""
     rows = [("true \\ taken for", *map(str, range(len(confusion))))]
     rows += [(str(i), *(str(n) if n else "·" for n in row)) for i, row in enumerate(confusion)]
-    return table(rows, right=tuple(range(1, len(confusion) + 1)))
+    return table(rows, right=range(1, len(confusion) + 1))

@@ -16,7 +16,7 @@ import importlib.metadata
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,7 +139,7 @@ def _in_wheel(file: Original) -> Path | None:
 
 def _original_in(directory: Path, file: Original) -> Path | None:
     try:
-        return next(filter(_is_original(file), _candidates(directory, file.name)), None)
+        return next((path for path in _candidates(directory, file.name) if _is_original(path, file)), None)
     except PermissionError:  # somebody else's home, for example
         return None
 
@@ -150,18 +150,15 @@ def _candidates(directory: Path, name: str):
     return (directory / n for n in names if (directory / n).is_file())
 
 
-def _is_original(file: Original) -> Callable[[Path], bool]:
-    def check(path: Path) -> bool:
-        digest = hashlib.sha256()
-        try:
-            with open(path, "rb") as content:
-                while piece := content.read(1 << 20):
-                    digest.update(piece)
-        except OSError:
-            return False
-        return digest.hexdigest() in (file.packed_sha256, file.sha256)
-
-    return check
+def _is_original(path: Path, file: Original) -> bool:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as content:
+            while piece := content.read(1 << 20):
+                digest.update(piece)
+    except OSError:
+        return False
+    return digest.hexdigest() in (file.packed_sha256, file.sha256)
 
 
 def cache_directory() -> Path:

@@ -95,9 +95,7 @@ class BatchNorm(Layer):
                 raise ValueError(f"{self.label()}: an empty batch has no mean")
             # running = momentum · running + (1 − momentum) · batch
             mean, variance = kernels.moments(rows, *running, 1 - self.momentum)
-            for own, moved in zip((self.running_mean, self.running_variance), running, strict=True):
-                if own is not moved:
-                    own[:] = moved
+            self.running_mean[:], self.running_variance[:] = running
         sigma = np.sqrt(variance + variance.dtype.type(self.epsilon))
         scale, shift = self.value(self.gamma) / sigma, self.value(self.beta)
         y, active = kernels.scale_and_shift(rows, mean, scale, shift, relu, remember=training)

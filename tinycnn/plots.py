@@ -36,14 +36,11 @@ def learning_curves(history: list[dict]) -> Figure:
     left, middle, right = figure.subplots(1, 3, gridspec_kw=WIDE)
     _curve(left, history, "loss", "loss (nats)")
     _curve(middle, history, "accuracy", "accuracy")
-    epochs = [row["epoch"] for row in history]
-    right.plot(epochs, [row["learning_rate"] for row in history], color=PALETTE[2], marker="o")
-    right.set(title="Learning rate at the end of each epoch", xlabel="epoch", ylabel="learning rate")
-    right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    right.set_xlim(0.5, len(epochs) + 0.5)
+    epochs, rates = [row["epoch"] for row in history], [row["learning_rate"] for row in history]
+    right.plot(epochs, rates, color=PALETTE[2], marker="o")
+    _by_epoch(right, len(epochs), "Learning rate at the end of each epoch", "learning rate")
     right.set_ylim(0, None)
     right.yaxis.set_major_formatter("{x:g}")
-    right.grid(alpha=0.3)
     return figure
 
 
@@ -324,11 +321,14 @@ def _curve(axes, history: list[dict], quantity: str, label: str) -> None:
         values = [row[f"{name}_{quantity}"] for row in history]
         if None not in values:
             axes.plot(epochs, values, color=colour, marker=marker, label=name)
-    axes.set(title=f"{quantity.capitalize()} by epoch", xlabel="epoch", ylabel=label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlim(0.5, len(epochs) + 0.5)
-    axes.grid(alpha=0.3)
+    _by_epoch(axes, len(epochs), f"{quantity.capitalize()} by epoch", label)
     axes.legend()
+
+
+def _by_epoch(axes, epochs: int, title: str, label: str) -> None:
+    axes.set(title=title, xlabel="epoch", ylabel=label, xlim=(0.5, epochs + 0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
 
 
 def _filters(axes, weights: np.ndarray) -> None:

@@ -46,17 +46,15 @@ def write_results(out: Path, model: Sequential, average: WeightAverage | None, h
     """
     with average.swapped() if average else nullcontext():
         model.save(out / "model.npz")
-    write_history(out / "history.csv", history)
+    write_rows(out / "history.csv", COLUMNS, history)
     for of_an_earlier_run in ("metrics.json", *PICTURES):
         (out / of_an_earlier_run).unlink(missing_ok=True)
 
 
-def write_history(path: Path, history: list[dict]) -> None:
-    """A CSV file with a row an epoch."""
+def write_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
+    """A CSV file, whole or not at all."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS)
-    writer.writeheader()
-    writer.writerows(history)
+    csv.writer(text).writerows([columns, *([row[name] for name in columns] for row in rows)])
     with replacing(path) as file:
         file.write(text.getvalue().encode())
 

@@ -146,7 +146,7 @@ class Later:
 
     def __iter__(self) -> Iterator:
         y = self.x
-        for layer in map(copy.copy, self.layers):
+        for layer in self.layers:
             y = type(layer).forward(layer, y, training=True)
         return iter(layer.remembered())
 

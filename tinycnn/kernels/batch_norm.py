@@ -47,9 +47,8 @@ def scale_and_shift(
     x (M, C), contiguous; mean, scale, shift (C,) -> y (M, C), active (M, C), or None without relu or without remember.
     """
     y, active = empty(x.shape, x.dtype), empty(x.shape, BYTE) if relu and remember else None
-    if y.size:
-        kernel, parts = _scale_and_shift_task(row_lanes(x.dtype), x.dtype, relu), parts_for(len(x), 32 * x.size)
-        run(kernel, parts, (parts, *x.shape, remember), x, mean, scale, shift, y, active)
+    kernel, parts = _scale_and_shift_task(row_lanes(x.dtype), x.dtype, relu), parts_for(len(x), 32 * x.size)
+    run(kernel, parts, (parts, *x.shape, remember), x, mean, scale, shift, y, active)
     return y, active
 
 
@@ -63,8 +62,7 @@ def gradient_sums(
     sums = np.empty((PARTS, 2, x.shape[1]), x.dtype)
     kernel = _gradient_sums_task(row_lanes(x.dtype), x.dtype, active is not None)
     run(kernel, PARTS, x.shape, dy, x, mean, sums, active)
-    of_gradient, of_product = np.add.reduce(sums, axis=0)
-    return of_gradient, of_product
+    return tuple(np.add.reduce(sums, axis=0))
 
 
 def input_gradient(

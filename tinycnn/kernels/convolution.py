@@ -38,6 +38,7 @@ from tinycnn.kernels.held_rows import multiply_add_rows
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.padding import scratch_size_for, set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, parts_for, run, task
+from tinycnn.kernels.pooling import lead
 from tinycnn.kernels.tile_shape import (
     filled_lanes,
     holding_tile,
@@ -47,11 +48,9 @@ from tinycnn.kernels.tile_shape import (
 )
 from tinycnn.kernels.vector import (
     clear_numbers,
-    greater_or_nan,
     multiply_add,
     read,
     read_rows,
-    select,
     tile,
     write,
     zeros,
@@ -139,12 +138,14 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, pool=(1, 1), relu
     parts *= shares
     z_size = size_of_z(output_size, w_shape[:2], stride)
     scratch = scratch_size_for(x_shape, z_size, offset)
-    sizes = (parts, *x_shape, *w_shape[:2], *output_size, out_channels)
     # Tile after tile meets the same L columns of w. If there are pixels enough, it pays to move those of a large w to
     # stand side by side, and to fill up too few of them.
     moved = out_channels < L or (out_channels > L and prod(w_shape) * dtype.itemsize > NEAR)
     columns = L if moved and pixels > 500 else 0  # in a group, or 0: w as it is
-    sizes = (*sizes, z_size[1], *stride, *offset, scratch, columns, shares, remember)
+    sizes = (
+        parts, *x_shape, *w_shape[:2], *output_size, out_channels,
+        z_size[1], *stride, *offset, scratch, columns, shares, remember,
+    )  # fmt: skip
     return kernel, columns, parts, scratch, sizes
 
 
@@ -165,7 +166,6 @@ def is_held(w_shape: tuple[int, ...]) -> bool:
     return K <= HELD and kernel_h * K >= WORTH_HOLDING
 
 
-@cache
 def _pairs_pay(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dtype) -> bool:
     """Whether to compute two neighbouring pixels as one with twice the channels.
 
@@ -219,10 +219,7 @@ def _write_window(acc, q, row_of_window, pool, relu, remember, y, winners, activ
             if remember:
                 winner = read(winners, place, width, L)
         for p in range(pool_w):
-            cell = acc[q * pool_w + p]
-            leads = greater_or_nan(cell, best)
-            best = select(leads, cell, best)
-            winner = select(leads, row_of_window * pool_w + p, winner)
+            best, winner = lead(best, winner, acc[q * pool_w + p], row_of_window * pool_w + p)
         if remember:
             write(winners, place, winner, width)
     if relu and row_of_window == pool_h - 1:

@@ -80,7 +80,7 @@ def convolve_weight_gradient(
         dy = dy.reshape(len(dy), out_channels)
         dw = dense_weight_gradient(x.reshape(len(x), prod(w_shape[:3])), dy)
         return dw.reshape(w_shape), np.add.reduce(dy, axis=0)
-    if dy.size and pairs_pay_in_dw(dy.shape[2], w_shape, stride[1], x.dtype):
+    if pairs_pay_in_dw(dy.shape[2], w_shape, stride[1], x.dtype):
         dy_pairs = dy.reshape(*dy.shape[:2], dy.shape[2] // 2, 2 * out_channels)
         dw, db = convolve_weight_gradient(
             x, dy_pairs, (kernel_h, kernel_w + stride[1]), (stride[0], 2 * stride[1]), offset

@@ -13,8 +13,6 @@ import numpy as np
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
 
-_INTEGER, _DOUBLE = np.dtype(np.int64), np.dtype(np.float64)
-
 
 def shifted_logits(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """shifted[n, k] = logits[n, k] − logits[n, best[n]], where best[n] is the first of the row's largest.
@@ -22,7 +20,7 @@ def shifted_logits(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     There it is −∞ and not 0: Σ exp(shifted) is to be the sum of the others, which counts even where it is tiny beside
     exp(0) = 1. (NaN if the largest is NaN or infinite.)  logits (N, K), contiguous -> (N, K), (N,).
     """
-    shifted, best = empty(logits.shape, logits.dtype), np.empty(len(logits), _INTEGER)
+    shifted, best = empty(logits.shape, logits.dtype), np.empty(len(logits), np.int64)
     parts = parts_for(len(logits), 8 * logits.size)
     run(_shifted_logits_task(logits.dtype), parts, (parts, *logits.shape), logits, shifted, best)
     return shifted, best
@@ -39,10 +37,10 @@ def loss_and_gradient(
     """
     n, classes = shifted.shape
     parts = parts_for(n, 32 * shifted.size)
-    totals, smoothed = np.empty((parts, 2), _DOUBLE), np.array([1 - smoothing, smoothing / classes], e.dtype)
+    totals, smoothed = np.empty((parts, 2), np.float64), np.array([1 - smoothing, smoothing / classes], e.dtype)
     kernel = _loss_and_gradient_task(labels.ndim == 2, e.dtype)
     run(kernel, parts, (parts, n, classes), shifted, best, e, others, labels, smoothed, totals)
-    loss, wrong = map(sum, zip(*totals.tolist(), strict=True))
+    loss, wrong = np.add.reduce(totals).tolist()
     return loss / n, int(wrong)
 
 
@@ -50,7 +48,7 @@ def loss_and_gradient(
 def _shifted_logits_task(dtype: np.dtype):
     infinity = dtype.type(np.inf)
 
-    @task(dtype, dtype, _INTEGER)
+    @task(dtype, dtype, np.int64)
     def shifted_logits(part, sizes, logits, shifted, best):
         parts, N, K = numbers(sizes, 3)
         for n in range(part * N // parts, (part + 1) * N // parts):
@@ -71,7 +69,7 @@ def _shifted_logits_task(dtype: np.dtype):
 def _loss_and_gradient_task(labels_are_rows: bool, dtype: np.dtype):
     zero, one = dtype.type(0), dtype.type(1)
 
-    @task(dtype, _INTEGER, dtype, dtype, dtype if labels_are_rows else _INTEGER, dtype, _DOUBLE)
+    @task(dtype, np.int64, dtype, dtype, dtype if labels_are_rows else np.int64, dtype, np.float64)
     def loss_and_gradient(part, sizes, shifted, best, e, others, labels, smoothed, totals):
         parts, N, K = numbers(sizes, 3)
         count, loss, wrong = dtype.type(N), 0.0, 0

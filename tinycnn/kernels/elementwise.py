@@ -51,8 +51,7 @@ def where_active(dy, active, i, width, relu, L):
 def normalize(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     """y = (x / 255 − mean) / std.  x (…, C), contiguous; mean, std (C,) -> y (…, C) of their dtype."""
     y = empty(x.shape, mean.dtype)
-    if y.size:
-        _run(_normalize_task(len(mean), x.dtype, mean.dtype), x.size // len(mean), x, mean, std, y)
+    _run(_normalize_task(len(mean), x.dtype, mean.dtype), x.size // len(mean), x, mean, std, y)
     return y
 
 
@@ -69,16 +68,14 @@ def copy_shared(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def sum_of_parts(x: np.ndarray) -> np.ndarray:
     """y = x[0] + x[1] + …, in this order.  x (parts, …), contiguous."""
     y = empty(x.shape[1:], x.dtype)
-    if y.size:
-        parts = parts_for(y.size, 8 * x.size)
-        run(_sum_of_parts_task(row_lanes(x.dtype), x.dtype), parts, (parts, len(x), y.size), x, y)
+    parts = parts_for(y.size, 8 * x.size)
+    run(_sum_of_parts_task(row_lanes(x.dtype), x.dtype), parts, (parts, len(x), y.size), x, y)
     return y
 
 
 def _run(kernel, count: int, *arrays: np.ndarray) -> None:
-    if count:
-        parts = parts_for(count, 8 * count)
-        run(kernel, parts, (parts, count), *arrays)
+    parts = parts_for(count, 8 * count)
+    run(kernel, parts, (parts, count), *arrays)
 
 
 @cache

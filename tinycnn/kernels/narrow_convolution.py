@@ -110,8 +110,8 @@ def _task(P: int, B: int, L: int, kernel_w: int, C: int, O: int, stride, spread,
 
         # This part computes the rows from `first` to `last`, counted through all images.
         first, last = part * N * out_h // parts, (part + 1) * N * out_h // parts
-        n, i = first // out_h, first % out_h
         for line in range(first, last):
+            n, i = line // out_h, line % out_h
             for tile_j in range(0, out_w, P):
                 j = min(tile_j, out_w - P)  # the last tile may repeat pixels of the one before it
                 first_column = j * stride_w - offset_w  # of x, that the tile sees
@@ -136,8 +136,5 @@ def _task(P: int, B: int, L: int, kernel_w: int, C: int, O: int, stride, spread,
                 write(y, place, read(biases, 0, first_sums, L) + sums_of_lanes(acc, 0, first_sums), first_sums)
                 if other_sums:
                     write(y, place + L, read(biases, L, other_sums, L) + sums_of_lanes(acc, L, other_sums), other_sums)
-            i += 1
-            if i == out_h:
-                n, i = n + 1, 0
 
     return convolve_narrow_tiles

@@ -16,8 +16,6 @@ import numpy as np
 
 from tinycnn.kernels.parallel import Task, memory_at, numbers, parts_for, run, task
 
-_INTEGER = np.dtype(np.int64)
-
 
 class Places:
     """Where the arrays of all parameters are in memory.
@@ -94,7 +92,7 @@ def _run_on_all(
 
 @cache
 def _sgd_task(dtype: np.dtype):
-    @task(_INTEGER, dtype)
+    @task(np.int64, dtype)
     def sgd(part, sizes, places, rates):
         parts, count, nesterov = numbers(sizes, 3)
         learning_rate, momentum, weight_decay = rates[0], rates[1], rates[2]
@@ -111,7 +109,7 @@ def _sgd_task(dtype: np.dtype):
 
 @cache
 def _adam_task(dtype: np.dtype):
-    @task(_INTEGER, dtype)
+    @task(np.int64, dtype)
     def adam(part, sizes, places, rates):
         parts, count = numbers(sizes, 2)
         new_mean, new_square, decay = rates[0], rates[1], rates[2]

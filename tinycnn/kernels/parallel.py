@@ -99,7 +99,7 @@ class Task:
         return self.compiled.address
 
 
-def task(*dtypes: np.dtype, level: int = 3) -> Callable[[Callable], Task]:
+def task(*dtypes: np.dtype | type, level: int = 3) -> Callable[[Callable], Task]:
     """Decorator: makes a Task of `function(part, sizes, *pointers)`, with a pointer to each of the dtypes.
 
     level: of LLVM's optimisations. Below 3 large tiles are not unrolled, and then they are not in registers.
@@ -170,12 +170,12 @@ def run(
         return
     if _without_threads:
         raise RuntimeError("tinycnn can't compute in a process that was forked off one in which it has: use 'spawn'")
-    stride = 0  # from a thread's scratch memory to the next one's
+    of_threads, stride = None, 0  # scratch memory, and how far from a thread's to the next one's
     if scratch:
         of_threads = take_scratch(config.NUMBA_NUM_THREADS, scratch * arrays[0].dtype.itemsize)
         stride = of_threads.shape[1]
     if scratch is not None:
-        arrays = (of_threads if scratch else None, *arrays)
+        arrays = (of_threads, *arrays)
     # Only their addresses count: one type for all spares compiling `_call_in_parallel` again for every mixture.
     memory = [_NOTHING if a is None else a.ravel() if a.dtype == _FLOAT else np.ndarray(0, _FLOAT, a) for a in arrays]
     unused = [_NOTHING] * (MOST_ARRAYS - len(arrays))

@@ -116,7 +116,7 @@ def weight_gradient(
         or pairs_pay_in_dw(output_size[1], w_shape, stride[1], x.dtype)
     )
     possible = active is not None if pool == NONE else winners.dtype == BYTE  # for the kernel to undo them
-    if direct and possible and dy.size:
+    if direct and possible:
         return direct_weight_gradient(x, dy, output_size, kernel_size, stride, offset, pool, winners, active)
     return convolve_weight_gradient(x, _in_front(dy, winners, active, output_size, pool), kernel_size, stride, offset)
 

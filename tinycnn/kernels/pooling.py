@@ -10,17 +10,13 @@ What this file is not: for pools of the mean; `GlobalAveragePool2D` leaves that 
 """
 
 from functools import cache
+from math import prod
 
 import numpy as np
 
 from tinycnn.kernels.memory import empty
-from tinycnn.kernels.parallel import numbers, parts_for, run, task
+from tinycnn.kernels.parallel import in_tasks, numbers, parts_for, run, task
 from tinycnn.kernels.vector import clear_numbers, equals, greater_or_nan, read, select, write, zeros
-
-
-@cache
-def _winner_dtype(cells: int) -> np.dtype:
-    return np.min_scalar_type(cells - 1)
 
 
 def max_pool(x: np.ndarray, pool_size: tuple[int, int], stride: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +26,7 @@ def max_pool(x: np.ndarray, pool_size: tuple[int, int], stride: tuple[int, int])
     """
     n, height, width, channels = x.shape
     out = (n, (height - pool_size[0]) // stride[0] + 1, (width - pool_size[1]) // stride[1] + 1, channels)
-    y, winners = empty(out, x.dtype), empty(out, _winner_dtype(pool_size[0] * pool_size[1]))
+    y, winners = empty(out, x.dtype), empty(out, np.min_scalar_type(prod(pool_size) - 1))
     if y.size:
         parts = parts_for(n * out[1], 8 * x.size)
         sizes = (parts, *x.shape, *out[1:3], *stride)
@@ -51,15 +47,16 @@ def max_pool_backward(
         overlap = stride[0] < pool_size[0] or stride[1] < pool_size[1]
         parts = parts_for(len(dy), 8 * dx.size)
         sizes = (parts, *input_shape, *dy.shape[1:3], *stride)
-        run(
-            _max_pool_backward_task(_group(input_shape[3]), *pool_size, overlap, dy.dtype, winners.dtype),
-            parts,
-            sizes,
-            dy,
-            winners,
-            dx,
-        )
+        kernel = _max_pool_backward_task(_group(input_shape[3]), *pool_size, overlap, dy.dtype, winners.dtype)
+        run(kernel, parts, sizes, dy, winners, dx)
     return dx
+
+
+@in_tasks
+def lead(best, winner, cell, number):
+    """The maximum of a window's cells and its number, with one cell more: of equals the first stays."""
+    leads = greater_or_nan(cell, best)
+    return select(leads, cell, best), select(leads, number, winner)
 
 
 def _group(channels: int) -> int:
@@ -82,8 +79,7 @@ def _max_pool_task(L: int, pool_h: int, pool_w: int, dtype: np.dtype, winner_dty
                     for a in range(pool_h):
                         for b in range(pool_w):
                             cell = read(x, here + (a * W + b) * C + c, L, L)
-                            leads = greater_or_nan(cell, best)
-                            best, winner = select(leads, cell, best), select(leads, a * pool_w + b, winner)
+                            best, winner = lead(best, winner, cell, a * pool_w + b)
                     write(y, there + c, best, L)
                     write(winners, there + c, winner, L)
 

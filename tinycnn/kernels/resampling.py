@@ -24,8 +24,6 @@ from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
 from tinycnn.kernels.vector import clear_numbers, copy_numbers
 
-UINT8, FLOAT32, INT64 = np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.int64)
-
 
 def resample(images: np.ndarray, maps: np.ndarray, displacements: np.ndarray | None = None) -> np.ndarray:
     """images (N, H, W, C) uint8 -> the new ones, of the same shape and dtype.
@@ -34,9 +32,9 @@ def resample(images: np.ndarray, maps: np.ndarray, displacements: np.ndarray | N
     in which they are made (`tinycnn/augment.py`). Both float32 and contiguous. All colours are read from one place.
     """
     n, height, width, channels = images.shape
-    framed = np.zeros((n, height + 3, width + 3, channels), FLOAT32)  # one before and two after: y = H has a lower, too
+    framed = np.zeros((n, height + 3, width + 3, channels), np.float32)  # one before, two after: y = H has a lower too
     framed[:, 1:-2, 1:-2] = images
-    new = empty(images.shape, UINT8)
+    new = empty(images.shape, images.dtype)
     if new.size:
         parts = parts_for(n * height, 32 * new.size)
         kernel = _resample_task(channels, displacements is not None)
@@ -62,7 +60,7 @@ def shift(images: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarra
 def _shift_task():
     """Pixels are only moved, so they are so many bytes, whatever they mean."""
 
-    @task(UINT8, INT64, INT64, UINT8)
+    @task(np.uint8, np.int64, np.int64, np.uint8)
     def shift(part, sizes, images, down, across, new):
         parts, N, H, W, pixel = numbers(sizes, 5)
         line = W * pixel
@@ -82,7 +80,7 @@ def _resample_task(C: int, elastic: bool):
     """C is known to the compiler: a loop over one colour would take a third longer."""
     zero, half, one = (np.float32(number) for number in (0, 0.5, 1))
 
-    @task(FLOAT32, FLOAT32, FLOAT32, UINT8)
+    @task(np.float32, np.float32, np.float32, np.uint8)
     def resample(part, sizes, framed, maps, displacements, new):
         parts, N, H, W = numbers(sizes, 4)
         line, lowest, rightmost = (W + 3) * C, np.float32(H + 1), np.float32(W + 1)

@@ -65,7 +65,6 @@ def usable_registers() -> int:
     return vector_registers()[1] * 15 // 16
 
 
-@lru_cache(maxsize=1000)
 def holding_tile(rows: int, held: int, multiple: int = 1) -> int:
     """P for a tile of single vectors that holds `held` rows of w in registers beside its sums, and a number of x.
 
@@ -77,7 +76,6 @@ def holding_tile(rows: int, held: int, multiple: int = 1) -> int:
     return ceil(ceil(rows / tiles) / multiple) * multiple
 
 
-@lru_cache(maxsize=1000)
 def tile_time(rows: int, columns: int, dtype: np.dtype, steps: float = inf) -> float:
     """The half cycles of one step of all the tiles of `tile_shape`, by the same model."""
     shape = tile_shape(rows, columns, dtype, steps)

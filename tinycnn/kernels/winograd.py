@@ -52,14 +52,13 @@ from tinycnn.kernels.memory import empty
 from tinycnn.kernels.minimal_filtering import A_transposed, B_transposed, G
 from tinycnn.kernels.padding import scratch_size_for, set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
+from tinycnn.kernels.pooling import lead
 from tinycnn.kernels.tile_shape import register_lanes, tile_shape
 from tinycnn.kernels.vector import (
     clear_numbers,
-    greater_or_nan,
     multiply_add,
     read,
     read_rows,
-    select,
     tile,
     write,
     write_rows,
@@ -74,7 +73,6 @@ COPIES = 2  # of the transformed weights, each for one half of the parts: see `t
 ODD = 16  # numbers between 36 matrices that are used at once: they would compete for the same places in the cache
 
 
-@lru_cache(maxsize=1000)
 def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[int, int]) -> bool:
     """Whether this is faster than the direct sum; the limits are measured.
 
@@ -327,9 +325,6 @@ def _write_maxima(scratch, half, bias, y, winners, active, to, windows, steps, r
 @in_tasks
 def _maximum(a, b, c, d, none):
     """The first maximum of a window's four cells, and its number, as in `pooling.max_pool`."""
-    leads = greater_or_nan(b, a)
-    best, winner = select(leads, b, a), select(leads, 1, none)
-    leads = greater_or_nan(c, best)
-    best, winner = select(leads, c, best), select(leads, 2, winner)
-    leads = greater_or_nan(d, best)
-    return select(leads, d, best), select(leads, 3, winner)
+    best, winner = lead(a, none, b, 1)
+    best, winner = lead(best, winner, c, 2)
+    return lead(best, winner, d, 3)
