@@ -41,12 +41,15 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 def main(arguments: list[str] | None = None) -> int:
     """Run the chosen sections, print their tables, write the JSON; return the exit status."""
     options = parser().parse_args(arguments)
-    if options.threads < 1:
-        parser().error("--threads must be at least 1")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)  # before anything is measured: it takes long
+    if not 1 <= options.threads <= 1024:
+        parser().error("--threads must be at least 1, and at most 1024")
+    for path in filter(None, (options.json, options.plot if "growth" in (options.only or SECTIONS) else None)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()  # an error comes before anything is measured: that takes long
     results = {"machine": machine(options.threads)}
     print(", ".join(f"{key} {value}" for key, value in results["machine"].items()))
+    if missing := sorted({peer for peer in PEERS.values() if importlib.util.find_spec(peer) is None}):
+        print(f'not installed, so not measured: {", ".join(missing)} (python -m pip install -e ".[bench]")')
     for name in options.only or SECTIONS:
         print(f"\n{name}: {SECTIONS[name].__doc__ or ''}")
         results[name] = SECTIONS[name](options)
@@ -62,9 +65,14 @@ def parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: all)")
     add("--json", type=Path, metavar="FILE", help="write all figures there")
     add("--plot", type=Path, metavar="FILE", default=Path("runs/growth.png"), help="the picture of section growth")
-    add("--threads", type=int, default=os.cpu_count(), metavar="N", help="of every competitor (default: all cores)")
+    add("--threads", type=int, default=_cores(), metavar="N", help="of every competitor (default: all cores)")
     add("--quick", action="store_true", help="few repetitions and sizes: to see that it works, not for figures")
     return result
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def machine(threads: int) -> dict:
@@ -226,13 +234,13 @@ def ratio(times: dict[str, float]) -> float | None:
 
 
 def steps(options) -> list[dict]:
-    """Milliseconds of a training step: forward, loss, backward, Adam."""
+    """Milliseconds of a training step (forward, loss, backward, Adam), and the megabytes that tinycnn allocates."""
     batches = (64,) if options.quick else (32, 64, 128, 256, 512)
     return _against_pytorch(options, "step", ("keras-net", "standard", "lenet"), batches)
 
 
 def inference(options) -> list[dict]:
-    """Milliseconds to recognise a batch."""
+    """Milliseconds to recognise a batch, and the megabytes that tinycnn allocates."""
     return _against_pytorch(options, "inference", ("keras-net", "standard", "lenet"), (1, 256))
 
 
@@ -248,17 +256,24 @@ def _against_pytorch(options, function, networks, batches, environment=None) -> 
         for network in networks:
             for batch in batches:
                 times = compare(competitors, function, (network, batch), rounds, turn)
-                results.append({"network": network, "batch": batch, "seconds": times, "ratio": ratio(times)})
+                allocated = competitors[0].ask("allocated", function)
+                result = {"network": network, "batch": batch, "seconds": times, "ratio": ratio(times)}
+                results.append({**result, "allocated": allocated})
         names = [worker.name for worker in competitors]
     rows = [
-        [r["network"], r["batch"], *(f"{1e3 * r['seconds'][n]:.3f}" for n in names), r["ratio"] or ""] for r in results
+        [
+            *(r["network"], r["batch"]),
+            *(f"{1e3 * r['seconds'][n]:.3f}" for n in names),
+            *(r["ratio"] or "", f"{r['allocated'] / 1e6:.2f}"),
+        ]
+        for r in results
     ]
-    table(["network", "batch", *names, "ratio"], rows)
+    table(["network", "batch", *names, "ratio", "MB"], rows)
     return results
 
 
 def epoch(options) -> dict:
-    """Seconds of an epoch of 60,000 images of keras-net, batch 128, with everybody's own loop, against Keras."""
+    """Seconds of an epoch of keras-net (of 2,000 images with --quick), batch 128, everybody with a loop of their own."""
     images, rounds = (2000, 1) if options.quick else (60000, 3)
     with workers(("tinycnn epoch", "Keras epoch", "Keras epoch, XLA"), options.threads) as competitors:
         for worker in competitors:
@@ -267,8 +282,8 @@ def epoch(options) -> dict:
         turns = [[worker.ask("epoch") for worker in competitors] for _ in range(rounds)]
         names = [worker.name for worker in competitors]
     times = dict(zip(names, map(median, zip(*turns, strict=True)), strict=True))
-    table([*times, "ratio"], [[*times.values(), ratio(times) or ""]])
-    return {"seconds": times, "ratio": ratio(times)}
+    table(["images", *times, "ratio"], [[images, *times.values(), ratio(times) or ""]])
+    return {"images": images, "seconds": times, "ratio": ratio(times)}
 
 
 def scaling(options) -> dict:
@@ -367,14 +382,15 @@ def job(options) -> dict:
         commands = {"tinycnn": [*train, *arguments]}
         if importlib.util.find_spec("torch"):
             commands["PyTorch"] = [sys.executable, SCRIPTS / "train_mnist_pytorch.py", *arguments]
-        with _environment({"NUMBA_CACHE_DIR": f"{directory}/cache"}):
+        threads = dict.fromkeys(THREAD_VARIABLES, str(options.threads))
+        with _environment({**threads, "NUMBA_CACHE_DIR": f"{directory}/cache"}):
             results["tinycnn, cold cache"] = [_measured(commands["tinycnn"])]
             for _ in range(1 if options.quick else 5):
                 for name, command in commands.items():
                     results.setdefault(name, []).append(_measured(command))
         for preset in ("fast", "standard"):
             code = [sys.executable, "-c", FIRST_STEP, str(SCRIPTS), preset, directory]
-            with _environment({"NUMBA_CACHE_DIR": f"{directory}/cache of {preset}"}):
+            with _environment({**threads, "NUMBA_CACHE_DIR": f"{directory}/cache of {preset}"}):
                 results[f"first step of {preset}, cold cache"] = [_measured(code)]
                 results[f"first step of {preset}"] = [_measured(code) for _ in range(1 if options.quick else 5)]
     figures = {name: [median(column) for column in zip(*runs, strict=True)] for name, runs in results.items()}
@@ -456,7 +472,6 @@ def growth(options) -> dict:
         table([sweep, "ms"], [[p["value"], f"{1e3 * p['seconds']:.3f}"] for p in points])
     from tinycnn import plots
 
-    options.plot.parent.mkdir(parents=True, exist_ok=True)
     plots.save(plots.growth(result), options.plot)
     print(f"drawn in {options.plot}")
     return result

@@ -9,6 +9,7 @@ What this file is not: it compares nothing; `scripts/benchmark.py` does.
 """
 
 import time
+import tracemalloc
 from collections.abc import Callable
 from functools import cache, partial
 from itertools import cycle
@@ -76,7 +77,18 @@ def tinycnn(name: str, batch: int) -> Functions:
         model.parameter_gradients(loss.backward())
         optimizer.step()
 
-    return {"step": step, "inference": lambda: model.forward(images)}
+    functions = {"step": step, "inference": lambda: model.forward(images)}
+    return {**functions, "allocated": lambda name: _allocated(functions[name])}
+
+
+def _allocated(function: Callable) -> int:
+    """Bytes: the most that Python and NumPy have at once during a call, beyond what they had before it."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def pytorch(name: str, batch: int, channels_last: bool = False) -> Functions:

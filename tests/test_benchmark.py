@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,39 @@ def test_options(script, capsys):
     with pytest.raises(SystemExit):
         script("benchmark").main(["--threads", "0"])
     assert "--threads must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_place_that_can_not_be_written_is_an_error_before_anything_is_measured(script, tmp_path, monkeypatch, option):
+    benchmark = script("benchmark")
+    monkeypatch.setattr(benchmark, "SECTIONS", {"growth": lambda options: pytest.fail("it was measured")})
+    with pytest.raises(OSError, match=tmp_path.name):
+        benchmark.main([option, str(tmp_path)])
+
+
+def test_the_job_runs_with_as_many_threads_as_are_asked_for(script, tmp_path, monkeypatch):
+    """Every command of it, and however many processors there are."""
+    benchmark, asked = script("benchmark"), []
+
+    def note(command):
+        asked.append(os.environ["NUMBA_NUM_THREADS"])
+        assert "--threads" not in command or command[command.index("--threads") + 1] == "5"
+        return 1.0, 1.0
+
+    monkeypatch.setattr(benchmark, "_measured", note)
+    monkeypatch.setattr(benchmark, "_write_mnist", print)  # a stand-in that a new process can find
+    benchmark.job(benchmark.parser().parse_args(["--quick", "--threads", "5"]))
+    assert set(asked) == {"5"}
+
+
+def test_what_a_step_allocates(script):
+    competitors = script("competitors")
+    assert competitors._allocated(lambda: np.ones(1 << 20, np.uint8)) >= 1 << 20
+    functions = competitors.tinycnn("keras-net", 64)
+    for name in ("step", "inference"):
+        for _ in range(3):
+            functions[name]()
+        assert functions["allocated"](name) < 1 << 20
 
 
 def test_a_worker_that_dies_is_named(script):

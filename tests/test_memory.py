@@ -23,8 +23,10 @@ from tinycnn import (
     ReLU,
     Sequential,
     SoftmaxCrossEntropy,
+    constant,
 )
 from tinycnn.kernels import memory
+from tinycnn.training import train
 
 FLOAT32 = np.dtype(np.float32)
 SHAPE = (100, 1000)
@@ -123,6 +125,21 @@ def test_what_waits_in_vain_makes_room(nothing_waits, monkeypatch):
     sizes = [block.size for blocks in memory._waiting.values() for block in blocks]
     assert sorted(size // 100_000 for size in sizes) == [1, 6]
     assert sum(sizes) == memory._waiting_bytes
+
+
+def test_of_one_size_those_that_are_not_used_make_room(nothing_waits, monkeypatch):
+    """Also while another one of their size comes and goes."""
+    monkeypatch.setattr(memory, "KEPT", 1_400_000)
+    large = [memory.empty((150_000,), FLOAT32) for _ in range(2)]
+    del large
+    places = set()
+    for _ in range(3):
+        large, small = memory.empty((150_000,), FLOAT32), memory.empty((60_000,), FLOAT32)
+        places.add((address(large), address(small)))
+        del small
+        del large
+    assert len(places) == 1
+    assert sorted(block.size // 100_000 for blocks in memory._waiting.values() for block in blocks) == [2, 6]
 
 
 def test_threads_of_python_may_allocate_at_once(nothing_waits):
@@ -224,6 +241,28 @@ def test_a_steady_step_asks_for_no_memory(end, random):
         optimizer.step()
 
     assert peak_of(step) < 1 << 20
+
+
+def test_a_training_asks_for_no_memory(random):
+    """Its own loop with whole batches: 1.6 MB of images each."""
+    model = Sequential([Conv2D(8, 3), MaxPool2D(2), ReLU(), Flatten(), Dense(10)], (28, 28, 1), seed=1)
+    images, labels = random.normal(size=(512 * 6, 28, 28, 1)).astype(np.float32), random.integers(0, 10, 512 * 6)
+    most, before = [], [0]
+
+    def measure(position):
+        if position.step == 3:
+            tracemalloc.start()
+        now, peak = tracemalloc.get_traced_memory()
+        most.append(peak - before[0])
+        before[0] = now
+        tracemalloc.reset_peak()
+
+    try:
+        train(model, Adam(model.parameters()), constant(1e-3), images, labels, 1, 512, random, after_step=measure)
+    finally:
+        tracemalloc.stop()
+    assert len(most) == 5
+    assert max(most) < 1 << 20
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ for name, rows, task in (
     ("patches", dx[0], winograd._convolve_task(*dx, True, S, float32)),
     ("their gradients", dw[0] + dx[0], winograd_backward._backward_task(*dw, True, *dx, False, S, float32)),
 ):
-    print(name, task.compiled.inspect_llvm().count("@llvm.fma.v"), rows)
+    print(name, task.compiled.inspect_llvm().count("@llvm.fmuladd.v"), rows)
 """
 
 

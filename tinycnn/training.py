@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from tinycnn.arguments import whole
 from tinycnn.averaging import WeightAverage
+from tinycnn.kernels.memory import empty
 from tinycnn.loss import SoftmaxCrossEntropy
 from tinycnn.model import Sequential
 from tinycnn.optim import SGD, Adam
@@ -171,7 +172,9 @@ def _batches(images, labels, batch_size, generator, augment, position) -> Iterat
     order = generator.permutation(len(images))
     for start in range(position.step * batch_size, len(images), batch_size):
         chosen = order[start : start + batch_size]
-        yield augment(images[chosen]) if augment else images[chosen], labels[chosen]
+        x = empty((len(chosen), *images.shape[1:]), images.dtype)
+        np.take(images, chosen, axis=0, out=x, mode="clip")  # the other modes make an array of their own first
+        yield augment(x) if augment else x, labels[chosen]
 
 
 def _train_step(model, optimizer, loss, x, y, position) -> None:

@@ -90,7 +90,8 @@ def multiply_add_windows(typing_context, acc, count, stride, outputs, x, i, colu
 def _multiply_add_each(context, builder, row: Row, acc_, uses: dict, load, rows_) -> None:
     """acc[q] += load(place) · rows[t] for all (q, t) in uses[place], place after place."""
     vector = context.get_value_type(row)
-    sums, fma = builder.bitcast(acc_, vector.as_pointer()), instruction(builder, "llvm.fma", vector, [vector] * 3)
+    fma = instruction(builder, "llvm.fmuladd", vector, [vector] * 3)
+    sums = builder.bitcast(acc_, vector.as_pointer())
     for place in sorted(uses):
         x_row = load(place)
         for q, t in uses[place]:

@@ -20,11 +20,12 @@ from math import ceil, prod
 import numpy as np
 
 SMALL = 1 << 17  # bytes; below this NumPy's own allocator is as fast
-KEPT = 1 << 29  # bytes that may lie unused, waiting; those of sizes that nobody has used for longest make room
+KEPT = 1 << 31  # bytes that may lie unused, waiting; those that have waited for longest make room
 ALIGNMENT = 64  # bytes of a cache line: a vector that lies in two lines costs two reads
 
-_waiting: dict[int, list["_Block"]] = {}  # unused blocks by size; the size that came back last is at the end
+_waiting: dict[int, list["_Block"]] = {}  # unused blocks by size, in each list the one that came back last at the end
 _waiting_bytes = 0
+_returns = 0  # so many blocks have come back
 _lock = threading.RLock()  # for both; who holds it may come again: Python collects garbage, so arrays die, at any time
 _scratch: list[np.ndarray] = []  # what is unused of it; more than one only if several threads of Python compute at once
 
@@ -83,7 +84,7 @@ def free_unused() -> None:
 
 
 class _Block(np.ndarray):
-    """Memory that is used again, as an array of bytes."""
+    """Memory that is used again, as an array of bytes. `returned`: when it came back, counted in `_returns`."""
 
 
 class _Owner(np.ndarray):
@@ -94,25 +95,22 @@ class _Owner(np.ndarray):
     """
 
     def __del__(self):
-        global _waiting_bytes
+        global _waiting_bytes, _returns
         block = self.base
         if type(block) is not _Block:
             return
         with _lock:
-            blocks = _waiting.pop(block.size, [])
-            blocks.append(block)
-            _waiting[block.size] = blocks
+            _returns += 1
+            block.returned = _returns
+            _waiting.setdefault(block.size, []).append(block)
             _waiting_bytes += block.size
             while _waiting_bytes > KEPT:
-                size, blocks = next(iter(_waiting.items()))
-                if blocks:
-                    _waiting_bytes -= blocks.pop().size
-                else:
-                    del _waiting[size]
+                oldest = min((blocks for blocks in _waiting.values() if blocks), key=lambda blocks: blocks[0].returned)
+                _waiting_bytes -= oldest.pop(0).size
 
 
 def _block(size: int) -> _Block:
-    """A block for so many bytes: one that waits, up to four times as large, or a new one.
+    """A block for so many bytes: one that waits, up to twice as large, or a new one.
 
     Sizes come in steps of about an eighth, so that a slightly different batch finds blocks as well.
     """
@@ -121,7 +119,7 @@ def _block(size: int) -> _Block:
     size = ceil(size / step) * step
     candidate = size
     with _lock:
-        while candidate <= 4 * size:
+        while candidate <= 2 * size:
             if blocks := _waiting.get(candidate):
                 _waiting_bytes -= candidate
                 return blocks.pop()

@@ -5,7 +5,7 @@ in its registers. So a kernel works on *rows*, each L numbers side by side, and 
 
     acc = tile(P, L, like)                    P rows of L numbers each, in registers (a Tile)
     row = read(a, i, width, L)                row = a[i : i + width] (a Row)
-    acc[p] = multiply_add(x, row, acc[p])     acc[p] += x · row, rounded once; x is a number, or a row as well
+    acc[p] = multiply_add(x, row, acc[p])     acc[p] += x · row, if the CPU can rounded once; x: a number, or a row
     write(a, i, acc[p], width)                a[i : i + width] = acc[p]
 
     zeros(like, L)                            a row of zeros
@@ -198,13 +198,13 @@ def transpose(typing_context, rows):
 
 @intrinsic
 def multiply_add(typing_context, x, row, total):
-    """x · row + total, lane by lane, rounded once (a fused multiply-add). x: a number or a row."""
+    """x · row + total, lane by lane, in a fused multiply-add if the CPU has one: rounded once. x: a number or a row."""
 
     def code(context, builder, signature, arguments):
         x_, row_, total_ = arguments
         if not isinstance(x, Row):
             x_ = broadcast(builder, x_, row.lanes)
-        fma = instruction(builder, "llvm.fma", row_.type, [row_.type] * 3)
+        fma = instruction(builder, "llvm.fmuladd", row_.type, [row_.type] * 3)  # llvm.fma would be imitated, slowly
         return builder.call(fma, [x_, row_, total_])
 
     return row(x if isinstance(x, Row) else row.dtype, row, total), code
