@@ -273,7 +273,7 @@ def _against_pytorch(options, function, networks, batches, environment=None) -> 
 
 
 def epoch(options) -> dict:
-    """Seconds of an epoch of keras-net (of 2,000 images with --quick), batch 128, everybody with a loop of their own."""
+    """Seconds of an epoch of keras-net (of 2,000 images with --quick), batch 128, everybody with their own loop."""
     images, rounds = (2000, 1) if options.quick else (60000, 3)
     with workers(("tinycnn epoch", "Keras epoch", "Keras epoch, XLA"), options.threads) as competitors:
         for worker in competitors:
