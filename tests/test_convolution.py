@@ -107,6 +107,7 @@ narrow = test_convolution_from_many_to_few_channels.hypothesis.inner_test
 for case in (WHOLE_IMAGE, LEFT_OVER_ROWS, FIRST_LAYER, WIDE_PADDING, MANY_CHANNELS, OVERLAPPING_TILES):
     equals_reference(np.float32, case, 0)
 winograd_equals_reference(np.float32, 2, (10, 13), 17, 40, (1, 0), 0)
+winograd_equals_reference(np.float32, 2, (10, 13), 9, 12, (1, 0), 0)
 narrow(np.float32, (3, 9, 12), (20, 3), ((3, 5), (1, 1)), (1, 2), 0)
 print(tile_shape.vector_registers())
 """
@@ -281,12 +282,14 @@ def test_gathering_pays(monkeypatch, registers, batch, side, shape, stride, padd
 @given(
     batch=st.sampled_from([1, 2, 9]),
     size=st.tuples(st.integers(3, 15), st.integers(3, 15)),
-    channels=st.sampled_from([16, 17, 33]),
-    filters=st.sampled_from([16, 40]),
+    channels=st.sampled_from([8, 11, 16, 17, 33]),
+    filters=st.sampled_from([8, 13, 16, 40]),
     padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     seed=st.integers(0, 99),
 )
 @example(2, (13, 13), 33, 16, (0, 0), 0)
+@example(2, (13, 13), 33, 9, (0, 0), 0)  # fewer channels than a vector has lanes
+@example(2, (9, 13), 8, 40, (1, 1), 0)
 @example(1, (3, 3), 16, 16, (0, 0), 0)
 @example(2, (3, 15), 17, 40, (3, 0), 0)
 @example(2, (10, 6), 17, 40, (0, 0), 0)  # dx is written where it is to stand

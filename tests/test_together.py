@@ -105,7 +105,7 @@ def test_large_windows(pool, relu, random):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @given(
     size=st.tuples(st.integers(5, 14), st.integers(5, 14)),
-    filters=st.sampled_from([32, 40]),
+    filters=st.sampled_from([12, 32, 40]),
     padding=st.integers(0, 2),
     pool=st.sampled_from([None, 2, (2, 1)]),
     relu=st.sampled_from([None, "before", "behind"]),
@@ -113,6 +113,7 @@ def test_large_windows(pool, relu, random):
 )
 @example((13, 13), 40, 0, 2, "behind", 1)  # a row and a column that no window covers
 @example((13, 13), 40, 0, 2, "before", 1)
+@example((13, 13), 12, 0, 2, "before", 1)
 @example((9, 14), 32, 1, 2, None, 0)
 def test_winograd_equal_to_one_by_one(dtype, size, filters, padding, pool, relu, seed):
     """Behind a convolution that goes Winograd's way where there are images enough."""

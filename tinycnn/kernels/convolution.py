@@ -13,7 +13,7 @@ Padding is zeros, and x is set inside them one image at a time, in a scratch ima
 
 Some kinds of shapes take another way to the same result, where it is faster:
 
-    3×3 kernels over many channels          `winograd.py` does with fewer multiplications
+    3×3 kernels over 8 channels or more     `winograd.py` does with fewer multiplications
     kernels over few channels, in a first   the rows w[a, k, :] of one kernel row a stay in registers, so each number of
     layer                                   x is loaded once a kernel row, for all pixels that see it (`held`)
     few output channels                     two neighbouring pixels are one with twice the channels (`_pairs_pay`)

@@ -76,8 +76,8 @@ ODD = 16  # numbers between 36 matrices that are used at once: they would compet
 def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[int, int]) -> bool:
     """Whether this is faster than the direct sum; the limits are measured.
 
-    It is if there are patches enough to pay for the transformed weights, channels enough to pay for the sums around
-    the products, little of the patches sticks out of the image, and an image fits into a core's cache.
+    It is if there are patches enough to pay for the transformed weights, channels enough to fill vectors, work enough
+    to pay for one more call, little of the patches sticks out of the image, and an image fits into a core's cache.
     """
     N, H, W, C = x_shape
     kernel_h, kernel_w, _, O = w_shape
@@ -85,8 +85,8 @@ def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[
     return (
         (kernel_h, kernel_w) == (3, 3)
         and N * patches >= 30
-        and min(C, O) >= 16
-        and C * O >= 512
+        and min(C, O) >= 8
+        and N * patches * C * O >= 1 << 14
         and 16 * patches <= 1.6 * output_size[0] * output_size[1]
         and H * W * C <= 1 << 16
     )
@@ -105,10 +105,10 @@ def convolve(
     """As `convolution.convolve`, for a kernel of 3×3 that moves by one pixel; then what `pooled_convolution.py` says,
     with windows of 2×2 if `pool`: a patch holds four of them. relu, remember: as there.
 
-    x (N, H, W, C), w (3, 3, C, O), bias (O,), contiguous and of one dtype; N ≥ 1, C and O ≥ 16
+    x (N, H, W, C), w (3, 3, C, O), bias (O,), contiguous and of one dtype; N ≥ 1, C and O ≥ 8
     -> y (N, *output_size, O) or (N, out_h // 2, out_w // 2, O), winners or None, active or None.
     """
-    O, S = w.shape[3], register_lanes(x.dtype)
+    O, S = w.shape[3], channels_at_once(*w.shape[2:], x.dtype)
     P, L = products_tile(O, x.dtype)
     groups, sizes, scratch = plan(x.shape, (*output_size, O), offset, S, P)
     parts = min(PARTS, groups)
@@ -136,6 +136,12 @@ def transformed_weights(w: np.ndarray, S: int, parts: int) -> np.ndarray:
 def own_copy(part, parts, size):
     """Where the part's copy of U begins."""
     return part * min(COPIES, parts) // parts * 36 * (size + ODD)
+
+
+def channels_at_once(C: int, O: int, dtype: np.dtype) -> int:
+    """S, of which patches are transformed together: as many as fill a vector, or half of one if there are fewer."""
+    lanes = register_lanes(dtype)
+    return lanes if min(C, O) >= lanes else lanes // 2
 
 
 def products_tile(columns: int, dtype: np.dtype) -> tuple[int, int]:

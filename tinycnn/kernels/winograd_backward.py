@@ -21,7 +21,7 @@ from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.minimal_filtering import A, B, G_transposed
 from tinycnn.kernels.padding import set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
-from tinycnn.kernels.tile_shape import register_lanes, tile_shape
+from tinycnn.kernels.tile_shape import tile_shape
 from tinycnn.kernels.vector import (
     clear_numbers,
     equals,
@@ -37,6 +37,7 @@ from tinycnn.kernels.vector import (
 from tinycnn.kernels.winograd import (
     LEVEL,
     ODD,
+    channels_at_once,
     own_copy,
     plan,
     products,
@@ -61,9 +62,9 @@ def convolve_backward(
     the ReLU behind that.
 
     x (N, H, W, C), dy (N, *output_size, O) or (N, out_h // 2, out_w // 2, O), w (3, 3, C, O), contiguous and of one
-    dtype; N ≥ 1, C and O ≥ 16 -> dx (N, H, W, C), dw (3, 3, C, O), db (O,).
+    dtype; N ≥ 1, C and O ≥ 8 -> dx (N, H, W, C), dw (3, 3, C, O), db (O,).
     """
-    C, O, S = x.shape[3], dy.shape[3], register_lanes(x.dtype)
+    C, O, S = x.shape[3], dy.shape[3], channels_at_once(x.shape[3], dy.shape[3], x.dtype)
     P, L = products_tile(C, x.dtype)
     _, sizes, scratch = plan(x.shape, (*output_size, O), offset, S, P)
     parts = min(PARTS, len(x))  # of whole images: the patches of one overlap in dx
