@@ -35,17 +35,21 @@ AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "DNNL_MAX_CPU_ISA": "AVX2",
 }
+MOST_THREADS = 1024  # far more would be refused by the libraries, each in its own words
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the chosen sections, print their tables, write the JSON; return the exit status."""
     options = parser().parse_args(arguments)
-    if not 1 <= options.threads <= 1024:
-        parser().error("--threads must be at least 1, and at most 1024")
-    for path in filter(None, (options.json, options.plot if "growth" in (options.only or SECTIONS) else None)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()  # an error comes before anything is measured: that takes long
+    if not 1 <= options.threads <= MOST_THREADS:
+        parser().error(f"--threads must be at least 1, and at most {MOST_THREADS}")
+    files = [options.json] if options.json else []
+    if "growth" in (options.only or SECTIONS):
+        files.append(options.plot)
+    for file in files:  # an error is to come before anything is measured: that takes long
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
     results = {"machine": machine(options.threads)}
     print(", ".join(f"{key} {value}" for key, value in results["machine"].items()))
     if missing := sorted({peer for peer in PEERS.values() if importlib.util.find_spec(peer) is None}):
@@ -256,19 +260,21 @@ def _against_pytorch(options, function, networks, batches, environment=None) -> 
         for network in networks:
             for batch in batches:
                 times = compare(competitors, function, (network, batch), rounds, turn)
-                allocated = competitors[0].ask("allocated", function)
                 result = {"network": network, "batch": batch, "seconds": times, "ratio": ratio(times)}
-                results.append({**result, "allocated": allocated})
+                result["allocated"] = competitors[0].ask("allocated", function)  # by tinycnn
+                results.append(result)
         names = [worker.name for worker in competitors]
     rows = [
         [
-            *(r["network"], r["batch"]),
+            r["network"],
+            r["batch"],
             *(f"{1e3 * r['seconds'][n]:.3f}" for n in names),
-            *(r["ratio"] or "", f"{r['allocated'] / 1e6:.2f}"),
+            r["ratio"] or "",
+            f"{r['allocated'] / 1e6:.2f}",
         ]
         for r in results
     ]
-    table(["network", "batch", *names, "ratio", "MB"], rows)
+    table(["network", "batch", *names, "ratio", "MB allocated"], rows)
     return results
 
 

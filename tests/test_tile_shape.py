@@ -1,4 +1,7 @@
-"""Tiles fit the registers of any processor, and stay in them."""
+"""Tiles fit the registers of any processor, and none is a loop.
+
+What this file is not: a look at machine code; whether a compiler keeps in registers what fits there is not tested.
+"""
 
 import os
 import platform

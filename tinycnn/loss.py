@@ -46,11 +46,11 @@ class SoftmaxCrossEntropy:
         shifted, best = shifted_logits(x)
         e = np.exp(shifted, out=empty(shifted.shape, shifted.dtype))
         others = np.add.reduce(e, axis=1)  # which e.sum would call, more slowly
-        labels, classes = np.asarray(labels), x.shape[1]
+        labels = np.asarray(labels)
         loss, wrong = loss_and_gradient(shifted, best, e, others, _checked(labels, x), self.label_smoothing)
         if wrong:
-            first = labels[(labels < 0) | (labels >= classes)][0]
-            raise ValueError(f"SoftmaxCrossEntropy: label {first} is outside 0 … {classes - 1}")
+            first = labels[(labels < 0) | (labels >= x.shape[1])][0]
+            raise ValueError(f"SoftmaxCrossEntropy: label {first} is outside 0 … {x.shape[1] - 1}")
         # loss_and_gradient has made e the gradient
         self._dlogits = e.astype(logits.dtype, copy=False) if logits.dtype.kind == "f" else e
         return loss

@@ -95,7 +95,7 @@ class BatchNorm(Layer):
                 raise ValueError(f"{self.label()}: an empty batch has no mean")
             # running = momentum · running + (1 − momentum) · batch
             mean, variance = kernels.moments(rows, *running, 1 - self.momentum)
-            self.running_mean[:], self.running_variance[:] = running
+            self.running_mean[:], self.running_variance[:] = running  # which may be copies, of somebody's arrays
         sigma = np.sqrt(variance + variance.dtype.type(self.epsilon))
         scale, shift = self.value(self.gamma) / sigma, self.value(self.beta)
         y, active = kernels.scale_and_shift(rows, mean, scale, shift, relu, remember=training)

@@ -121,11 +121,12 @@ def sums_of_lanes(typing_context, acc, first, count):
         rows += [zeros] * (row.lanes - len(rows))
         distance = 1  # between the two lanes of a sum
         while len(rows) > 1:
-            of_second = [row.lanes if i & distance else 0 for i in range(row.lanes)]  # lanes are counted through both
-            summands = [[start + (i ^ d) for i, start in enumerate(of_second)] for d in (0, distance)]
-            summands = [ir.Constant(ir.VectorType(I32, row.lanes), places) for places in summands]
+            # Lane i of the sum is of row a, or of b if i has that bit. A shuffle counts the lanes of a and b through.
+            own = [i + (row.lanes if i & distance else 0) for i in range(row.lanes)]
+            other = [lane ^ distance for lane in own]
+            masks = [ir.Constant(ir.VectorType(I32, row.lanes), lanes) for lanes in (own, other)]
             pairs = zip(rows[::2], rows[1::2], strict=True)
-            rows = [builder.fadd(*(builder.shuffle_vector(a, b, places) for places in summands)) for a, b in pairs]
+            rows = [builder.fadd(*(builder.shuffle_vector(a, b, mask) for mask in masks)) for a, b in pairs]
             distance *= 2
         return rows[0]
 

@@ -277,11 +277,11 @@ def _call_in_parallel(address, parts, stride, flags_and_sizes, a, b, c, d, e, f,
 def _wait_briefly() -> None:
     """Let a thread that waits for another one sleep after so many LOOKS.
 
-    With GNU's OpenMP, which Numba uses on Linux, it looks 300,000 times. While it does, the other may stand in line for
-    the same core, because another program keeps the rest busy.
+    With GNU's OpenMP, which Numba uses on Linux, it looks 300,000 times, for some milliseconds. Meanwhile the other one
+    may stand in line for the same core, because another program keeps the rest busy.
     """
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        return  # to look takes less time there
+        return  # elsewhere a look takes less time
     if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         return
     os.environ["GOMP_SPINCOUNT"] = str(LOOKS)

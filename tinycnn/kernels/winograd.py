@@ -69,6 +69,7 @@ LEVEL = 2  # of optimisation: level 3 takes a fifth longer to compile and gains 
 # Patches that are transformed together: enough to fill tiles, few enough to stay in the cache. Fewer than two groups
 # become about two smaller ones, for two cores.
 GROUP = 30
+LEAST = 8  # channels on either side: half of the widest vector, see `channels_at_once`
 COPIES = 2  # of the transformed weights, each for one half of the parts: see `transformed_weights`
 ODD = 16  # numbers between 36 matrices that are used at once: they would compete for the same places in the cache
 
@@ -85,7 +86,7 @@ def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[
     return (
         (kernel_h, kernel_w) == (3, 3)
         and N * patches >= 30
-        and min(C, O) >= 8
+        and min(C, O) >= LEAST
         and N * patches * C * O >= 1 << 14
         and 16 * patches <= 1.6 * output_size[0] * output_size[1]
         and H * W * C <= 1 << 16
@@ -105,7 +106,7 @@ def convolve(
     """As `convolution.convolve`, for a kernel of 3×3 that moves by one pixel; then what `pooled_convolution.py` says,
     with windows of 2×2 if `pool`: a patch holds four of them. relu, remember: as there.
 
-    x (N, H, W, C), w (3, 3, C, O), bias (O,), contiguous and of one dtype; N ≥ 1, C and O ≥ 8
+    x (N, H, W, C), w (3, 3, C, O), bias (O,), contiguous and of one dtype; N ≥ 1, C and O ≥ LEAST
     -> y (N, *output_size, O) or (N, out_h // 2, out_w // 2, O), winners or None, active or None.
     """
     O, S = w.shape[3], channels_at_once(*w.shape[2:], x.dtype)
@@ -139,7 +140,10 @@ def own_copy(part, parts, size):
 
 
 def channels_at_once(C: int, O: int, dtype: np.dtype) -> int:
-    """S, of which patches are transformed together: as many as fill a vector, or half of one if there are fewer."""
+    """S, so many channels of a patch are transformed together: a vector of them, or half of one if there are fewer.
+
+    A block of S never reaches beyond the channels: so there must be at least LEAST.
+    """
     lanes = register_lanes(dtype)
     return lanes if min(C, O) >= lanes else lanes // 2
 

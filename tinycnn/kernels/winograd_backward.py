@@ -62,7 +62,7 @@ def convolve_backward(
     the ReLU behind that.
 
     x (N, H, W, C), dy (N, *output_size, O) or (N, out_h // 2, out_w // 2, O), w (3, 3, C, O), contiguous and of one
-    dtype; N ≥ 1, C and O ≥ 8 -> dx (N, H, W, C), dw (3, 3, C, O), db (O,).
+    dtype; N ≥ 1, C and O ≥ LEAST -> dx (N, H, W, C), dw (3, 3, C, O), db (O,).
     """
     C, O, S = x.shape[3], dy.shape[3], channels_at_once(x.shape[3], dy.shape[3], x.dtype)
     P, L = products_tile(C, x.dtype)
