@@ -326,6 +326,25 @@ def test_winograd_equals_reference(dtype, batch, size, channels, filters, paddin
             np.testing.assert_allclose(actual, wanted, rtol=1e-12, atol=1e-12 * max(1, np.abs(wanted).max()))
 
 
+@pytest.mark.parametrize(
+    ("images", "side", "channels", "filters", "kernel", "pays"),
+    [
+        (30, 14, 8, 8, 3, True),  # the fewest channels that fill half a vector
+        (17, 14, 8, 8, 3, False),  # little work
+        (99, 14, 7, 8, 3, False),
+        (99, 14, 8, 7, 3, False),
+        (99, 14, 8, 8, 5, False),
+        (1, 28, 32, 32, 3, True),
+        (1, 14, 64, 64, 3, False),  # nine patches
+        (1, 60, 32, 32, 3, False),  # a large image
+        (99, 5, 32, 32, 3, False),  # of a patch of 4 × 4 outputs only 3 × 3 are there
+    ],
+)
+def test_where_winograd_pays(images, side, channels, filters, kernel, pays):
+    shapes = (images, side, side, channels), (kernel, kernel, channels, filters), 2 * (side - kernel + 1,)
+    assert winograd.pays(*shapes) == pays
+
+
 def test_winograd_is_used_where_it_pays(random, monkeypatch):
     """The layers' functions give the same, up to rounding, whether they hand over to Winograd's way or not."""
     x, w, b = (random.normal(size=s) for s in ((17, 14, 12, 32), (3, 3, 32, 16), (16,)))

@@ -127,6 +127,17 @@ def test_what_waits_in_vain_makes_room(nothing_waits, monkeypatch):
     assert sum(sizes) == memory._waiting_bytes
 
 
+@pytest.mark.parametrize("order", [(60_000, 150_000), (150_000, 60_000)])
+def test_what_waits_longest_makes_room(order, nothing_waits, monkeypatch):
+    """Whatever its size."""
+    monkeypatch.setattr(memory, "KEPT", 700_000)
+    for size in order:
+        array = memory.empty((size,), FLOAT32)
+        del array
+    (last,) = [block for blocks in memory._waiting.values() for block in blocks]
+    assert last.size // 100_000 == 4 * order[1] // 100_000
+
+
 def test_of_one_size_those_that_are_not_used_make_room(nothing_waits, monkeypatch):
     """Also while another one of their size comes and goes."""
     monkeypatch.setattr(memory, "KEPT", 1_400_000)
