@@ -295,6 +295,8 @@ def test_gathering_pays(monkeypatch, registers, batch, side, shape, stride, padd
 @example(2, (10, 6), 17, 40, (0, 0), 0)  # dx is written where it is to stand
 @example(1, (14, 130), 17, 16, (2, 2), 0)  # rows of patches that come in two groups add up as well
 @example(1, (10, 122), 16, 16, (0, 0), 0)  # both
+@example(2, (30, 31), 11, 8, (1, 1), 0)  # an image in more than two groups, and groups of two images
+@example(1, (41, 5), 8, 8, (7, 6), 0)  # patches that see nothing of the image
 def test_winograd_equals_reference(dtype, batch, size, channels, filters, padding, seed):
     """To 1e-12 in float64; in float32 to the rounding bound of the largest sum, for patches mix neighbouring pixels."""
     random = np.random.default_rng(seed)
@@ -336,7 +338,7 @@ def test_winograd_equals_reference(dtype, batch, size, channels, filters, paddin
         (99, 14, 8, 8, 5, False),
         (1, 28, 32, 32, 3, True),
         (1, 14, 64, 64, 3, False),  # nine patches
-        (1, 60, 32, 32, 3, False),  # a large image
+        (4, 14, 128, 256, 3, False),  # few patches for so many weights
         (99, 5, 32, 32, 3, False),  # of a patch of 4 × 4 outputs only 3 × 3 are there
     ],
 )

@@ -7,7 +7,7 @@ be zero instead.
 from math import prod
 
 from tinycnn.kernels.parallel import in_tasks
-from tinycnn.kernels.vector import copy_numbers
+from tinycnn.kernels.vector import clear_numbers, copy_numbers
 
 
 def scratch_size_for(x_shape, z_size, offset) -> int:
@@ -18,16 +18,21 @@ def scratch_size_for(x_shape, z_size, offset) -> int:
 
 @in_tasks
 def set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset, back=False):
-    """z[offset + i] = x[i] for the given rows of z, wherever x lies inside; the rest of z is zero already.
+    """z[offset + i] = x[i] for the given rows of z; those above and below x become zeros, what is beside it is already.
 
     image, start: where the image begins in x, and z in its memory. back: the other way, x[i] = z[offset + i].
     """
     (first, last), (H, W, C) = rows, x_shape
     left, right = max(0, offset[1]), min(z_w, offset[1] + W)
+    top = min(last, max(first, offset[0]))
+    bottom = max(top, min(last, offset[0] + H))
+    if not back:
+        clear_numbers(z, start + first * z_w * C, (top - first) * z_w * C)
+        clear_numbers(z, start + bottom * z_w * C, (last - bottom) * z_w * C)
     if left < right:
-        for i in range(max(0, first - offset[0]), min(H, last - offset[0])):
-            there = image + (i * W + left - offset[1]) * C
-            here = start + ((offset[0] + i) * z_w + left) * C
+        for i in range(top, bottom):
+            there = image + ((i - offset[0]) * W + left - offset[1]) * C
+            here = start + (i * z_w + left) * C
             if back:
                 copy_numbers(x, there, z, here, (right - left) * C)
             else:

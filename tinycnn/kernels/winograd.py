@@ -78,18 +78,17 @@ def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[
     """Whether this is faster than the direct sum; the limits are measured.
 
     It is if there are patches enough to pay for the transformed weights, channels enough to fill vectors, work enough
-    to pay for one more call, little of the patches sticks out of the image, and an image fits into a core's cache.
+    to pay for one more call, and little of the patches sticks out of the image.
     """
-    N, H, W, C = x_shape
-    kernel_h, kernel_w, _, O = w_shape
+    (N, _, _, C), (kernel_h, kernel_w, _, O) = x_shape, w_shape
     patches = ceil(output_size[0] / 4) * ceil(output_size[1] / 4)
     return (
         (kernel_h, kernel_w) == (3, 3)
         and N * patches >= 30
+        and N * patches > C * O / 512
         and min(C, O) >= LEAST
         and N * patches * C * O >= 1 << 14
         and 16 * patches <= 1.6 * output_size[0] * output_size[1]
-        and H * W * C <= 1 << 16
     )
 
 
@@ -168,6 +167,7 @@ def plan(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
     v_size, m_size, half_size = room * C + ODD, room * O + ODD, 36 * columns * S  # forward needs 36 * S of the last
     z_h, z_w = 4 * rows + 2, 4 * columns + 2
     z_size = scratch_size_for(x_shape, (z_h, z_w), offset)
+    z_size = min(z_size, (4 * group + 2) * z_w * C)  # a group's rows of patches at most
     scratch = 36 * (v_size + m_size) + half_size + 2 * z_size  # the second z is backward's dz
     sizes = (N, H, W, C, out_h, out_w, O, *offset, rows, columns, group, v_size, m_size, z_w, z_size)
     return N * rows // group, sizes, scratch
@@ -200,20 +200,20 @@ def transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
         _parts, _N, H, W, C, _out_h, _out_w, _O, offset_h, offset_w,
         patch_rows, columns, _group, v_size, _m_size, z_w, z_size,
     ) = numbers(sizes, 17)  # fmt: skip
-    z_h = 4 * patch_rows + 2
-    z, start, row_size, image = x, 0, W * C, -1
+    z, row_size = (scratch, z_w * C) if z_size else (x, W * C)
     for row in range(rows):
         n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
-        if z_size == 0:
-            start = n * H * W * C
-        elif n != image:
-            z, start, row_size, image = scratch, z_start, z_w * C, n
-            set_inside_zeros(x, n * H * W * C, z, z_start, (0, z_h), (H, W, C), z_w, (offset_h, offset_w))
+        if row == 0 or i == 0:
+            top = i  # z begins here, and has what the group needs of this image
+            if z_size:
+                z_rows = 0, 4 * min(rows - row, patch_rows - i // 4) + 2
+                set_inside_zeros(x, n * H * W * C, z, z_start, z_rows, (H, W, C), z_w, (offset_h - top, offset_w))
+        start = z_start + (i - top) * row_size if z_size else (n * H + i) * W * C
         for column in range(columns):
             q = row * columns + column
             for block in range(0, C, S):
                 c = min(block, C - S)  # the last block may repeat channels of the one before it
-                d = start + i * row_size + 4 * column * C + c
+                d = start + 4 * column * C + c
                 for t in range(6):
                     d_column = read_rows(z, d + t * C, row_size, 6, S, 6, S)
                     write_rows(scratch, half + t * S, 6 * S, 6, S, B_transposed(d_column))

@@ -24,6 +24,7 @@ from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.tile_shape import tile_shape
 from tinycnn.kernels.vector import (
     clear_numbers,
+    copy_numbers,
     equals,
     multiply_add,
     read,
@@ -209,18 +210,17 @@ def _add_products(scratch, v, v_size, e, e_size, patches, C, O, sums, R, L, whol
 
 @in_tasks
 def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S, whole):
-    """dz += B M Bᵀ for every patch of these rows of patches; when an image is done, dx is dz without the padding."""
+    """dz += B M Bᵀ for every patch of these rows of patches; dx is dz without the padding."""
     (
         _parts, _N, H, W, C, _out_h, _out_w, _O, offset_h, offset_w,
         patch_rows, columns, _group, m_size, _e_size, z_w, z_size,  # M stands where V was
     ) = numbers(sizes, 17)  # fmt: skip
-    z, start, row_size = dx, 0, W * C
+    z, row_size = (scratch, z_w * C) if z_size else (dx, W * C)
     for row in range(rows):
         n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
-        if z_size:
-            z, start, row_size = scratch, dz_start, z_w * C
-        else:
-            start = n * H * W * C
+        if row == 0 or i == 0:
+            top = i  # dz begins here
+        start = dz_start + (i - top) * row_size if z_size else (n * H + i) * W * C
         for c in range(0, C, S):
             width, zero = S if whole else min(S, C - c), zeros(scratch, S)
             for column in range(columns):
@@ -229,7 +229,7 @@ def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S, whole
                     m_column = read_rows(scratch, here + t * m_size, 6 * m_size, 6, width, 6, S)
                     write_rows(scratch, half + (36 * column + t) * S, 6 * S, 6, S, B(m_column))
             for a in range(6):
-                to = start + (i + a) * row_size + c
+                to = start + a * row_size + c
                 left_0 = left_1 = zero  # what the patch to the left adds to this one
                 for column in range(columns + 1):
                     count = 6 if column < columns else 0
@@ -240,9 +240,12 @@ def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S, whole
                         pixels = _sums(pixels, read_rows(z, to, C, 4, width, 4, S))
                     write_rows(z, to, C, 4 if column < columns else 2, width, pixels)
                     left_0, left_1, to = z4, z5, to + 4 * C
-        if z_size and i == 4 * (patch_rows - 1):
-            z_h, offset = 4 * patch_rows + 2, (offset_h, offset_w)
-            set_inside_zeros(dx, n * H * W * C, scratch, dz_start, (0, z_h), (H, W, C), z_w, offset, back=True)
+        last = i == 4 * (patch_rows - 1)
+        if z_size and (last or row == rows - 1):
+            done, offset = i - top + (6 if last else 4), (offset_h - top, offset_w)
+            set_inside_zeros(dx, n * H * W * C, z, dz_start, (0, done), (H, W, C), z_w, offset, back=True)
+            if not last:  # the next patches add to two rows more
+                copy_numbers(z, dz_start, z, dz_start + done * row_size, 2 * row_size)
 
 
 @in_tasks
