@@ -182,9 +182,9 @@ def pooled_gradients(x, w, b, size, padding):
     return [y, *behind, *winograd_backward.convolve_backward(x, y, w, size, padding, *behind)]
 
 
-@pytest.mark.parametrize("side", [12, 13])  # 13: a row and a column left over by the pool
+@pytest.mark.parametrize("side", [12, 13, 30])  # 13: a row and a column left over by the pool; 30: several groups
 def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
-    """Fresh memory is often zero by chance; here it is not."""
+    """Fresh memory is often zero by chance; here it is not. And nobody writes behind the end of scratch memory."""
     x, w, b = (random.normal(size=s) for s in ((3, side, side, 17), (3, 3, 17, 24), (24,)))
     dy, few = random.normal(size=(3, side, side, 24)), random.normal(size=(3, 3, 17, 3))
 
@@ -218,6 +218,11 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
     def not_empty(shape, dtype):
         return np.full(shape, 99 if dtype.kind == "u" else np.nan, dtype)
 
+    def take_scratch(threads, size):
+        taken.append((size, np.full((threads, size), np.nan)))  # eight times as large
+        return taken[-1][1].view("f4")
+
+    taken = []
     expected = everything()
     for module in (
         batch_norm,
@@ -233,10 +238,12 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
         winograd_backward,
     ):
         monkeypatch.setattr(module, "empty", not_empty)
-    monkeypatch.setattr(parallel, "take_scratch", lambda threads, size: np.full((threads, size), np.nan).view("f4"))
+    monkeypatch.setattr(parallel, "take_scratch", take_scratch)
     for actual, wanted in zip(everything(), expected, strict=True):
         np.testing.assert_array_equal(actual, wanted)
         assert np.isfinite(actual).all()
+    for size, scratch in taken:
+        assert np.isnan(scratch[:, size // 8 :]).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
