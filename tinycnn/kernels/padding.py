@@ -1,4 +1,4 @@
-"""Padding: images are set inside zeros, one at a time, in scratch memory that stays in the core's cache.
+"""Padding: images, or some rows of them, are set inside zeros in scratch memory that stays in the core's cache.
 
 What this file is not: used by every convolution. `input_gradient.py` and `narrow_convolution.py` leave out what would
 be zero instead.

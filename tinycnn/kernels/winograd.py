@@ -81,13 +81,14 @@ def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[
     to pay for one more call, and little of the patches sticks out of the image.
     """
     (N, _, _, C), (kernel_h, kernel_w, _, O) = x_shape, w_shape
-    patches = ceil(output_size[0] / 4) * ceil(output_size[1] / 4)
+    patches = ceil(output_size[0] / 4) * ceil(output_size[1] / 4)  # of an image
+    all_patches = N * patches
     return (
         (kernel_h, kernel_w) == (3, 3)
-        and N * patches >= 30
-        and N * patches > C * O / 512
+        and all_patches >= 30
+        and all_patches > C * O / 512
         and min(C, O) >= LEAST
-        and N * patches * C * O >= 1 << 14
+        and all_patches * C * O >= 1 << 14
         and 16 * patches <= 1.6 * output_size[0] * output_size[1]
     )
 
@@ -166,8 +167,8 @@ def plan(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
     room = ceil(group * columns / P) * P  # for patches: a tile may reach beyond the last one
     v_size, m_size, half_size = room * C + ODD, room * O + ODD, 36 * columns * S  # forward needs 36 * S of the last
     z_h, z_w = 4 * rows + 2, 4 * columns + 2
-    z_size = scratch_size_for(x_shape, (z_h, z_w), offset)
-    z_size = min(z_size, (4 * group + 2) * z_w * C)  # a group's rows of patches at most
+    whole_image = scratch_size_for(x_shape, (z_h, z_w), offset)
+    z_size = min(whole_image, (4 * group + 2) * z_w * C)  # a group meets no more rows, and they stay in the cache
     scratch = 36 * (v_size + m_size) + half_size + 2 * z_size  # the second z is backward's dz
     sizes = (N, H, W, C, out_h, out_w, O, *offset, rows, columns, group, v_size, m_size, z_w, z_size)
     return N * rows // group, sizes, scratch
