@@ -91,31 +91,32 @@ def test_batch_norm_equals_reference(dtype, rows, channels, seed):
     x, dy = (random.normal(3, 2, size=(rows, channels)).astype(dtype) for _ in range(2))
     gamma, beta = (random.normal(size=channels).astype(dtype) for _ in range(2))
     tolerance = 1e-12 if dtype == np.float64 else 1e-3
-    running = np.full((2, channels), dtype(5))
-    mean, variance = batch_norm.moments(x, *running, 0.25)
-    np.testing.assert_allclose(running, 0.75 * 5 + 0.25 * np.array([mean, variance]), rtol=tolerance)
-    np.testing.assert_allclose(mean, x.astype(np.float64).mean(axis=0), rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(variance, x.astype(np.float64).var(axis=0), rtol=tolerance, atol=tolerance)
-    sigma = np.sqrt(variance + dtype(0.1))
+    running, epsilon = np.full((2, channels), dtype(5)), 0.1
+    mean, sigma = batch_norm.moments(x, *running, 0.25, epsilon)
+    exact_mean, exact_variance = x.astype(np.float64).mean(axis=0), x.astype(np.float64).var(axis=0)
+    np.testing.assert_allclose(running, 0.75 * 5 + 0.25 * np.array([exact_mean, exact_variance]), rtol=tolerance)
+    np.testing.assert_allclose(mean, exact_mean, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(sigma, np.sqrt(exact_variance + epsilon), rtol=tolerance, atol=tolerance)
     wide = [a.astype(np.float64) for a in (dy, x, gamma)]
-    y, _ = batch_norm.scale_and_shift(x, mean, gamma / sigma, beta)
+    y, _ = batch_norm.scale_and_shift(x, mean, sigma, gamma, beta)
     np.testing.assert_allclose(
-        y, more_reference.batch_norm(wide[1], wide[2], beta, 0.1), rtol=tolerance, atol=tolerance
+        y, more_reference.batch_norm(wide[1], wide[2], beta, epsilon), rtol=tolerance, atol=tolerance
     )
-    dx, dgamma, dbeta = more_reference.batch_norm_backward(*wide, 0.1)
-    sums = batch_norm.gradient_sums(dy, x, mean)
-    assert_within(sums[0], dbeta, rows, np.abs(wide[0]).sum(axis=0))
+    dx, dgamma, dbeta = more_reference.batch_norm_backward(*wide, epsilon)
+    actual = batch_norm.backward(dy, x, mean, sigma, gamma)
+    np.testing.assert_allclose(actual[0], dx, rtol=tolerance, atol=10 * tolerance * np.abs(gamma / sigma).max())
     # mean is itself rounded, after rows additions: each factor x − mean is off by that much
-    assert_within(sums[1] / sigma, dgamma, 3 * rows + 9, (np.abs(wide[0]) * (np.abs(wide[1]) + 9)).sum(axis=0) / sigma)
-    M = dtype(rows)
-    actual = batch_norm.input_gradient(dy, x, mean, gamma / sigma, sums[0] / M, sums[1] / (M * sigma * sigma))
-    np.testing.assert_allclose(actual, dx, rtol=tolerance, atol=10 * tolerance * np.abs(gamma / sigma).max())
+    assert_within(actual[1], dgamma, 3 * rows + 9, (np.abs(wide[0]) * (np.abs(wide[1]) + 9)).sum(axis=0) / sigma)
+    assert_within(actual[2], dbeta, rows, np.abs(wide[0]).sum(axis=0))
+    frozen = batch_norm.backward(dy, x, mean, sigma, gamma, frozen=True)
+    np.testing.assert_allclose(frozen[0], dy * (gamma / sigma), rtol=tolerance)
+    np.testing.assert_array_equal(frozen[1:], actual[1:])
 
 
 def test_moments_keep_their_digits_where_the_mean_is_large():
     """Within each part of the rows, and where the parts are put together."""
     x = 1e6 + np.tile(np.arange(4.0), 100)[:, None]
-    assert batch_norm.moments(x, *np.zeros((2, 1)), 0.1)[1] == pytest.approx(1.25, rel=1e-9)
+    assert batch_norm.moments(x, *np.zeros((2, 1)), 0.1, 0.0)[1] ** 2 == pytest.approx(1.25, rel=1e-9)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -130,7 +131,7 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads, monke
     def everything():
         rows, loss = x.reshape(-1, 7), SoftmaxCrossEntropy()
         y, winners = max_pool(x, (2, 2), (1, 1))
-        mean, variance = batch_norm.moments(rows, *np.zeros((2, 7), np.float32), 0.1)
+        mean, sigma = batch_norm.moments(rows, *np.zeros((2, 7), np.float32), 0.1, 1e-5)
         return [
             convolve(x, w, b, (10, 9)),
             winograd.convolve(dy, w[:, :, :1].repeat(24, 2), b, (12, 11), (2, 2))[0],
@@ -150,8 +151,8 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads, monke
             loss.backward(),
             max_pool_backward(y, winners, x.shape, (2, 2), (1, 1)),
             mean,
-            variance,
-            *batch_norm.gradient_sums(rows, rows, mean),
+            sigma,
+            *batch_norm.backward(rows, rows, mean, sigma, sigma),
         ]
 
     most, call = {}, parallel._in_parallel()
@@ -197,8 +198,8 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
             *pooled_gradients(x[..., :9].copy(), w[:, :, :9].copy(), b, (side, side), (1, 1)),
             *direct_pooled_gradients(x[..., :7].copy(), w[:, :, :7].copy(), b, (side, side), (1, 1)),
             *direct_pooled_gradients(x[..., :1].copy(), w[:, :, :1].copy(), b, (side, side), (1, 1)),
-            *batch_norm.scale_and_shift(dy.reshape(-1, 24), b, b, b, relu=True),
-            batch_norm.scale_and_shift(dy.reshape(-1, 24), b, b, b, relu=True, remember=False)[0],
+            *batch_norm.scale_and_shift(dy.reshape(-1, 24), b, b, b, b, relu=True),
+            batch_norm.scale_and_shift(dy.reshape(-1, 24), b, b, b, b, relu=True, remember=False)[0],
             winograd.convolve(x, w, b, (side, side), (1, 1), pool=True, relu=True, remember=False)[0],
             convolve_and_pool(x, w, b, (side, side), (1, 1), (1, 1), (2, 2), with_relu=True, remember=False)[0],
             *convolve_backward(x, dy, w, (1, 1), (1, 1)),

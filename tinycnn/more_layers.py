@@ -86,7 +86,8 @@ class BatchNorm(Layer):
 
     def forward_with_relu(self, x, training=False, relu=True) -> tuple[np.ndarray, np.ndarray | None]:
         """What a ReLU makes of forward(x), all at once; and in training what it would remember."""
-        x, channels = np.asarray(x), len(self.value(self.gamma))
+        gamma, beta, x = self.value(self.gamma), self.value(self.beta), np.asarray(x)
+        channels = len(gamma)
         x = self._input(x, x.ndim >= 2 and x.shape[-1] == channels, "(..., {})", channels)
         rows = x.reshape(-1, channels)
         mean, variance = running = self._running(channels)
@@ -94,11 +95,11 @@ class BatchNorm(Layer):
             if not len(rows):
                 raise ValueError(f"{self.label()}: an empty batch has no mean")
             # running = momentum · running + (1 − momentum) · batch
-            mean, variance = kernels.moments(rows, *running, 1 - self.momentum)
+            mean, sigma = kernels.moments(rows, *running, 1 - self.momentum, self.epsilon)
             self.running_mean[:], self.running_variance[:] = running  # which may be copies, of somebody's arrays
-        sigma = np.sqrt(variance + variance.dtype.type(self.epsilon))
-        scale, shift = self.value(self.gamma) / sigma, self.value(self.beta)
-        y, active = kernels.scale_and_shift(rows, mean, scale, shift, relu, remember=training)
+        else:
+            sigma = np.sqrt(variance + variance.dtype.type(self.epsilon))
+        y, active = kernels.scale_and_shift(rows, mean, sigma, gamma, beta, relu, remember=training)
         if training:
             self.remember(x.shape, rows, mean, sigma, self.frozen)
         return y.reshape(x.shape), None if active is None else active.reshape(x.shape)
@@ -106,15 +107,10 @@ class BatchNorm(Layer):
     def backward(self, dy, active: np.ndarray | None = None):
         """active: of a ReLU behind this, to which dy came back; its own backward is done here as well."""
         dy, x, mean, sigma, frozen = self.recall(dy)
-        rows, M = dy.reshape(x.shape), x.dtype.type(max(1, len(x)))
-        dbeta, dy_times_centred = kernels.gradient_sums(rows, x, mean, active)
-        dgamma = dy_times_centred / sigma
-        self.gamma.grad[:], self.beta.grad[:] = dgamma, dbeta
-        # dx = gamma / σ · (dy − dbeta / M − x̂ · dgamma / M)  with  x̂ = (x − mean) / σ
-        scale, constant, slope = self.value(self.gamma) / sigma, dbeta / M, dgamma / (M * sigma)
-        if frozen:  # mean and σ do not move with x
-            constant, slope = 0 * constant, 0 * slope
-        return kernels.input_gradient(rows, x, mean, scale, constant, slope, active).reshape(dy.shape)
+        dx, self.gamma.grad[:], self.beta.grad[:] = kernels.backward(
+            dy.reshape(x.shape), x, mean, sigma, self.value(self.gamma), frozen, active
+        )
+        return dx.reshape(dy.shape)
 
     def _running(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """running_mean and running_variance as the kernels take them; somebody may have put others there."""

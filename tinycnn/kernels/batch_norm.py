@@ -1,12 +1,16 @@
 """Batch normalisation as hot loops over a matrix x (rows, channels); the formulas are in `tinycnn/more_reference.py`.
 
+    moments             mean and σ of each channel
+    scale_and_shift     y = (x − mean) · gamma / σ + beta
+    backward            dx, dgamma, dbeta
+
 The rows are shared out in a fixed number of parts, each summed into a row of its own, and the parts are added in
 order: the sums are equal bit for bit at any number of threads.
 
 A ReLU behind it can go along (`tinycnn/together.py`): forward in training then writes which numbers it left as they
 were, `active`, as `elementwise.relu` does, and backward's dy counts only there.
 
-What this file is not: it knows no gamma, beta or epsilon; the layer turns them into the rows that are used here.
+What this file is not: it keeps no running averages, the layer does.
 """
 
 from functools import cache
@@ -21,11 +25,11 @@ from tinycnn.kernels.vector import read, write, zeros
 
 
 def moments(
-    x: np.ndarray, running_mean: np.ndarray, running_variance: np.ndarray, rate: float
+    x: np.ndarray, running_mean: np.ndarray, running_variance: np.ndarray, rate: float, epsilon: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and biased variance of each column, and in place running += rate · (those − running).
+    """Mean and σ = √(variance + epsilon) of each column; and in place running += rate · (mean or variance − running).
 
-    x (M, C), contiguous, M ≥ 1; running_mean and running_variance (C,) -> mean (C,), variance (C,).
+    x (M, C), contiguous, M ≥ 1; running_mean and running_variance (C,) -> mean (C,), σ (C,). The variance is biased.
 
     Never as mean(x²) − mean², which loses most of its digits where the mean is large: each part takes the squares of
     its distances from its own mean while its rows are still in the cache, and what the parts' means are apart comes on
@@ -34,55 +38,51 @@ def moments(
     """
     of_parts, result = np.empty((PARTS, 2, x.shape[1]), x.dtype), np.empty((2, x.shape[1]), x.dtype)
     run(_moments_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, x, of_parts)
-    rates = np.array([rate], x.dtype)
-    run(_all_moments_task(x.dtype), 1, x.shape, of_parts, rates, running_mean, running_variance, result)
+    settings = np.array([rate, epsilon], x.dtype)
+    run(_all_moments_task(x.dtype), 1, x.shape, of_parts, settings, running_mean, running_variance, result)
     return result[0], result[1]
 
 
 def scale_and_shift(
-    x: np.ndarray, mean: np.ndarray, scale: np.ndarray, shift: np.ndarray, relu: bool = False, remember: bool = True
+    x: np.ndarray,
+    mean: np.ndarray,
+    sigma: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    relu: bool = False,
+    remember: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """y = (x − mean) · scale + shift, or max(that, 0) if relu; and active, bytes 0 and 1.
+    """y = (x − mean) · gamma / σ + beta, or max(that, 0) if relu; and active, bytes 0 and 1.
 
-    x (M, C), contiguous; mean, scale, shift (C,) -> y (M, C), active (M, C), or None without relu or without remember.
+    x (M, C), contiguous; the others (C,) -> y (M, C), active (M, C), or None without relu or without remember.
     """
     y, active = empty(x.shape, x.dtype), empty(x.shape, BYTE) if relu and remember else None
     kernel, parts = _scale_and_shift_task(row_lanes(x.dtype), x.dtype, relu), parts_for(len(x), 32 * x.size)
-    run(kernel, parts, (parts, *x.shape, remember), x, mean, scale, shift, y, active)
+    run(kernel, parts, (parts, *x.shape, remember), x, mean, sigma, gamma, beta, y, active)
     return y, active
 
 
-def gradient_sums(
-    dy: np.ndarray, x: np.ndarray, mean: np.ndarray, active: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Σ dy and Σ dy · (x − mean) over the rows, where active.
-
-    dy, x (M, C), contiguous; mean (C,); active (M, C), or None for everywhere -> two arrays (C,).
-    """
-    sums = np.empty((PARTS, 2, x.shape[1]), x.dtype)
-    kernel = _gradient_sums_task(row_lanes(x.dtype), x.dtype, active is not None)
-    run(kernel, PARTS, x.shape, dy, x, mean, sums, active)
-    return tuple(np.add.reduce(sums, axis=0))
-
-
-def input_gradient(
+def backward(
     dy: np.ndarray,
     x: np.ndarray,
     mean: np.ndarray,
-    scale: np.ndarray,
-    constant: np.ndarray,
-    slope: np.ndarray,
+    sigma: np.ndarray,
+    gamma: np.ndarray,
+    frozen: bool = False,
     active: np.ndarray | None = None,
-) -> np.ndarray:
-    """dx = scale · (dy − constant − slope · (x − mean)), with a dy of 0 where not active.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The gradients of `scale_and_shift`, with a dy of 0 where not active. frozen: mean and σ do not move with x.
 
-    dy, x (M, C), contiguous; active (M, C), or None for everywhere; the others (C,) -> dx (M, C).
+    dy, x (M, C), contiguous; mean, sigma, gamma (C,); active (M, C), or None for everywhere
+    -> dx (M, C), dgamma (C,), dbeta (C,).
     """
-    dx = empty(x.shape, x.dtype)
-    parts = parts_for(len(x), 32 * x.size)
-    kernel = _input_gradient_task(row_lanes(x.dtype), x.dtype, active is not None)
-    run(kernel, parts, (parts, *x.shape), dy, x, mean, scale, constant, slope, dx, active)
-    return dx
+    sums, gradients = np.empty((PARTS, 2, x.shape[1]), x.dtype), np.empty((2, x.shape[1]), x.dtype)
+    dx, L, parts = empty(x.shape, x.dtype), row_lanes(x.dtype), parts_for(len(x), 32 * x.size)
+    relu = active is not None
+    run(_gradient_sums_task(L, x.dtype, relu), PARTS, x.shape, dy, x, mean, sums, active)
+    kernel = _input_gradient_task(L, x.dtype, relu)
+    run(kernel, parts, (parts, *x.shape, frozen), dy, x, mean, sigma, gamma, sums, dx, gradients, active)
+    return dx, gradients[0], gradients[1]
 
 
 @cache
@@ -112,35 +112,41 @@ def _moments_task(L: int, dtype: np.dtype):
 
 @cache
 def _all_moments_task(dtype: np.dtype):
+    number = dtype.type
+
     @task(dtype, dtype, dtype, dtype, dtype)
-    def all_moments(part, sizes, of_parts, rates, running_mean, running_variance, result):
+    def all_moments(part, sizes, of_parts, settings, running_mean, running_variance, result):
         M, C = numbers(sizes, 2)
+        rate, epsilon = settings[0], settings[1]
         for c in range(C):
-            mean = variance = 0.0
+            exact_mean = exact_variance = 0.0
             for p in range(PARTS):
                 share = ((p + 1) * M // PARTS - p * M // PARTS) / M
-                mean += share * of_parts[2 * p * C + c]
+                exact_mean += share * of_parts[2 * p * C + c]
             for p in range(PARTS):
                 share = ((p + 1) * M // PARTS - p * M // PARTS) / M
-                variance += of_parts[(2 * p + 1) * C + c] / M + share * (of_parts[2 * p * C + c] - mean) ** 2
-            result[c], result[C + c] = mean, variance
-            running_mean[c] += rates[0] * (result[c] - running_mean[c])
-            running_variance[c] += rates[0] * (result[C + c] - running_variance[c])
+                exact_variance += (
+                    of_parts[(2 * p + 1) * C + c] / M + share * (of_parts[2 * p * C + c] - exact_mean) ** 2
+                )
+            mean, variance = number(exact_mean), number(exact_variance)
+            running_mean[c] += rate * (mean - running_mean[c])
+            running_variance[c] += rate * (variance - running_variance[c])
+            result[c], result[C + c] = mean, np.sqrt(variance + epsilon)
 
     return all_moments
 
 
 @cache
 def _scale_and_shift_task(L: int, dtype: np.dtype, relu: bool):
-    @task(dtype, dtype, dtype, dtype, dtype, BYTE)
-    def scale_and_shift(part, sizes, x, mean, scale, shift, y, active):
+    @task(dtype, dtype, dtype, dtype, dtype, dtype, BYTE)
+    def scale_and_shift(part, sizes, x, mean, sigma, gamma, beta, y, active):
         parts, M, C, remember = numbers(sizes, 4)
         for c in range(0, C, L):
             width = min(L, C - c)
-            mean_row, scale_row = read(mean, c, width, L), read(scale, c, width, L)
-            shift_row = read(shift, c, width, L)
+            mean_row, beta_row = read(mean, c, width, L), read(beta, c, width, L)
+            scale = read(gamma, c, width, L) / read(sigma, c, width, L)
             for m in range(part * M // parts, (part + 1) * M // parts):
-                row = (read(x, m * C + c, width, L) - mean_row) * scale_row + shift_row
+                row = (read(x, m * C + c, width, L) - mean_row) * scale + beta_row
                 if relu:
                     row, active_row = relu_of(row, zeros(x, L), zeros(active, L))
                     if remember:
@@ -171,16 +177,27 @@ def _gradient_sums_task(L: int, dtype: np.dtype, relu: bool):
 
 @cache
 def _input_gradient_task(L: int, dtype: np.dtype, relu: bool):
-    @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype, BYTE)
-    def input_gradient(part, sizes, dy, x, mean, scale, constant, slope, dx, active):
-        parts, M, C = numbers(sizes, 3)
+    """dx = gamma / σ · (dy − dbeta / M − x̂ · dgamma / M)  with  x̂ = (x − mean) / σ."""
+
+    @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype, dtype, BYTE)
+    def input_gradient(part, sizes, dy, x, mean, sigma, gamma, sums, dx, gradients, active):
+        parts, M, C, frozen = numbers(sizes, 4)
         for c in range(0, C, L):
-            width = min(L, C - c)
-            mean_row, scale_row = read(mean, c, width, L), read(scale, c, width, L)
-            constant_row, slope_row = read(constant, c, width, L), read(slope, c, width, L)
+            width, zero = min(L, C - c), zeros(x, L)
+            mean_row, sigma_row = read(mean, c, width, L), read(sigma, c, width, L)
+            dbeta, dy_times_centred = read(sums, c, width, L), read(sums, C + c, width, L)
+            for p in range(1, PARTS):
+                dbeta = dbeta + read(sums, 2 * p * C + c, width, L)
+                dy_times_centred = dy_times_centred + read(sums, (2 * p + 1) * C + c, width, L)
+            dgamma = dy_times_centred / sigma_row
+            if part == 0:
+                write(gradients, c, dgamma, width)
+                write(gradients, C + c, dbeta, width)
+            scale = read(gamma, c, width, L) / sigma_row
+            constant, slope = (zero, zero) if frozen else (dbeta / M, dgamma / (M * sigma_row))
             for m in range(part * M // parts, (part + 1) * M // parts):
                 centred = read(x, m * C + c, width, L) - mean_row
                 gradient = where_active(dy, active, m * C + c, width, relu, L)
-                write(dx, m * C + c, scale_row * (gradient - constant_row - slope_row * centred), width)
+                write(dx, m * C + c, scale * (gradient - constant - slope * centred), width)
 
     return input_gradient

@@ -15,8 +15,8 @@ in its registers. So a kernel works on *rows*, each L numbers side by side, and 
     select(mask, a, b)                        a where the mask is true, else b
     copy_numbers, clear_numbers               memory as it is
 
-and + − · between rows, or a number · a row. Most kernels end in a product of matrices, whose innermost loop takes a
-*step* for each k and loads a row of w once for P multiply-adds:
+and + − · / between rows, a number · a row, a row / a number. Most kernels end in a product of matrices, whose innermost
+loop takes a *step* for each k and loads a row of w once for P multiply-adds:
 
     for k in range(K):
         row = read(w, k * O, L, L)
@@ -225,6 +225,7 @@ def _operator(symbol, name: str) -> None:
 _operator(operator.add, "fadd")
 _operator(operator.sub, "fsub")
 _operator(operator.mul, "fmul")
+_operator(operator.truediv, "fdiv")
 
 
 @type_callable(operator.mul)
@@ -235,9 +236,20 @@ def _type_of_number_times_row(context):
 @lower_builtin(operator.mul, types.Number, Row)
 def _number_times_row(context, builder, signature, arguments):
     """x · row, lane by lane, the number x first rounded to the row's dtype."""
-    (x_, row_), row = arguments, signature.return_type
-    x_ = context.cast(builder, x_, signature.args[0], row.dtype)
-    return builder.fmul(broadcast(builder, x_, row.lanes), row_)
+    (x_, row_), (x, row) = arguments, signature.args
+    return builder.fmul(broadcast(builder, context.cast(builder, x_, x, row.dtype), row.lanes), row_)
+
+
+@type_callable(operator.truediv)
+def _type_of_row_by_number(context):
+    return lambda row, x: row if isinstance(row, Row) and isinstance(x, types.Number) else None
+
+
+@lower_builtin(operator.truediv, Row, types.Number)
+def _row_by_number(context, builder, signature, arguments):
+    """row / x, in the same way."""
+    (row_, x_), (row, x) = arguments, signature.args
+    return builder.fdiv(row_, broadcast(builder, context.cast(builder, x_, x, row.dtype), row.lanes))
 
 
 @intrinsic
