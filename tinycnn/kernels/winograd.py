@@ -109,17 +109,25 @@ def convolve(
     x (N, H, W, C), w (3, 3, C, O), bias (O,), contiguous and of one dtype; N ≥ 1, C and O ≥ LEAST
     -> y (N, *output_size, O) or (N, out_h // 2, out_w // 2, O), winners or None, active or None.
     """
-    O, S = w.shape[3], channels_at_once(*w.shape[2:], x.dtype)
-    P, L = products_tile(O, x.dtype)
-    groups, sizes, scratch = plan(x.shape, (*output_size, O), offset, S, P)
-    parts = min(PARTS, groups)
+    O = w.shape[3]
+    kernel, parts, sizes, scratch, S = _plan(x.shape, (*output_size, O), x.dtype, offset)
     rows, columns = (size // 2 if pool else size for size in output_size)
     y = empty((len(x), rows, columns, O), x.dtype)
     winners = empty(y.shape, BYTE) if remember and pool else None
     active = empty(y.shape, BYTE) if remember and relu else None
-    kernel, u = _convolve_task(P, L, O % L == 0, S, x.dtype), transformed_weights(w, S, parts)
-    run(kernel, parts, (parts, *sizes, pool, relu, remember), x, u, bias, y, winners, active, scratch=scratch)
+    u = transformed_weights(w, S, parts)
+    run(kernel, parts, (*sizes, pool, relu, remember), x, u, bias, y, winners, active, scratch=scratch)
     return y, winners, active
+
+
+@lru_cache(maxsize=1000)
+def _plan(x_shape, y_shape, dtype, offset):
+    """(kernel, parts, sizes, scratch) for `run`, and S: all that depends on sizes only, the same at every step."""
+    C, O = x_shape[3], y_shape[2]
+    S, (P, L) = channels_at_once(C, O, dtype), products_tile(O, dtype)
+    groups, sizes, scratch = plan(x_shape, y_shape, offset, S, P)
+    parts = min(PARTS, groups)
+    return _convolve_task(P, L, O % L == 0, S, dtype), parts, (parts, *sizes), scratch, S
 
 
 def transformed_weights(w: np.ndarray, S: int, parts: int) -> np.ndarray:
@@ -152,7 +160,6 @@ def products_tile(columns: int, dtype: np.dtype) -> tuple[int, int]:
     return tile_shape(10, columns, dtype)  # groups of about 30 patches fill tiles of 10 well; one shape compiles once
 
 
-@lru_cache(maxsize=1000)
 def plan(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
     """(whole groups of patches, the sizes that the tasks need, numbers of scratch memory).
 

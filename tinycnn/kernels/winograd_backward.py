@@ -12,7 +12,7 @@ What this file is not: the place to learn what a pool and a ReLU are. Where they
 with what they do to dy.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -65,30 +65,41 @@ def convolve_backward(
     x (N, H, W, C), dy (N, *output_size, O) or (N, out_h // 2, out_w // 2, O), w (3, 3, C, O), contiguous and of one
     dtype; N ≥ 1, C and O ≥ LEAST -> dx (N, H, W, C), dw (3, 3, C, O), db (O,).
     """
-    C, O, S = x.shape[3], dy.shape[3], channels_at_once(x.shape[3], dy.shape[3], x.dtype)
-    P, L = products_tile(C, x.dtype)
-    _, sizes, scratch = plan(x.shape, (*output_size, O), offset, S, P)
-    parts = min(PARTS, len(x))  # of whole images: the patches of one overlap in dx
-    dw_parts, db_parts = empty((parts, 3, 3, C, O), x.dtype), empty((parts, O), x.dtype)
-    # rows of dw fill tiles of 8 well: the usual numbers of channels are multiples of it
-    R, L_out = tile_shape(8, O, x.dtype)
-    kernel = _backward_task(R, L_out, O % L_out == 0, P, L, C % L == 0, S, x.dtype)
+    C, O = x.shape[3], dy.shape[3]
+    kernel, parts, sizes, scratch, S = _plan(x.shape, (*output_size, O), x.dtype, offset)
+    of_parts = empty((parts, 9 * C * O + O), x.dtype)  # dw, and db behind it
     if w is None:
         u = dx = empty((0,), x.dtype)
     else:
         u, dx = transformed_weights(copy(w.transpose(0, 1, 3, 2)), S, parts), empty(x.shape, x.dtype)
-    sizes = parts, *sizes, dx.size, winners is not None, active is not None
-    scratch += 36 * (C * O + ODD)  # the sums behind dw
-    run(kernel, parts, sizes, x, dy, u, dx, dw_parts, db_parts, winners, active, scratch=scratch)
-    return dx, sum_of_parts(dw_parts), np.add.reduce(db_parts, axis=0)
+    sizes = *sizes, dx.size, winners is not None, active is not None
+    run(kernel, parts, sizes, x, dy, u, dx, of_parts, winners, active, scratch=scratch)
+    gradients = sum_of_parts(of_parts)
+    return dx, gradients[:-O].reshape(3, 3, C, O), gradients[-O:]
+
+
+@lru_cache(maxsize=1000)
+def _plan(x_shape, y_shape, dtype, offset):
+    """(kernel, parts, sizes, scratch) for `run`, and S: as in winograd.py."""
+    C, O = x_shape[3], y_shape[2]
+    S, (P, L) = channels_at_once(C, O, dtype), products_tile(C, dtype)
+    _, sizes, scratch = plan(x_shape, y_shape, offset, S, P)
+    parts = min(PARTS, x_shape[0])  # of whole images: the patches of one overlap in dx
+    # rows of dw fill tiles of 8 well: the usual numbers of channels are multiples of it
+    R, L_out = tile_shape(8, O, dtype)
+    kernel = _backward_task(R, L_out, O % L_out == 0, P, L, C % L == 0, S, dtype)
+    return kernel, parts, (parts, *sizes), scratch + 36 * (C * O + ODD), S  # the last are the sums behind dw
 
 
 @cache
 def _backward_task(R: int, L_out: int, whole_out: bool, P: int, L_in: int, whole_in: bool, S: int, dtype: np.dtype):
-    """dx, and for each part dw and db of its patches. whole_out, whole_in: for L_out and L_in, as in winograd.py."""
+    """dx, and for each part dw and db of its patches, one behind the other.
 
-    @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
-    def backward_patches(part, sizes, scratch, x, dy, u, dx, dw, db, winners, active):
+    whole_out, whole_in: for L_out and L_in, as in winograd.py.
+    """
+
+    @task(dtype, dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
+    def backward_patches(part, sizes, scratch, x, dy, u, dx, of_parts, winners, active):
         (
             parts, N, _H, _W, C, _out_h, _out_w, O, _offset_h, _offset_w,
             patch_rows, columns, group, v_size, e_size, _z_w, z_size, dx_size,
@@ -99,15 +110,17 @@ def _backward_task(R: int, L_out: int, whole_out: bool, P: int, L_in: int, whole
         dz_start = z_start + z_size
         sums = dz_start + z_size
         u_start = own_copy(part, parts, C * O)
+        dw = part * (9 * C * O + O)
+        db = dw + 9 * C * O
         clear_numbers(scratch, e, 36 * e_size)  # beyond the patches stands anything, and subnormal numbers are slow
         clear_numbers(scratch, z_start, z_size)
         clear_numbers(scratch, sums, 36 * (C * O + ODD))
-        clear_numbers(db, part * O, O)
+        clear_numbers(of_parts, db, O)
         last = (part + 1) * N // parts * patch_rows
         for first in range(part * N // parts * patch_rows, last, group):
             rows = min(group, last - first)
             transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
-            _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, db, part * O, S, whole_out)
+            _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, of_parts, db, S, whole_out)
             _add_products(scratch, v, v_size, e, e_size, rows * columns, C, O, sums, R, L_out, whole_out)
             if dx_size:  # V has served; the products E[t] · U[t] take its place
                 products(scratch, e, e_size, rows * columns, O, u, u_start, C, v, v_size, P, L_in, whole_in)
@@ -121,13 +134,13 @@ def _backward_task(R: int, L_out: int, whole_out: bool, P: int, L_in: int, whole
                 write_rows(scratch, half + t * S, 6 * S, 3, S, G_transposed(column))
             for a in range(3):
                 row = read_rows(scratch, half + 6 * a * S, S, 6, S, 6, S)
-                write_rows(dw, (9 * part + 3 * a) * size + i, size, 3, width, G_transposed(row))
+                write_rows(of_parts, dw + 3 * a * size + i, size, 3, width, G_transposed(row))
 
     return backward_patches
 
 
 @in_tasks
-def _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, db, db_start, S, whole):
+def _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, of_parts, db, S, whole):
     """E[t] = (A dy Aᵀ)[t] for every patch of these rows of patches, and db += Σ dy."""
     (
         _parts, _N, _H, _W, _C, out_h, out_w, O, _offset_h, _offset_w,
@@ -135,7 +148,7 @@ def _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, ha
     ) = numbers(sizes, 20)  # fmt: skip
     for o in range(0, O, S):
         width = S if whole else min(S, O - o)
-        total = read(db, db_start + o, width, S)
+        total = read(of_parts, db + o, width, S)
         for row in range(rows):
             n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
             for column in range(columns):
@@ -155,7 +168,7 @@ def _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, ha
                 for t in range(6):
                     dy_column = read_rows(scratch, half + t * S, 6 * S, 4, S, 4, S)
                     write_rows(scratch, here + t * e_size, 6 * e_size, 6, width, A(dy_column))
-        write(db, db_start + o, total, width)
+        write(of_parts, db + o, total, width)
 
 
 @in_tasks
