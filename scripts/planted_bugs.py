@@ -168,6 +168,16 @@ def one_buffer(original):
     return forward
 
 
+def without_the_mean_term(result, dy, x, mean, sigma, gamma, *_):
+    dx, dgamma, dbeta = result
+    return dx + gamma / sigma * dbeta / len(x), dgamma, dbeta
+
+
+def without_the_variance_term(result, dy, x, mean, sigma, gamma, *_):
+    dx, dgamma, dbeta = result
+    return dx + gamma / sigma * (x - mean) / sigma * dgamma / len(x), dgamma, dbeta
+
+
 def new_mask(self, dy):
     """Dropout's backward with a mask of its own."""
     return dy * (self.generator.random(dy.shape) >= self.rate) / (1 - self.rate)
@@ -432,10 +442,8 @@ BUGS = [
         "dx forgets that every x moves the mean.",
         "dx no longer sums to zero over a channel.",
         more_layers.kernels,
-        "input_gradient",
-        in_arguments(
-            lambda dy, x, mean, scale, constant, slope, active: (dy, x, mean, scale, 0 * constant, slope, active)
-        ),
+        "backward",
+        in_result(without_the_mean_term),
     ),
     Bug(
         "batchnorm-without-the-variance-term",
@@ -444,10 +452,8 @@ BUGS = [
         "dx forgets that every x moves the variance.",
         "Training still works, a little worse: the mistake of most first versions.",
         more_layers.kernels,
-        "input_gradient",
-        in_arguments(
-            lambda dy, x, mean, scale, constant, slope, active: (dy, x, mean, scale, constant, 0 * slope, active)
-        ),
+        "backward",
+        in_result(without_the_variance_term),
     ),
     Bug(
         "batchnorm-gamma-forgotten",
@@ -467,7 +473,7 @@ BUGS = [
         "Off by 1/M: lost in any check with a tolerance of a percent.",
         more_layers.kernels,
         "moments",
-        in_result(lambda result, x, *_: (result[0], result[1] * len(x) / (len(x) - 1))),
+        in_result(lambda result, x, *_: (result[0], result[1] * np.sqrt(len(x) / (len(x) - 1)))),
     ),
     Bug(
         "dropout-unscaled",

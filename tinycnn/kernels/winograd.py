@@ -125,7 +125,7 @@ def _plan(x_shape, y_shape, dtype, offset):
     """(kernel, parts, sizes, scratch) for `run`, and S: all that depends on sizes only, the same at every step."""
     C, O = x_shape[3], y_shape[2]
     S, (P, L) = channels_at_once(C, O, dtype), products_tile(O, dtype)
-    groups, sizes, scratch = plan(x_shape, y_shape, offset, S, P)
+    groups, sizes, scratch = layout(x_shape, y_shape, offset, S, P)
     parts = min(PARTS, groups)
     return _convolve_task(P, L, O % L == 0, S, dtype), parts, (parts, *sizes), scratch, S
 
@@ -160,7 +160,7 @@ def products_tile(columns: int, dtype: np.dtype) -> tuple[int, int]:
     return tile_shape(10, columns, dtype)  # groups of about 30 patches fill tiles of 10 well; one shape compiles once
 
 
-def plan(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
+def layout(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
     """(whole groups of patches, the sizes that the tasks need, numbers of scratch memory).
 
     What the scratch memory holds, one behind the other:

@@ -39,8 +39,8 @@ from tinycnn.kernels.winograd import (
     LEVEL,
     ODD,
     channels_at_once,
+    layout,
     own_copy,
-    plan,
     products,
     products_tile,
     transform_patches,
@@ -83,7 +83,7 @@ def _plan(x_shape, y_shape, dtype, offset):
     """(kernel, parts, sizes, scratch) for `run`, and S: as in winograd.py."""
     C, O = x_shape[3], y_shape[2]
     S, (P, L) = channels_at_once(C, O, dtype), products_tile(C, dtype)
-    _, sizes, scratch = plan(x_shape, y_shape, offset, S, P)
+    _, sizes, scratch = layout(x_shape, y_shape, offset, S, P)
     parts = min(PARTS, x_shape[0])  # of whole images: the patches of one overlap in dx
     # rows of dw fill tiles of 8 well: the usual numbers of channels are multiples of it
     R, L_out = tile_shape(8, O, dtype)
