@@ -169,11 +169,13 @@ def one_buffer(original):
 
 
 def without_the_mean_term(result, dy, x, mean, sigma, gamma, *_):
+    """BatchNorm's gradients, with what the mean contributes to dx put back."""
     dx, dgamma, dbeta = result
     return dx + gamma / sigma * dbeta / len(x), dgamma, dbeta
 
 
 def without_the_variance_term(result, dy, x, mean, sigma, gamma, *_):
+    """The same for the variance."""
     dx, dgamma, dbeta = result
     return dx + gamma / sigma * (x - mean) / sigma * dgamma / len(x), dgamma, dbeta
 
@@ -472,7 +474,7 @@ BUGS = [
         "forward divides by M − 1, backward believes it was M.",
         "Off by 1/M: lost in any check with a tolerance of a percent.",
         more_layers.kernels,
-        "moments",
+        "mean_and_sigma",
         in_result(lambda result, x, *_: (result[0], result[1] * np.sqrt(len(x) / (len(x) - 1)))),
     ),
     Bug(

@@ -92,7 +92,7 @@ def test_batch_norm_equals_reference(dtype, rows, channels, seed):
     gamma, beta = (random.normal(size=channels).astype(dtype) for _ in range(2))
     tolerance = 1e-12 if dtype == np.float64 else 1e-3
     running, epsilon = np.full((2, channels), dtype(5)), 0.1
-    mean, sigma = batch_norm.moments(x, *running, 0.25, epsilon)
+    mean, sigma = batch_norm.mean_and_sigma(x, *running, 0.25, epsilon)
     exact_mean, exact_variance = x.astype(np.float64).mean(axis=0), x.astype(np.float64).var(axis=0)
     np.testing.assert_allclose(running, 0.75 * 5 + 0.25 * np.array([exact_mean, exact_variance]), rtol=tolerance)
     np.testing.assert_allclose(mean, exact_mean, rtol=tolerance, atol=tolerance)
@@ -116,7 +116,7 @@ def test_batch_norm_equals_reference(dtype, rows, channels, seed):
 def test_moments_keep_their_digits_where_the_mean_is_large():
     """Within each part of the rows, and where the parts are put together."""
     x = 1e6 + np.tile(np.arange(4.0), 100)[:, None]
-    assert batch_norm.moments(x, *np.zeros((2, 1)), 0.1, 0.0)[1] ** 2 == pytest.approx(1.25, rel=1e-9)
+    assert batch_norm.mean_and_sigma(x, *np.zeros((2, 1)), 0.1, 0.0)[1] ** 2 == pytest.approx(1.25, rel=1e-9)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -131,7 +131,7 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads, monke
     def everything():
         rows, loss = x.reshape(-1, 7), SoftmaxCrossEntropy()
         y, winners = max_pool(x, (2, 2), (1, 1))
-        mean, sigma = batch_norm.moments(rows, *np.zeros((2, 7), np.float32), 0.1, 1e-5)
+        mean, sigma = batch_norm.mean_and_sigma(rows, *np.zeros((2, 7), np.float32), 0.1, 1e-5)
         return [
             convolve(x, w, b, (10, 9)),
             winograd.convolve(dy, w[:, :, :1].repeat(24, 2), b, (12, 11), (2, 2))[0],

@@ -95,7 +95,7 @@ class BatchNorm(Layer):
             if not len(rows):
                 raise ValueError(f"{self.label()}: an empty batch has no mean")
             # running = momentum · running + (1 − momentum) · batch
-            mean, sigma = kernels.moments(rows, *running, 1 - self.momentum, self.epsilon)
+            mean, sigma = kernels.mean_and_sigma(rows, *running, 1 - self.momentum, self.epsilon)
             self.running_mean[:], self.running_variance[:] = running  # which may be copies, of somebody's arrays
         else:
             sigma = np.sqrt(variance + variance.dtype.type(self.epsilon))

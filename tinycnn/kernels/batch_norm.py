@@ -1,6 +1,6 @@
 """Batch normalisation as hot loops over a matrix x (rows, channels); the formulas are in `tinycnn/more_reference.py`.
 
-    moments             mean and σ of each channel
+    mean_and_sigma      mean and σ of each channel
     scale_and_shift     y = (x − mean) · gamma / σ + beta
     backward            dx, dgamma, dbeta
 
@@ -10,7 +10,7 @@ order: the sums are equal bit for bit at any number of threads.
 A ReLU behind it can go along (`tinycnn/together.py`): forward in training then writes which numbers it left as they
 were, `active`, as `elementwise.relu` does, and backward's dy counts only there.
 
-What this file is not: it keeps no running averages, the layer does.
+What this file is not: it keeps nothing from call to call; the running averages are the layer's.
 """
 
 from functools import cache
@@ -24,7 +24,7 @@ from tinycnn.kernels.tile_shape import row_lanes
 from tinycnn.kernels.vector import read, write, zeros
 
 
-def moments(
+def mean_and_sigma(
     x: np.ndarray, running_mean: np.ndarray, running_variance: np.ndarray, rate: float, epsilon: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and σ = √(variance + epsilon) of each column; and in place running += rate · (mean or variance − running).
@@ -185,6 +185,7 @@ def _input_gradient_task(L: int, dtype: np.dtype, relu: bool):
         for c in range(0, C, L):
             width, zero = min(L, C - c), zeros(x, L)
             mean_row, sigma_row = read(mean, c, width, L), read(sigma, c, width, L)
+            # Every part adds up the sums of all parts for itself: one more call would take longer.
             dbeta, dy_times_centred = read(sums, c, width, L), read(sums, C + c, width, L)
             for p in range(1, PARTS):
                 dbeta = dbeta + read(sums, 2 * p * C + c, width, L)
