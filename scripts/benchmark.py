@@ -311,17 +311,17 @@ def kernels(options) -> dict:
     with workers(("kernels", "matrix product"), options.threads) as (ours, numpy):
         ours.ask("make")
         numpy.ask("make")
-        rounds = 1 if options.quick else 5
-        peaks, results = [], []
-        for shape in _kernel_shapes(options.quick):
-            peaks.append(max(ours.ask("peak", 5)))
-            rates = {"shape": shape}
+        # All shapes, then all once more: what disturbs some seconds then spoils one figure in five.
+        shapes, rates = _kernel_shapes(options.quick), {}
+        for shape in shapes * (1 if options.quick else 5):
+            kinds = rates.setdefault(shape, {"peak": [], "sgemm": []})
+            kinds["peak"].append(ours.ask("peak"))
+            kinds["sgemm"].append(numpy.ask("sgemm", shape))
             for direction in directions:
-                rates[direction] = median(ours.ask(direction, rounds, shape))
-                rates[f"{direction} roof"] = median(ours.ask(f"{direction} roof", rounds, shape))
-            rates["sgemm"] = median(numpy.ask("sgemm", rounds, shape))
-            results.append(rates)
-    peak = median(peaks)
+                for kind in (direction, f"{direction} roof"):
+                    kinds.setdefault(kind, []).append(ours.ask(kind, shape))
+    peak = median(max(kinds.pop("peak")) for kinds in rates.values())
+    results = [{"shape": shape} | {kind: median(r) for kind, r in kinds.items()} for shape, kinds in rates.items()]
     print(f"peak of the multiply-add units, measured beside the kernels: {peak:.0f} GFLOP/s")
     rows = [
         [

@@ -1,7 +1,7 @@
 """The same work in tinycnn, PyTorch, Keras and NumPy, ready to be timed: training steps, inference, epochs, kernels.
 
 A competitor is a function of sizes that returns functions by name: "step" and "inference", or "epoch", for
-`scripts/benchmark.py` to time; or kernels, which time themselves because they are over so soon (`_rates`). All get the
+`scripts/benchmark.py` to time; or kernels, which time themselves because they are over so soon (`_rate`). All get the
 same kind of data, ready in memory: random images and labels, twenty batches in turn, so that nobody learns them by
 heart (gradients that vanish into denormal numbers would slow everybody down, but not equally).
 
@@ -182,32 +182,32 @@ def epoch_data(images: int) -> tuple[np.ndarray, np.ndarray]:
     return random.standard_normal((images, 28, 28, 1), dtype=np.float32), random.integers(0, 10, images)
 
 
-def kernels() -> dict[str, Callable[..., list[float]]]:
-    """GFLOP/s of the convolution's directions, each (rounds, shape) -> one figure a round; and of the bare machine.
+def kernels() -> dict[str, Callable[..., float]]:
+    """GFLOP/s of the convolution's directions, each from a shape; and of the bare machine.
 
     "forward roof" and so on: what there would be if the arithmetic took no time.
     """
-    result = {"peak": peak_rates}
+    result = {"peak": peak_rate}
     for direction in ("forward", "dw", "dx", "backward"):
-        result[direction] = partial(_convolution_rates, direction=direction)
-        result[f"{direction} roof"] = partial(_roof_rates, direction=direction)
+        result[direction] = partial(_convolution_rate, direction=direction)
+        result[f"{direction} roof"] = partial(_roof_rate, direction=direction)
     return result
 
 
-def matrix_product() -> dict[str, Callable[..., list[float]]]:
+def matrix_product() -> dict[str, Callable[..., float]]:
     """GFLOP/s of NumPy's matrix product on what a forward convolution would be after im2col (itself not counted)."""
 
-    def sgemm(rounds, shape):
+    def sgemm(shape):
         side, channels, filters, k, padding = shape
         pixels = _batch_for(shape) * (side + 2 * padding - k + 1) ** 2
         patches = np.ones((min(pixels, 50_000_000 // (k * k * channels)), k * k * channels), np.float32)
         weights = np.ones((k * k * channels, filters), np.float32)
-        return _rates(rounds, 2 * len(patches) * weights.size, lambda: patches @ weights)
+        return _rate(2 * len(patches) * weights.size, lambda: patches @ weights)
 
     return {"sgemm": sgemm}
 
 
-def _convolution_rates(rounds: int, shape: tuple, direction: str) -> list[float]:
+def _convolution_rate(shape: tuple, direction: str) -> float:
     (x, dy, w), operations = _arrays_and_operations(shape, direction)
     side, _, filters, k, padding = shape
     out, around = dy.shape[1], (padding, padding)
@@ -218,17 +218,17 @@ def _convolution_rates(rounds: int, shape: tuple, direction: str) -> list[float]
         "dx": lambda: convolve_input_gradient(dy, w, (side, side), (1, 1), around),
         "backward": lambda: convolve_backward(x, dy, w, (1, 1), around),
     }
-    return _rates(rounds, operations, functions[direction])
+    return _rate(operations, functions[direction])
 
 
-def _roof_rates(rounds: int, shape: tuple, direction: str) -> list[float]:
-    """As _convolution_rates, for a kernel that reads and writes so many numbers, and does nothing with them."""
+def _roof_rate(shape: tuple, direction: str) -> float:
+    """As _convolution_rate, for a kernel that reads and writes so many numbers, and does nothing with them."""
     (x, dy, w), operations = _arrays_and_operations(shape, direction)
     moved = {"forward": (x, dy), "dw": (x, dy, w), "dx": (dy, x), "backward": (x, dy, x, w)}
     *inputs, output = moved[direction]
     source = np.concatenate([array.ravel() for array in inputs])
     kernel, sizes = _memory_task(SUMS, register_lanes(x.dtype)), (PARTS, source.size, output.size)
-    return _rates(rounds, operations, lambda: run(kernel, PARTS, sizes, source, empty(output.shape, x.dtype)))
+    return _rate(operations, lambda: run(kernel, PARTS, sizes, source, empty(output.shape, x.dtype)))
 
 
 def _arrays_and_operations(shape: tuple, direction: str) -> tuple[tuple[np.ndarray, ...], float]:
@@ -250,28 +250,25 @@ def _batch_for(shape: tuple) -> int:
     return int(max(8, min(256, 4e8 / work, 8e6 / memory)))
 
 
-def _rates(rounds: int, operations: float, function: Callable) -> list[float]:
-    """GFLOP/s, one figure for each round of about 20 ms."""
+def _rate(operations: float, function: Callable) -> float:
+    """GFLOP/s, by the median of the calls in about 20 ms."""
     function()
     started = time.perf_counter()
     function()
     repetitions = max(3, int(0.02 / (time.perf_counter() - started)))
-    result = []
-    for _ in range(rounds):
-        times = []
-        for _ in range(repetitions):
-            started = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - started)
-        result.append(operations / float(np.median(times)) / 1e9)
-    return result
+    times = []
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return operations / float(np.median(times)) / 1e9
 
 
-def peak_rates(rounds: int) -> list[float]:
+def peak_rate() -> float:
     """GFLOP/s of multiply-adds that only touch registers, on all threads: what no kernel can exceed."""
     lanes, steps, parts = register_lanes(np.float32), 20000, 32
     peak, x = _peak_task(SUMS, lanes), np.arange(SUMS * lanes, dtype=np.float32)
-    return _rates(rounds, 2 * parts * steps * SUMS * lanes, lambda: run(peak, parts, (steps,), x))
+    return _rate(2 * parts * steps * SUMS * lanes, lambda: run(peak, parts, (steps,), x))
 
 
 @cache
