@@ -146,16 +146,16 @@ def test_draw_serves_the_page():
     )
     try:
         address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0]
-        with urllib.request.urlopen(address, timeout=10) as response:
+        with urllib.request.urlopen(address, timeout=60) as response:
             assert b"Draw a digit" in response.read()
     finally:
         process.terminate()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
 
 
 def test_draw_serves_a_browser_that_stays_in_the_foreground(tmp_path):
     """As those in a terminal do."""
-    code = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read(15), flush=True)"
+    code = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=60).read(15), flush=True)"
     (tmp_path / "browse.py").write_text(f"{code}; input()")
     process = subprocess.Popen(
         [sys.executable, SCRIPTS / "draw.py"],
@@ -169,7 +169,7 @@ def test_draw_serves_a_browser_that_stays_in_the_foreground(tmp_path):
         assert "<!doctype html>" in process.stdout.readline()
     finally:
         process.terminate()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
 
 
 def test_draw_refuses_a_port_that_cannot_be(script, capsys):
