@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -311,15 +312,19 @@ def kernels(options) -> dict:
     with workers(("kernels", "matrix product"), options.threads) as (ours, numpy):
         ours.ask("make")
         numpy.ask("make")
+        shapes = _kernel_shapes(options.quick)
+        rates = {shape: defaultdict(list) for shape in shapes}
         # All shapes, then all once more: what disturbs some seconds then spoils one figure in five.
-        shapes, rates = _kernel_shapes(options.quick), {}
-        for shape in shapes * (1 if options.quick else 5):
-            kinds = rates.setdefault(shape, {"peak": [], "sgemm": []})
-            kinds["peak"].append(ours.ask("peak"))
-            kinds["sgemm"].append(numpy.ask("sgemm", shape))
-            for direction in directions:
-                for kind in (direction, f"{direction} roof"):
-                    kinds.setdefault(kind, []).append(ours.ask(kind, shape))
+        for _ in range(1 if options.quick else 5):
+            for shape in shapes:
+                rates[shape]["sgemm"].append(numpy.ask("sgemm", shape))
+            for _ in range(10):  # until the threads of NumPy's library, which go on looking for work, are asleep
+                ours.ask("peak")
+            for shape in shapes:
+                rates[shape]["peak"].append(ours.ask("peak"))
+                for direction in directions:
+                    for kind in (direction, f"{direction} roof"):
+                        rates[shape][kind].append(ours.ask(kind, shape))
     peak = median(max(kinds.pop("peak")) for kinds in rates.values())
     results = [{"shape": shape} | {kind: median(r) for kind, r in kinds.items()} for shape, kinds in rates.items()]
     print(f"peak of the multiply-add units, measured beside the kernels: {peak:.0f} GFLOP/s")
