@@ -313,7 +313,7 @@ def kernels(options) -> dict:
         ours.ask("make")
         numpy.ask("make")
         shapes = _kernel_shapes(options.quick)
-        rates = {shape: defaultdict(list) for shape in shapes}
+        peaks, rates = defaultdict(list), {shape: defaultdict(list) for shape in shapes}
         # All shapes, then all once more: what disturbs some seconds then spoils one figure in five.
         for _ in range(1 if options.quick else 5):
             for shape in shapes:
@@ -321,12 +321,12 @@ def kernels(options) -> dict:
             for _ in range(10):  # until the threads of NumPy's library, which go on looking for work, are asleep
                 ours.ask("peak")
             for shape in shapes:
-                rates[shape]["peak"].append(ours.ask("peak"))
+                peaks[shape].append(ours.ask("peak"))
                 for direction in directions:
                     for kind in (direction, f"{direction} roof"):
                         rates[shape][kind].append(ours.ask(kind, shape))
-    peak = median(max(kinds.pop("peak")) for kinds in rates.values())
-    results = [{"shape": shape} | {kind: median(r) for kind, r in kinds.items()} for shape, kinds in rates.items()]
+    peak = median(map(max, peaks.values()))
+    results = [{"shape": shape} | {kind: median(figures) for kind, figures in rates[shape].items()} for shape in shapes]
     print(f"peak of the multiply-add units, measured beside the kernels: {peak:.0f} GFLOP/s")
     rows = [
         [
