@@ -269,3 +269,34 @@ def test_steps_of_optimizers_leave_alone_what_was_made_read_only():
     with pytest.raises(ValueError, match="what is not to learn need not be given to the optimizer"):
         optimizer.step()
     np.testing.assert_array_equal([p.value for p in parameters], 0.5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", [lambda ps: SGD(ps, 0.1, 0.5, True), lambda ps: Adam(ps, 0.1, 0.5, 0.5)])
+def test_what_remembers_gradients_fades_to_zero_and_is_never_subnormal(kind, dtype):
+    """Half of it is left after each step without a gradient; a NaN stays one."""
+    parameter = Parameter("w", np.ones(3, dtype), np.array([1, -1, np.nan], dtype))
+    optimizer = kind([parameter])
+    optimizer.step()
+    parameter.grad[:2] = 0
+    memory = optimizer.velocities if hasattr(optimizer, "velocities") else optimizer.means + optimizer.squares
+    for _ in range(1100):
+        optimizer.step()
+        faded = np.abs([array[:2] for array in memory])
+        assert ((faded == 0) | (faded > np.finfo(dtype).tiny)).all()
+    assert (faded == 0).all()
+    assert np.isfinite(parameter.value[:2]).all()
+    assert all(np.isnan(array[2]) for array in [*memory, parameter.value])
+
+
+def test_adam_without_epsilon_stands_still_after_the_last_gradient():
+    """Its square never becomes 0, and 0 / √0 does not happen."""
+    parameter = Parameter("w", np.ones(1, np.float32), np.ones(1, np.float32))
+    optimizer = Adam([parameter], 0.1, beta2=0.5, epsilon=0)
+    optimizer.step()
+    parameter.grad[:] = 0
+    for _ in range(1000):
+        optimizer.step()
+    before = float(parameter.value[0])
+    optimizer.step()
+    assert float(parameter.value[0]) == before  # so it is no NaN

@@ -14,7 +14,7 @@ from itertools import chain
 
 import numpy as np
 
-from tinycnn.kernels.parallel import Task, memory_at, numbers, parts_for, run, task
+from tinycnn.kernels.parallel import Task, in_tasks, memory_at, numbers, parts_for, run, task
 
 
 class Places:
@@ -90,8 +90,25 @@ def _run_on_all(
         run(task_of(dtype), parts, (parts, len(places), *sizes), places, np.array(rates, dtype))
 
 
+def _least(dtype: np.dtype) -> np.floating:
+    """What remembers gradients and is closer to 0 than this becomes 0: 1e-32, or 2e-302 in float64.
+
+    It fades from step to step if the gradient is 0, as for a unit that is never active. A little closer to 0 the step
+    would be subnormal, a number too small for full precision: some processors take a hundred times as long with it, and
+    rounding would stop it from fading. No weight is so small that this changes it.
+    """
+    return np.finfo(dtype).tiny * 2**20
+
+
+@in_tasks
+def _or_zero(x, least):
+    return least - least if abs(x) < least else x
+
+
 @cache
 def _sgd_task(dtype: np.dtype):
+    least = _least(dtype)
+
     @task(np.int64, dtype)
     def sgd(part, sizes, places, rates):
         parts, count, nesterov = numbers(sizes, 3)
@@ -101,7 +118,7 @@ def _sgd_task(dtype: np.dtype):
             grad, velocity = memory_at(places[row + 2], rates), memory_at(places[row + 3], rates)
             for i in range(part * size // parts, (part + 1) * size // parts):
                 g = grad[i] + weight_decay * value[i]
-                velocity[i] = momentum * velocity[i] + g
+                velocity[i] = _or_zero(momentum * velocity[i] + g, least)
                 value[i] -= learning_rate * (g + momentum * velocity[i] if nesterov else velocity[i])
 
     return sgd
@@ -109,18 +126,21 @@ def _sgd_task(dtype: np.dtype):
 
 @cache
 def _adam_task(dtype: np.dtype):
+    least = _least(dtype)
+
     @task(np.int64, dtype)
     def adam(part, sizes, places, rates):
         parts, count = numbers(sizes, 2)
         new_mean, new_square, decay = rates[0], rates[1], rates[2]
         step_size, square_correction, epsilon = rates[3], rates[4], rates[5]
+        least_square = least if epsilon > 0 else epsilon  # 0 / √0 would be NaN
         for row in range(0, 5 * count, 5):
             size, value = places[row], memory_at(places[row + 1], rates)
             grad, mean = memory_at(places[row + 2], rates), memory_at(places[row + 3], rates)
             square = memory_at(places[row + 4], rates)
             for i in range(part * size // parts, (part + 1) * size // parts):
-                mean[i] += new_mean * (grad[i] - mean[i])
-                square[i] += new_square * (grad[i] * grad[i] - square[i])
+                mean[i] = _or_zero(mean[i] + new_mean * (grad[i] - mean[i]), least)
+                square[i] = _or_zero(square[i] + new_square * (grad[i] * grad[i] - square[i]), least_square)
                 value[i] -= decay * value[i]
                 value[i] -= step_size * mean[i] / (np.sqrt(square[i] / square_correction) + epsilon)
 
