@@ -97,10 +97,12 @@ def test_filled_lanes(monkeypatch, registers, columns, expected):
     [
         ((64, 32), 24, 5, 1, 12),  # two tiles of 12, none sticks out
         ((64, 32), 26, 3, 1, 13),
-        ((64, 32), 26, 3, 2, 14),  # whole windows of a pool
+        ((64, 32), 52, 3, 4, 12),  # whole windows of a pool
         ((64, 32), 5, 3, 1, 5),
         ((32, 16), 24, 5, 1, 8),  # fifteen registers: eight sums, five of w, a number of x
         ((32, 16), 26, 3, 2, 10),
+        ((32, 16), 48, 5, 4, 8),
+        ((32, 16), 48, 9, 4, 4),
         ((32, 16), 24, 9, 1, 5),
         ((16, 32), 24, 5, 1, 12),  # NEON
     ],
@@ -158,10 +160,10 @@ S = tile_shape.register_lanes(float32)
 dw, dx = tile_shape.tile_shape(8, 64, float32), tile_shape.tile_shape(10, 64, float32)
 for name, rows, task in (
     ("convolution", P, convolution._convolve_task(P, L, False, float32)),
-    ("with a pool", P // 2 * 2, convolution._convolve_task(P // 2 * 2, L, True, float32, 2, 2, True)),
+    ("with a pool", P // 4 * 4, convolution._convolve_task(P // 4 * 4, L, True, float32, 2, 2, True)),
     ("its weight gradient", P, convolution_backward._weight_gradient_task(1, P, L, True, float32)),
     ("held", 12 * 5, convolution._convolve_task(12, S, True, float32, 1, 1, False, 5, 1)),
-    ("held, with a pool", 6 * 3, convolution._convolve_task(6, S, False, float32, 2, 2, True, 3, 1)),
+    ("held, with a pool", 8 * 3, convolution._convolve_task(8, S, False, float32, 2, 2, True, 3, 1)),
     ("held, dw", 40, convolution_backward._weight_gradient_task(2, 5, S, True, float32, 2, 2, True, 4, 1)),
     ("its input gradient", P, input_gradient._gather_task(P, L, False, float32)),
     ("narrow", 2 * 2 * 3, narrow_convolution._task(2, 3, S, 3, S + 3, 2, (1, 1), (1, 1), float32)),

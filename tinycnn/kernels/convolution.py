@@ -124,9 +124,10 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, pool=(1, 1), relu
     """
     out_channels = w_shape[3]
     K, held = w_shape[1] * w_shape[2], (0, 0)
-    P, L = tile_shape(output_size[1], out_channels, dtype, K, multiple=pool[1])
+    across, window = pool[0] * output_size[1], prod(pool)  # pixels of a row of windows, and of one
+    P, L = tile_shape(across, out_channels, dtype, K, multiple=window)
     if is_held(w_shape):
-        P, L = holding_tile(output_size[1], K, pool[1]), filled_lanes(out_channels, dtype)
+        P, L = holding_tile(across, K, window), filled_lanes(out_channels, dtype)
         held = K, stride[1] * w_shape[2]
     whole = out_channels % L == 0
     kernel = _convolve_task(P, L, whole, dtype, *pool, relu, *held)
@@ -204,25 +205,18 @@ def size_of_z(output_size: tuple[int, int], kernel_size: tuple[int, int], stride
 
 
 @in_tasks
-def _write_window(acc, q, row_of_window, pool, relu, remember, y, winners, active, place, width, L):
-    """y[place] = acc[q]. That is all without a pool (windows of 1 × 1) and a ReLU.
+def _write_window(acc, first, across, pool, relu, remember, y, winners, active, place, width, L):
+    """y[place] = the maximum of the window that begins at acc[first], as in `max_pool`; then comes the ReLU, if any.
 
-    With a pool it is the maximum of the window's cells so far, as in `max_pool`: y and winners hold what the rows
-    before came to. In its last row comes the ReLU.
+    across: from a row of the window to the next. Without a pool windows are 1 × 1.
     """
     pool_h, pool_w = pool
-    best = acc[q * pool_w]
-    if pool_h * pool_w > 1:
-        winner = zeros(winners, L)
-        if row_of_window > 0:
-            best = read(y, place, width, L)
-            if remember:
-                winner = read(winners, place, width, L)
-        for p in range(pool_w):
-            best, winner = lead(best, winner, acc[q * pool_w + p], row_of_window * pool_w + p)
-        if remember:
-            write(winners, place, winner, width)
-    if relu and row_of_window == pool_h - 1:
+    best, winner = acc[first], zeros(winners, L)
+    for cell in range(1, pool_h * pool_w):
+        best, winner = lead(best, winner, acc[first + cell // pool_w * across + cell % pool_w], cell)
+    if remember and pool_h * pool_w > 1:
+        write(winners, place, winner, width)
+    if relu:
         best, active_row = relu_of(best, zeros(y, L), zeros(active, L))
         if remember:
             write(active, place, active_row, width)
@@ -241,14 +235,14 @@ def _convolve_task(
     held: int = 0,
     held_step: int = 0,
 ):
-    """P is a multiple of pool_w. With windows of 1 × 1 and no ReLU it is the convolution alone.
+    """The tile is pool_h rows of pixels, a few whole windows. With windows of 1 × 1 and no ReLU it is the convolution.
 
     whole: whether no group of channels is narrower than L. It is known to the compiler, which then needs no masks.
 
     held: K, if the K rows of w of one kernel row are so few that they stay in registers as well, with
     held_step = stride · C. Then each number of x is loaded once a kernel row, for all pixels that see it.
     """
-    pool = pool_h, pool_w
+    pool, across = (pool_h, pool_w), P // pool_h
 
     @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE)
     def convolve_tiles(part, sizes, scratch, x, w, bias, y, winners, active):
@@ -267,6 +261,7 @@ def _convolve_task(
         # all groups of their channels, or one share of them.
         windows, share, part, parts = N * out_h // pool_h, part % shares, part // shares, parts // shares
         first, last = part * windows // parts * pool_h, (part + 1) * windows // parts * pool_h
+        down = stride_h * row_size  # from what a row of y sees of z to what the next one does
         while first < last:
             n = first // out_h
             i_first, i_last = first - n * out_h, min(out_h, last - n * out_h)
@@ -281,28 +276,31 @@ def _convolve_task(
                 o = group if columns else min(group, max(0, O - L))
                 width = L if whole else min(L, O - o)
                 w_start, w_step, w_width = (o * kernel_h * K, L, L) if columns else (o, O, width)
-                for i in range(i_first, i_last):
-                    for tile_j in range(0, out_w, P):
-                        j = min(tile_j, out_w - P)  # the last tile may repeat pixels of the one before it
+                for i in range(i_first, i_last, pool_h):
+                    for tile_j in range(0, out_w, across):
+                        j = min(tile_j, out_w - across)  # the last tile may repeat pixels of the one before it
                         for p in range(P):
                             acc[p] = read(bias, o, width, L)
                         for a in range(kernel_h):
                             z_i = i * stride_h + a
-                            if z_i < offset_h or z_i >= offset_h + H:
-                                continue  # a row of zeros
+                            if z_i + (pool_h - 1) * stride_h < offset_h or z_i >= offset_h + H:
+                                continue  # rows of zeros
                             here = start + z_i * row_size + j * step
                             if held:
                                 w_rows = read_rows(w, w_start + a * K * w_step, w_step, held, w_width, held, L)
-                                multiply_add_rows(acc, 1, 0, P, held_step, z, here, w_rows, 1)
+                                multiply_add_rows(acc, pool_h, down, across, held_step, z, here, w_rows, 1)
                                 continue
                             for k in range(K):
                                 w_row = read(w, w_start + (a * K + k) * w_step, w_width, L)
                                 for p in range(P):
-                                    acc[p] = multiply_add(z[here + p * step + k], w_row, acc[p])
-                        there = ((n * out_h + i) // pool_h * (out_w // pool_w) + j // pool_w) * O + o
-                        for q in range(P // pool_w):
-                            place = there + q * O
-                            _write_window(acc, q, i % pool_h, pool, relu, remember, y, winners, active, place, width, L)
+                                    pixel = p // across * down + p % across * step
+                                    acc[p] = multiply_add(z[here + pixel + k], w_row, acc[p])
+                        there = (n * out_h + i) // pool_h * (out_w // pool_w) + j // pool_w
+                        for q in range(across // pool_w):
+                            place = (there + q) * O + o
+                            _write_window(
+                                acc, q * pool_w, across, pool, relu, remember, y, winners, active, place, width, L
+                            )
             first = (n + 1) * out_h
 
     return convolve_tiles

@@ -83,7 +83,7 @@ def _way(x_shape, w_shape, dtype, output_size, stride, offset, pool, with_relu, 
     alone = way_of(x_shape, w_shape, dtype, output_size, stride, offset)  # how the convolution goes without them
     if alone == "winograd" and pool in WINOGRAD_POOLS:
         return "winograd", shape, None
-    fits = min(shape) > 0 and pool[1] <= 7 and prod(pool) <= 256  # pixels of a tile, and numbers of a byte
+    fits = min(shape) > 0 and prod(pool) <= 7  # pixels of a tile
     if fits and alone == "direct":
         covered = size[0] * pool[0], size[1] * pool[1]
         plan_of_it = plan(x_shape, w_shape, dtype, covered, stride, offset, pool, with_relu, remember)
