@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -454,7 +455,7 @@ def _measured(command: list) -> tuple[float, float]:
 
 def growth(options) -> dict:
     """Milliseconds of a keras-net step against batch, channels, image side and threads; drawn with --plot."""
-    rounds, turn = (1, 0.02) if options.quick else (5, 0.1)
+    passes, turn = (1, 0.02) if options.quick else (5, 0.1)
     sweeps = {
         "batch": [("keras-net 32 28", n) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)],
         "channels": [(f"keras-net {c} 28", 64) for c in (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)],
@@ -464,21 +465,25 @@ def growth(options) -> dict:
         sweeps = {name: points[3:5] for name, points in sweeps.items()}
     import competitors
 
-    result = {}
+    times = defaultdict(list)
     with workers(("tinycnn",), options.threads) as ours:
-        for sweep, points in sweeps.items():
-            result[sweep] = []
-            for network, batch in points:
-                times = compare(ours, "step", (network, batch), rounds, turn)
-                model = competitors.network(network)
-                work = 3 * batch * sum(layer.multiply_adds() for layer in model.layers)
-                value = {"batch": batch, "channels": model.layers[0].filters, "image side": model.input_shape[0]}[sweep]
-                result[sweep].append({"value": value, "seconds": times["tinycnn"], "multiply_adds": work})
+        for _ in range(passes):  # all points, then all once more, as in `kernels`
+            for point in chain(*sweeps.values()):
+                times[point].append(compare(ours, "step", point, 1, turn)["tinycnn"])
+    result = {}
+    for sweep, points in sweeps.items():
+        result[sweep] = []
+        for network, batch in points:
+            model = competitors.network(network)
+            work = 3 * batch * sum(layer.multiply_adds() for layer in model.layers)
+            value = {"batch": batch, "channels": model.layers[0].filters, "image side": model.input_shape[0]}[sweep]
+            seconds = median(times[network, batch])
+            result[sweep].append({"value": value, "seconds": seconds, "multiply_adds": work})
     result["threads"] = []
     for threads in range(1, options.threads + 1):
         with workers(("tinycnn",), threads) as ours:
-            times = compare(ours, "step", ("keras-net", 128), rounds, turn)
-        result["threads"].append({"value": threads, "seconds": times["tinycnn"]})
+            step = compare(ours, "step", ("keras-net", 128), passes, turn)["tinycnn"]
+        result["threads"].append({"value": threads, "seconds": step})
     for sweep, points in result.items():
         table([sweep, "ms"], [[p["value"], f"{1e3 * p['seconds']:.3f}"] for p in points])
     from tinycnn import plots
