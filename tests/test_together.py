@@ -76,6 +76,8 @@ def pool_and_relu(pool, relu: str | None) -> list:
     relu=st.sampled_from([None, "before", "behind"]),
     seed=st.integers(0, 99),
 )
+@example(np.float32, 3, 14, 8, 10, 4, 2, 2, 2, None, 0)  # the upper row of a window sees only padding, the lower one x
+@example(np.float32, 3, 14, 3, 24, 3, 2, 2, (3, 2), "behind", 0)
 def test_equal_to_one_by_one(dtype, batch, side, channels, filters, kernel, stride, padding, pool, relu, seed):
     layers = [Conv2D(filters, kernel, stride, padding), *pool_and_relu(pool, relu)]
     try:

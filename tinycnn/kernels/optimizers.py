@@ -94,8 +94,8 @@ def _least(dtype: np.dtype) -> np.floating:
     """What remembers gradients and is closer to 0 than this becomes 0: 1e-32, or 2e-302 in float64.
 
     It fades from step to step if the gradient is 0, as for a unit that is never active. A little closer to 0 the step
-    would be subnormal, a number too small for full precision: some processors take a hundred times as long with it, and
-    rounding would stop it from fading. No weight is so small that this changes it.
+    would be subnormal, a number too small for full precision: an Intel core takes more than twenty times as long with
+    it, and rounding would stop it from fading. No weight is so small that this changes it.
     """
     return np.finfo(dtype).tiny * 2**20
 
