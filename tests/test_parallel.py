@@ -5,13 +5,14 @@ What this file is not: the proof that results don't depend on the threads; every
 
 import os
 import platform
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from tinycnn.kernels import parallel
+from tinycnn.kernels import waiting
 from tinycnn.kernels.parallel import numbers, run, task
 
 
@@ -114,14 +115,30 @@ def test_a_process_forked_off_after_the_threads_began_says_that_it_can_not_compu
         assert "RuntimeError: tinycnn can't compute in a process that was forked off" in run.stderr
 
 
-@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="OpenMP is left as it is here")
-@pytest.mark.parametrize(("mine", "looks"), [(None, parallel.LOOKS), ("77", 77)])
-def test_threads_that_wait_sleep_soon_unless_the_user_has_said_when(mine, looks):
+ON_LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
+
+
+@pytest.mark.skipif(not ON_LINUX, reason="OpenMP is left as it is here")
+@pytest.mark.parametrize("mine", [None, "77"])
+def test_threads_that_wait_sleep_soon_unless_the_user_has_said_when(mine):
     """OpenMP says what it goes by when it is loaded. Nothing of it is left in the environment."""
     pytest.importorskip("numba.np.ufunc.omppool")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
     environment |= {"OMP_DISPLAY_ENV": "verbose"} | ({"GOMP_SPINCOUNT": mine} if mine else {})
     code = "import os, tinycnn, numba.np.ufunc.omppool; print(os.environ.get('GOMP_SPINCOUNT'))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert f"GOMP_SPINCOUNT = '{looks}'" in run.stderr
+    looks = int(re.search(r"GOMP_SPINCOUNT = '(\d+)'", run.stderr)[1])
+    assert looks == 77 if mine else 300 <= looks < 300_000  # pauses of more than a nanosecond, at most a microsecond
     assert run.stdout == f"{mine}\n"
+
+
+@pytest.mark.skipif(not ON_LINUX, reason="OpenMP is left as it is here")
+def test_threads_that_wait_look_less_often_if_the_pause_between_is_longer(monkeypatch):
+    seen = []
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(waiting.importlib, "import_module", lambda name: seen.append(os.environ["GOMP_SPINCOUNT"]))
+    for seconds in (1e-8, 5e-8):
+        monkeypatch.setattr(waiting, "_seconds_of_a_pause", lambda seconds=seconds: seconds)
+        waiting.wait_briefly()
+    assert seen == ["30000", "6000"]

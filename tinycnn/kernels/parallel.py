@@ -27,12 +27,10 @@ by "spawn".
 
 import functools
 import hashlib
-import importlib
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,16 +45,17 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 from tinycnn.kernels.memory import return_scratch, take_scratch
+from tinycnn.kernels.waiting import wait_briefly
 
 # More would scale to more cores, but sums over a batch need memory for each part (only a convolution of fewer rows,
 # which has no such sums, is cut finer).
 PARTS = 8
 WORTH_SHARING = 1 << 19  # simple operations: as many as one thread does while a second one gets going
 MOST_ARRAYS = 9  # that a task can have, its scratch memory among them
-LOOKS = 5000  # of a thread that waits, before it sleeps: up to 0.3 ms, more than Python takes between two kernels
 
 if config.DISABLE_JIT:
     raise ImportError("tinycnn can't run without Numba's compiler: unset NUMBA_DISABLE_JIT")
+wait_briefly()
 
 Compiled = TypeVar("Compiled")
 before_compiling: Callable[["Task"], None] | None = None  # if not None, called before a task is compiled
@@ -272,25 +271,6 @@ def _call_in_parallel(address, parts, stride, flags_and_sizes, a, b, c, d, e, f,
             part = (own + turn) % parts
             if flags_and_sizes[part] == 0 and _is_first(flags_and_sizes, part):
                 _call(address, part, parts, flags_and_sizes, offset, a, b, c, d, e, f, g, h, i)
-
-
-def _wait_briefly() -> None:
-    """Let a thread that waits for another one sleep after so many LOOKS.
-
-    With GNU's OpenMP, which Numba uses on Linux, it looks 300,000 times, for some milliseconds. Meanwhile the other one
-    may stand in line for the same core, because another program keeps the rest busy.
-    """
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return  # elsewhere a look takes less time
-    if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        return
-    os.environ["GOMP_SPINCOUNT"] = str(LOOKS)
-    with suppress(ImportError):  # there is no OpenMP
-        importlib.import_module("numba.np.ufunc.omppool")  # which reads its environment once, now
-    del os.environ["GOMP_SPINCOUNT"]  # it is not meant for others
-
-
-_wait_briefly()
 
 
 def _note_fork() -> None:
