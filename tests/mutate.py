@@ -61,6 +61,7 @@ TARGETS = {  # the file: the tests that know it best, the fastest first
     "tinycnn/kernels/pooling.py": ["tests/test_kernels.py", "-k", "pool"],
     "tinycnn/kernels/resampling.py": ["tests/test_augment.py"],
     "tinycnn/kernels/tile_shape.py": ["tests/test_tile_shape.py"],
+    "tinycnn/kernels/waiting.py": ["tests/test_parallel.py"],
     "tinycnn/kernels/vector.py": ["tests/test_kernels.py", "tests/test_convolution.py"],
     "tinycnn/kernels/llvm.py": ["tests/test_kernels.py", "tests/test_convolution.py"],
     "tinycnn/kernels/held_rows.py": ["tests/test_convolution.py"],

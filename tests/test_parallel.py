@@ -115,10 +115,10 @@ def test_a_process_forked_off_after_the_threads_began_says_that_it_can_not_compu
         assert "RuntimeError: tinycnn can't compute in a process that was forked off" in run.stderr
 
 
-ON_LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
+ON_X86_LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
 
 
-@pytest.mark.skipif(not ON_LINUX, reason="OpenMP is left as it is here")
+@pytest.mark.skipif(not ON_X86_LINUX, reason="OpenMP is left as it is here")
 @pytest.mark.parametrize("mine", [None, "77"])
 def test_threads_that_wait_sleep_soon_unless_the_user_has_said_when(mine):
     """OpenMP says what it goes by when it is loaded. Nothing of it is left in the environment."""
@@ -132,7 +132,7 @@ def test_threads_that_wait_sleep_soon_unless_the_user_has_said_when(mine):
     assert run.stdout == f"{mine}\n"
 
 
-@pytest.mark.skipif(not ON_LINUX, reason="OpenMP is left as it is here")
+@pytest.mark.skipif(not ON_X86_LINUX, reason="OpenMP is left as it is here")
 def test_threads_that_wait_look_less_often_if_the_pause_between_is_longer(monkeypatch):
     seen = []
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)

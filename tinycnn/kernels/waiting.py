@@ -5,7 +5,7 @@ long as a small kernel. If they don't, they look again and again, and may keep a
 thread they wait for, when other programs need the rest.
 
 GNU's OpenMP, which Numba uses on Linux, lets them look 300,000 times, with a pause between two looks. How long x86's
-`pause` takes is up to the processor, 10 or 50 ns: so that is some milliseconds. Here they stay awake for 0.3.
+`pause` takes is up to the processor, 10 or 50 ns: so that is some milliseconds. Here it is 0.3.
 
 What this file is not: for other systems and processors; there OpenMP is left as it is.
 """
