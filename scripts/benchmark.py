@@ -475,15 +475,15 @@ def growth(options) -> dict:
         result[sweep] = []
         for network, batch in points:
             model = competitors.network(network)
-            work = 3 * batch * sum(layer.multiply_adds() for layer in model.layers)
+            multiply_adds = 3 * batch * sum(layer.multiply_adds() for layer in model.layers)
             value = {"batch": batch, "channels": model.layers[0].filters, "image side": model.input_shape[0]}[sweep]
-            seconds = median(times[network, batch])
-            result[sweep].append({"value": value, "seconds": seconds, "multiply_adds": work})
+            once = median(times[network, batch])
+            result[sweep].append({"value": value, "seconds": once, "multiply_adds": multiply_adds})
     result["threads"] = []
     for threads in range(1, options.threads + 1):
         with workers(("tinycnn",), threads) as ours:
-            step = compare(ours, "step", ("keras-net", 128), passes, turn)["tinycnn"]
-        result["threads"].append({"value": threads, "seconds": step})
+            once = compare(ours, "step", ("keras-net", 128), passes, turn)["tinycnn"]
+        result["threads"].append({"value": threads, "seconds": once})
     for sweep, points in result.items():
         table([sweep, "ms"], [[p["value"], f"{1e3 * p['seconds']:.3f}"] for p in points])
     from tinycnn import plots

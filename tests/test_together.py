@@ -99,7 +99,7 @@ def test_equal_to_one_by_one(dtype, batch, side, channels, filters, kernel, stri
 @pytest.mark.parametrize("relu", ["before", "behind"])
 @pytest.mark.parametrize("pool", [(100, 7), (2, 16), (15, 1), (2, 4), (7, 1)])
 def test_large_windows(pool, relu, random):
-    """A byte can't number the cells of the first, and a tile has not the pixels of the next: one by one."""
+    """A byte can't number the first's cells, a tile has not the pixels of the next three: one by one. The last fits."""
     model = Sequential([Conv2D(16, 3, padding=1), *pool_and_relu(pool, relu)], (pool[0], 2 * pool[1], 3))
     assert_same_training(model, random.normal(size=(3, *model.input_shape)).astype(np.float32), random)
 

@@ -124,10 +124,10 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, pool=(1, 1), relu
     """
     out_channels = w_shape[3]
     K, held = w_shape[1] * w_shape[2], (0, 0)
-    across, window = pool[0] * output_size[1], prod(pool)  # pixels of a row of windows, and of one
-    P, L = tile_shape(across, out_channels, dtype, K, multiple=window)
+    row_of_windows, window = pool[0] * output_size[1], prod(pool)  # so many pixels
+    P, L = tile_shape(row_of_windows, out_channels, dtype, K, multiple=window)
     if is_held(w_shape):
-        P, L = holding_tile(across, K, window), filled_lanes(out_channels, dtype)
+        P, L = holding_tile(row_of_windows, K, window), filled_lanes(out_channels, dtype)
         held = K, stride[1] * w_shape[2]
     whole = out_channels % L == 0
     kernel = _convolve_task(P, L, whole, dtype, *pool, relu, *held)
@@ -284,7 +284,7 @@ def _convolve_task(
                         for a in range(kernel_h):
                             z_i = i * stride_h + a
                             if z_i + (pool_h - 1) * stride_h < offset_h or z_i >= offset_h + H:
-                                continue  # rows of zeros
+                                continue  # nothing but rows of zeros
                             here = start + z_i * row_size + j * step
                             if held:
                                 w_rows = read_rows(w, w_start + a * K * w_step, w_step, held, w_width, held, L)

@@ -95,13 +95,14 @@ def _least(dtype: np.dtype) -> np.floating:
 
     It fades from step to step if the gradient is 0, as for a unit that is never active. A little closer to 0 the step
     would be subnormal, a number too small for full precision: an Intel core takes more than twenty times as long with
-    it, and rounding would stop it from fading. No weight is so small that this changes it.
+    it, and rounding would stop it from fading. A weight that this changes would have to be as small itself.
     """
     return np.finfo(dtype).tiny * 2**20
 
 
 @in_tasks
 def _or_zero(x, least):
+    """x, or 0 if it is closer to that than `least`."""
     return least - least if abs(x) < least else x
 
 

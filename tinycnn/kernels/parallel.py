@@ -55,7 +55,7 @@ MOST_ARRAYS = 9  # that a task can have, its scratch memory among them
 
 if config.DISABLE_JIT:
     raise ImportError("tinycnn can't run without Numba's compiler: unset NUMBA_DISABLE_JIT")
-wait_briefly()
+wait_briefly()  # before anybody starts Numba's threads
 
 Compiled = TypeVar("Compiled")
 before_compiling: Callable[["Task"], None] | None = None  # if not None, called before a task is compiled
