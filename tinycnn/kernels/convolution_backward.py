@@ -37,11 +37,12 @@ from tinycnn.kernels.input_gradient import convolve_input_gradient
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.padding import scratch_size_for, set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
-from tinycnn.kernels.tile_shape import filled_lanes, tile_shape, tile_time, usable_registers
+from tinycnn.kernels.tile_shape import filled_lanes, register_lanes, tile_shape, tile_time, usable_registers
 from tinycnn.kernels.vector import clear_numbers, equals, multiply_add, read, read_rows, select, tile, write, zeros
 
 PIXELS = 4  # of dy that a tile of dw leaves registers for
 MOST_PIXELS = 7  # that stay there if more are free
+SUMS = 8  # vectors that db is summed in, side by side: one alone would wait for each of its additions
 
 
 def convolve_backward(
@@ -130,7 +131,7 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
         held = max(n for n in range(1, min(MOST_PIXELS, room) + 1) if output_size[1] % n == 0), stride[1] * channels
     kernel = _weight_gradient_task(A, R, L, out_channels % L == 0, dtype, *pool, relu, *held)
     unpacked = rows * output_size[1] * out_channels if relu or prod(pool) > 1 else 0  # in the scratch memory, behind z
-    return kernel, parts, A * R, scratch + unpacked, sizes
+    return kernel, parts, _bias_sums(L, dtype), scratch + unpacked, sizes
 
 
 def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:
@@ -145,6 +146,11 @@ def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[in
     # a core has up to eight multiply-adds under way at once
     A = min(range(1, min(kernel_h, most) + 1), key=lambda A: (ceil(kernel_h / A) * max(A * K, 8), -A))
     return A, K, lanes
+
+
+def _bias_sums(L: int, dtype: np.dtype) -> int:
+    """How many rows of L channels db is summed in."""
+    return SUMS * register_lanes(dtype) // max(L, register_lanes(dtype))
 
 
 @cache
@@ -186,10 +192,7 @@ def _unpack(dy, winners, active, n, rows, out_size, pool, O, unpacked, start, re
 
 @in_tasks
 def _add_bias_gradient(dy, active, first, pixels, db, db_start, O, relu, P, L, whole):
-    """db += Σ dy over the pixels of an image, from `first` on; 0 where not active, if `relu`.
-
-    db is P sums side by side: one alone would wait for each of its additions.
-    """
+    """db += Σ dy over so many pixels, from `first` on; 0 where not active, if `relu`. db is P sums side by side."""
     acc = tile(P, L, dy)
     for o in range(0, O, L):
         width = L if whole else min(L, O - o)
@@ -227,7 +230,8 @@ def _weight_gradient_task(
     whole: whether no group of channels is narrower than L, as in convolution.py.
     held_pixels: so many of dy that stay in registers as well, if R is all of K and little; held_step = stride · C.
     """
-    P, behind = A * R, relu or pool_h * pool_w > 1  # whether dy comes from behind a ReLU or a pool
+    P, sums = A * R, _bias_sums(L, dtype)
+    behind = relu or pool_h * pool_w > 1  # whether dy comes from behind a ReLU or a pool
 
     @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE)
     def weight_gradient_tiles(part, sizes, scratch, x, dy, dw, db, winners, active):
@@ -241,9 +245,9 @@ def _weight_gradient_task(
         if scratch_size:
             z, row_size = scratch, z_w * C
             clear_numbers(scratch, 0, scratch_size)
-        dw_start, db_start = part * kernel_h * K * O, part * P * O
+        dw_start, db_start = part * kernel_h * K * O, part * sums * O
         clear_numbers(dw, dw_start, kernel_h * K * O)
-        clear_numbers(db, db_start, P * O)
+        clear_numbers(db, db_start, sums * O)
         pixels = (out_h // pool_h) * (out_w // pool_w)  # of dy
 
         for n in range(part * N // parts, (part + 1) * N // parts):
@@ -284,6 +288,8 @@ def _weight_gradient_task(
                                 # The rows before were already summed by the tile before.
                                 if a + p // R >= tile_a and k + p % R >= tile_k:
                                     write(dw, dw_start + ((a + p // R) * K + k + p % R) * O + o, acc[p], width)
-            _add_bias_gradient(dy, active, n * pixels, pixels, db, db_start, O, relu, P, L, whole)
+                # dy of these rows again, while it is near
+                above, below = i_first // pool_h * (out_w // pool_w), i_last // pool_h * (out_w // pool_w)
+                _add_bias_gradient(dy, active, n * pixels + above, below - above, db, db_start, O, relu, sums, L, whole)
 
     return weight_gradient_tiles
