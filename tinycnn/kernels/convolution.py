@@ -276,11 +276,12 @@ def _convolve_task(
                 o = group if columns else min(group, max(0, O - L))
                 width = L if whole else min(L, O - o)
                 w_start, w_step, w_width = (o * kernel_h * K, L, L) if columns else (o, O, width)
+                bias_row = read(bias, o, width, L)
                 for i in range(i_first, i_last, pool_h):
                     for tile_j in range(0, out_w, across):
                         j = min(tile_j, out_w - across)  # the last tile may repeat pixels of the one before it
                         for p in range(P):
-                            acc[p] = read(bias, o, width, L)
+                            acc[p] = bias_row
                         for a in range(kernel_h):
                             z_i = i * stride_h + a
                             if z_i + (pool_h - 1) * stride_h < offset_h or z_i >= offset_h + H:
