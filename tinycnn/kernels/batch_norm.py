@@ -5,7 +5,8 @@
     backward            dx, dgamma, dbeta
 
 The rows are shared out in a fixed number of parts, each summed into a row of its own, and the parts are added in
-order: the sums are equal bit for bit at any number of threads.
+order: the sums are equal bit for bit at any number of threads. Where a row of x would fill only a part of the L numbers
+that a kernel takes at once, s of them go side by side: in memory, x (M, C) is (M / s, W) as well, with W = s · C.
 
 A ReLU behind it can go along (`tinycnn/together.py`): forward in training then writes which numbers it left as they
 were, `active`, as `elementwise.relu` does, and backward's dy counts only there.
@@ -14,12 +15,13 @@ What this file is not: it keeps nothing from call to call; the running averages 
 """
 
 from functools import cache
+from math import gcd
 
 import numpy as np
 
 from tinycnn.kernels.elementwise import BYTE, relu_of, where_active
 from tinycnn.kernels.memory import empty
-from tinycnn.kernels.parallel import PARTS, numbers, parts_for, run, task
+from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import row_lanes
 from tinycnn.kernels.vector import read, write, zeros
 
@@ -36,10 +38,11 @@ def mean_and_sigma(
     top. Source: Chan, Golub & LeVeque, Updating formulae and a pairwise algorithm for computing sample variances
     (1979).
     """
-    of_parts, result = np.empty((PARTS, 2, x.shape[1]), x.dtype), np.empty((2, x.shape[1]), x.dtype)
-    run(_moments_task(row_lanes(x.dtype), x.dtype), PARTS, x.shape, x, of_parts)
+    M, s, C = sizes = _side_by_side(x)
+    of_parts, result = np.empty((PARTS, 2, s * C), x.dtype), np.empty((2, C), x.dtype)
+    run(_moments_task(row_lanes(x.dtype), x.dtype), PARTS, (M, s * C), x, of_parts)
     settings = np.array([rate, epsilon], x.dtype)
-    run(_all_moments_task(x.dtype), 1, x.shape, of_parts, settings, running_mean, running_variance, result)
+    run(_all_moments_task(x.dtype), 1, sizes, of_parts, settings, running_mean, running_variance, result)
     return result[0], result[1]
 
 
@@ -57,8 +60,9 @@ def scale_and_shift(
     x (M, C), contiguous; the others (C,) -> y (M, C), active (M, C), or None without relu or without remember.
     """
     y, active = empty(x.shape, x.dtype), empty(x.shape, BYTE) if relu and remember else None
-    kernel, parts = _scale_and_shift_task(row_lanes(x.dtype), x.dtype, relu), parts_for(len(x), 32 * x.size)
-    run(kernel, parts, (parts, *x.shape, remember), x, mean, sigma, gamma, beta, y, active)
+    sizes, L = _side_by_side(x), row_lanes(x.dtype)
+    kernel, parts = _scale_and_shift_task(L, x.dtype, relu), parts_for(sizes[0], 32 * x.size)
+    run(kernel, parts, (parts, *sizes, remember), x, mean, sigma, gamma, beta, y, active, scratch=L)
     return y, active
 
 
@@ -76,13 +80,30 @@ def backward(
     dy, x (M, C), contiguous; mean, sigma, gamma (C,); active (M, C), or None for everywhere
     -> dx (M, C), dgamma (C,), dbeta (C,).
     """
-    sums, gradients = np.empty((PARTS, 2, x.shape[1]), x.dtype), np.empty((2, x.shape[1]), x.dtype)
-    dx, L, parts = empty(x.shape, x.dtype), row_lanes(x.dtype), parts_for(len(x), 32 * x.size)
-    relu = active is not None
-    run(_gradient_sums_task(L, x.dtype, relu), PARTS, x.shape, dy, x, mean, sums, active)
-    kernel = _input_gradient_task(L, x.dtype, relu)
-    run(kernel, parts, (parts, *x.shape, frozen), dy, x, mean, sigma, gamma, sums, dx, gradients, active)
-    return dx, gradients[0], gradients[1]
+    M, s, C = sizes = _side_by_side(x)
+    sums, dx = np.empty(2 * (PARTS * s + 1) * C, x.dtype), empty(x.shape, x.dtype)  # the last are dgamma and dbeta
+    L, relu, parts = row_lanes(x.dtype), active is not None, parts_for(M, 32 * x.size)
+    run(_gradient_sums_task(L, x.dtype, relu), PARTS, sizes, dy, x, mean, sums, active, scratch=L)
+    kernel, sizes = _input_gradient_task(L, x.dtype, relu), (parts, *sizes, frozen)
+    run(kernel, parts, sizes, dy, x, mean, sigma, gamma, sums, dx, active, scratch=L)
+    return dx, sums[-2 * C : -C], sums[-C:]
+
+
+def _side_by_side(x: np.ndarray) -> tuple[int, int, int]:
+    """(M, s, C): x as M rows, each of them s rows of C channels side by side."""
+    (M, C), L = x.shape, row_lanes(x.dtype)
+    s = gcd(M, L // C) if L % C == 0 else 1
+    return M // s, s, C
+
+
+@in_tasks
+def _repeated(row, s, C, scratch, L):
+    """The first C numbers of a row, s times; or the row itself, if s is 1."""
+    if s == 1:
+        return row
+    for i in range(s):
+        write(scratch, i * C, row, C)
+    return read(scratch, 0, s * C, L)
 
 
 @cache
@@ -92,20 +113,20 @@ def _moments_task(L: int, dtype: np.dtype):
 
     @task(dtype, dtype)
     def moments(part, sizes, x, of_parts):
-        M, C = numbers(sizes, 2)
+        M, W = numbers(sizes, 2)
         first, last = part * M // PARTS, (part + 1) * M // PARTS
         share = one / dtype.type(max(1, last - first))
-        for c in range(0, C, L):
-            width = min(L, C - c)
+        for c in range(0, W, L):
+            width = min(L, W - c)
             total = zero = zeros(x, L)
             for m in range(first, last):
-                total = total + read(x, m * C + c, width, L)
+                total = total + read(x, m * W + c, width, L)
             mean, squares = share * total, zero
             for m in range(first, last):
-                centred = read(x, m * C + c, width, L) - mean
+                centred = read(x, m * W + c, width, L) - mean
                 squares = squares + centred * centred
-            write(of_parts, 2 * part * C + c, mean, width)
-            write(of_parts, (2 * part + 1) * C + c, squares, width)
+            write(of_parts, 2 * part * W + c, mean, width)
+            write(of_parts, (2 * part + 1) * W + c, squares, width)
 
     return moments
 
@@ -116,18 +137,21 @@ def _all_moments_task(dtype: np.dtype):
 
     @task(dtype, dtype, dtype, dtype, dtype)
     def all_moments(part, sizes, of_parts, settings, running_mean, running_variance, result):
-        M, C = numbers(sizes, 2)
+        M, s, C = numbers(sizes, 3)
+        W, count = s * C, M * s
         rate, epsilon = settings[0], settings[1]
         for c in range(C):
             exact_mean = exact_variance = 0.0
             for p in range(PARTS):
-                share = ((p + 1) * M // PARTS - p * M // PARTS) / M
-                exact_mean += share * of_parts[2 * p * C + c]
+                share = ((p + 1) * M // PARTS - p * M // PARTS) / count
+                for i in range(c, W, C):
+                    exact_mean += share * of_parts[2 * p * W + i]
             for p in range(PARTS):
-                share = ((p + 1) * M // PARTS - p * M // PARTS) / M
-                exact_variance += (
-                    of_parts[(2 * p + 1) * C + c] / M + share * (of_parts[2 * p * C + c] - exact_mean) ** 2
-                )
+                share = ((p + 1) * M // PARTS - p * M // PARTS) / count
+                for i in range(c, W, C):
+                    exact_variance += (
+                        of_parts[(2 * p + 1) * W + i] / count + share * (of_parts[2 * p * W + i] - exact_mean) ** 2
+                    )
             mean, variance = number(exact_mean), number(exact_variance)
             running_mean[c] += rate * (mean - running_mean[c])
             running_variance[c] += rate * (variance - running_variance[c])
@@ -138,67 +162,73 @@ def _all_moments_task(dtype: np.dtype):
 
 @cache
 def _scale_and_shift_task(L: int, dtype: np.dtype, relu: bool):
-    @task(dtype, dtype, dtype, dtype, dtype, dtype, BYTE)
-    def scale_and_shift(part, sizes, x, mean, sigma, gamma, beta, y, active):
-        parts, M, C, remember = numbers(sizes, 4)
-        for c in range(0, C, L):
-            width = min(L, C - c)
-            mean_row, beta_row = read(mean, c, width, L), read(beta, c, width, L)
-            scale = read(gamma, c, width, L) / read(sigma, c, width, L)
+    @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype, BYTE)
+    def scale_and_shift(part, sizes, scratch, x, mean, sigma, gamma, beta, y, active):
+        parts, M, s, C, remember = numbers(sizes, 5)
+        W = s * C
+        for c in range(0, W, L):
+            width, channels = min(L, W - c), min(L, C - c)
+            mean_row = _repeated(read(mean, c, channels, L), s, C, scratch, L)
+            beta_row = _repeated(read(beta, c, channels, L), s, C, scratch, L)
+            scale = _repeated(read(gamma, c, channels, L) / read(sigma, c, channels, L), s, C, scratch, L)
             for m in range(part * M // parts, (part + 1) * M // parts):
-                row = (read(x, m * C + c, width, L) - mean_row) * scale + beta_row
+                row = (read(x, m * W + c, width, L) - mean_row) * scale + beta_row
                 if relu:
                     row, active_row = relu_of(row, zeros(x, L), zeros(active, L))
                     if remember:
-                        write(active, m * C + c, active_row, width)
-                write(y, m * C + c, row, width)
+                        write(active, m * W + c, active_row, width)
+                write(y, m * W + c, row, width)
 
     return scale_and_shift
 
 
 @cache
 def _gradient_sums_task(L: int, dtype: np.dtype, relu: bool):
-    @task(dtype, dtype, dtype, dtype, BYTE)
-    def gradient_sums(part, sizes, dy, x, mean, sums, active):
-        M, C = numbers(sizes, 2)
-        for c in range(0, C, L):
-            width = min(L, C - c)
+    @task(dtype, dtype, dtype, dtype, dtype, BYTE)
+    def gradient_sums(part, sizes, scratch, dy, x, mean, sums, active):
+        M, s, C = numbers(sizes, 3)
+        W = s * C
+        for c in range(0, W, L):
+            width = min(L, W - c)
             total, product_total = zeros(x, L), zeros(x, L)
-            mean_row = read(mean, c, width, L)
+            mean_row = _repeated(read(mean, c, min(L, C - c), L), s, C, scratch, L)
             for m in range(part * M // PARTS, (part + 1) * M // PARTS):
-                gradient = where_active(dy, active, m * C + c, width, relu, L)
+                gradient = where_active(dy, active, m * W + c, width, relu, L)
                 total = total + gradient
-                product_total = product_total + gradient * (read(x, m * C + c, width, L) - mean_row)
-            write(sums, 2 * part * C + c, total, width)
-            write(sums, (2 * part + 1) * C + c, product_total, width)
+                product_total = product_total + gradient * (read(x, m * W + c, width, L) - mean_row)
+            write(sums, 2 * part * W + c, total, width)
+            write(sums, (2 * part + 1) * W + c, product_total, width)
 
     return gradient_sums
 
 
 @cache
 def _input_gradient_task(L: int, dtype: np.dtype, relu: bool):
-    """dx = gamma / σ · (dy − dbeta / M − x̂ · dgamma / M)  with  x̂ = (x − mean) / σ."""
+    """dx = gamma / σ · (dy − dbeta / count − x̂ · dgamma / count)  with  x̂ = (x − mean) / σ."""
 
     @task(dtype, dtype, dtype, dtype, dtype, dtype, dtype, dtype, BYTE)
-    def input_gradient(part, sizes, dy, x, mean, sigma, gamma, sums, dx, gradients, active):
-        parts, M, C, frozen = numbers(sizes, 4)
-        for c in range(0, C, L):
-            width, zero = min(L, C - c), zeros(x, L)
-            mean_row, sigma_row = read(mean, c, width, L), read(sigma, c, width, L)
+    def input_gradient(part, sizes, scratch, dy, x, mean, sigma, gamma, sums, dx, active):
+        parts, M, s, C, frozen = numbers(sizes, 5)
+        W, count = s * C, M * s
+        for c in range(0, W, L):
+            width, channels, zero = min(L, W - c), min(L, C - c), zeros(x, L)
+            sigma_row, dbeta, dy_times_centred = read(sigma, c, channels, L), zero, zero
             # Every part adds up the sums of all parts for itself: one more call would take longer.
-            dbeta, dy_times_centred = read(sums, c, width, L), read(sums, C + c, width, L)
-            for p in range(1, PARTS):
-                dbeta = dbeta + read(sums, 2 * p * C + c, width, L)
-                dy_times_centred = dy_times_centred + read(sums, (2 * p + 1) * C + c, width, L)
+            for p in range(PARTS):
+                for i in range(c, W, C):
+                    dbeta = dbeta + read(sums, 2 * p * W + i, channels, L)
+                    dy_times_centred = dy_times_centred + read(sums, (2 * p + 1) * W + i, channels, L)
             dgamma = dy_times_centred / sigma_row
             if part == 0:
-                write(gradients, c, dgamma, width)
-                write(gradients, C + c, dbeta, width)
-            scale = read(gamma, c, width, L) / sigma_row
-            constant, slope = (zero, zero) if frozen else (dbeta / M, dgamma / (M * sigma_row))
+                write(sums, 2 * PARTS * W + c, dgamma, channels)
+                write(sums, 2 * PARTS * W + C + c, dbeta, channels)
+            constant, slope = (zero, zero) if frozen else (dbeta / count, dgamma / (count * sigma_row))
+            constant, slope = _repeated(constant, s, C, scratch, L), _repeated(slope, s, C, scratch, L)
+            scale = _repeated(read(gamma, c, channels, L) / sigma_row, s, C, scratch, L)
+            mean_row = _repeated(read(mean, c, channels, L), s, C, scratch, L)
             for m in range(part * M // parts, (part + 1) * M // parts):
-                centred = read(x, m * C + c, width, L) - mean_row
-                gradient = where_active(dy, active, m * C + c, width, relu, L)
-                write(dx, m * C + c, scale * (gradient - constant - slope * centred), width)
+                centred = read(x, m * W + c, width, L) - mean_row
+                gradient = where_active(dy, active, m * W + c, width, relu, L)
+                write(dx, m * W + c, scale * (gradient - constant - slope * centred), width)
 
     return input_gradient
