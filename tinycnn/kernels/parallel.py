@@ -160,9 +160,9 @@ def run(
     """kernel(part, sizes, *arrays) for each part in 0 … parts − 1, shared out to Numba's threads.
 
     The arrays must be contiguous and of the dtypes that the kernel takes, or None where it will not look. scratch: None
-    if the task has no scratch memory; else so many numbers of the first array's dtype, of arbitrary value, are the
-    part's to write into (0: it will not look). They are the thread's, in fact, and still in its core's cache when the
-    next part or kernel begins.
+    if the task has no scratch memory; else so many numbers of the first array's dtype are the part's to write into (0:
+    it will not look). They are the thread's, in fact, and still in its core's cache when the next part or kernel
+    begins. When the thread begins with its first part, the first of them is 0; all others are arbitrary.
     """
     if _noted is not None:
         _noted.append(kernel)
@@ -173,6 +173,7 @@ def run(
     if scratch:
         of_threads = take_scratch(config.NUMBA_NUM_THREADS, scratch * arrays[0].dtype.itemsize)
         stride = of_threads.shape[1]
+        of_threads[:, :2] = 0  # one number, if it is a float64
     if scratch is not None:
         arrays = (of_threads, *arrays)
     # Only their addresses count: one type for all spares compiling `_call_in_parallel` again for every mixture.

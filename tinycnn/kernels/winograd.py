@@ -70,8 +70,8 @@ LEVEL = 2  # of optimisation: level 3 takes a fifth longer to compile and gains 
 # become about two smaller ones, for two cores.
 GROUP = 30
 LEAST = 8  # channels on either side: half of the widest vector, see `channels_at_once`
-COPIES = 2  # of the transformed weights, each for one half of the parts: see `transformed_weights`
 ODD = 16  # numbers between 36 matrices that are used at once: they would compete for the same places in the cache
+U = 16  # where the scratch memory has the transformed weights; the numbers before are for `transform_weights`
 
 
 def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[int, int]) -> bool:
@@ -110,41 +110,23 @@ def convolve(
     -> y (N, *output_size, O) or (N, out_h // 2, out_w // 2, O), winners or None, active or None.
     """
     O = w.shape[3]
-    kernel, parts, sizes, scratch, S = _plan(x.shape, (*output_size, O), x.dtype, offset)
+    kernel, parts, sizes, scratch = _plan(x.shape, (*output_size, O), x.dtype, offset)
     rows, columns = (size // 2 if pool else size for size in output_size)
     y = empty((len(x), rows, columns, O), x.dtype)
     winners = empty(y.shape, BYTE) if remember and pool else None
     active = empty(y.shape, BYTE) if remember and relu else None
-    u = transformed_weights(w, S, parts)
-    run(kernel, parts, (*sizes, pool, relu, remember), x, u, bias, y, winners, active, scratch=scratch)
+    run(kernel, parts, (*sizes, pool, relu, remember), x, w, bias, y, winners, active, scratch=scratch)
     return y, winners, active
 
 
 @lru_cache(maxsize=1000)
 def _plan(x_shape, y_shape, dtype, offset):
-    """(kernel, parts, sizes, scratch) for `run`, and S: all that depends on sizes only, the same at every step."""
+    """(kernel, parts, sizes, scratch) for `run`: all that depends on sizes only, the same at every step."""
     C, O = x_shape[3], y_shape[2]
     S, (P, L) = channels_at_once(C, O, dtype), products_tile(O, dtype)
     groups, sizes, scratch = layout(x_shape, y_shape, offset, S, P)
     parts = min(PARTS, groups)
-    return _convolve_task(P, L, O % L == 0, S, dtype), parts, (parts, *sizes), scratch, S
-
-
-def transformed_weights(w: np.ndarray, S: int, parts: int) -> np.ndarray:
-    """U = G w Gᵀ: a matrix for each of the 36 products; and all of them once more, for the other half of the parts.
-
-    What one core has written takes long to reach another: longer than to compute it there again.
-    """
-    size, copies = w[0, 0].size, min(COPIES, parts)
-    u = empty((copies, 36, size + ODD), w.dtype)
-    run(_weights_task(S, w.dtype), copies, (size,), w, u)
-    return u
-
-
-@in_tasks
-def own_copy(part, parts, size):
-    """Where the part's copy of U begins."""
-    return part * min(COPIES, parts) // parts * 36 * (size + ODD)
+    return _convolve_task(P, L, O % L == 0, S, dtype), parts, (parts, *sizes), scratch
 
 
 def channels_at_once(C: int, O: int, dtype: np.dtype) -> int:
@@ -165,8 +147,8 @@ def layout(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
 
     What the scratch memory holds, one behind the other:
 
-        forward     V            M    one stage of a patch's transform             z
-        backward    V, then M    E    one stage of the transforms of a row of them    z    dz    the sums behind dw
+        forward     U    V            M    one stage of a patch's transform                z
+        backward    U    V, then M    E    one stage of the transforms of a row of them    z    dz    the sums behind dw
     """
     (N, H, W, C), (out_h, out_w, O) = x_shape, y_shape
     rows, columns = ceil(out_h / 4), ceil(out_w / 4)  # of patches in an image
@@ -176,29 +158,41 @@ def layout(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
     z_h, z_w = 4 * rows + 2, 4 * columns + 2
     whole_image = scratch_size_for(x_shape, (z_h, z_w), offset)
     z_size = min(whole_image, (4 * group + 2) * z_w * C)  # a group meets no more rows, and they stay in the cache
-    scratch = 36 * (v_size + m_size) + half_size + 2 * z_size  # the second z is backward's dz
-    sizes = (N, H, W, C, out_h, out_w, O, *offset, rows, columns, group, v_size, m_size, z_w, z_size)
+    v = U + 36 * (C * O + ODD)
+    scratch = v + 36 * (v_size + m_size) + half_size + 2 * z_size  # the second z is backward's dz
+    sizes = (N, H, W, C, out_h, out_w, O, *offset, rows, columns, group, v, v_size, m_size, z_w, z_size)
     return N * rows // group, sizes, scratch
 
 
-@cache
-def _weights_task(S: int, dtype: np.dtype):
-    """U = G w Gᵀ, for S pairs of channels at once."""
+@in_tasks
+def transform_weights(w, scratch, size, S):
+    """U = G w Gᵀ, a matrix for each of the 36 products, for S pairs of channels at once.
 
-    @task(dtype, dtype, level=LEVEL)
-    def transform_weights(part, sizes, w, u):
-        (size,) = numbers(sizes, 1)
-        step = size + ODD
+    Every thread does it once in a call, for itself: what one core has written takes long to reach another.
+    """
+    if is_first(scratch):
         for i in range(0, size, S):
-            width, to = min(S, size - i), part * 36 * step + i
-            for b in range(3):  # the first half of the way, G w, stands where the end of U will
-                column = read_rows(w, b * size + i, 3 * size, 3, width, 3, S)
-                write_rows(u, to + (3 + b) * step, 6 * step, 6, width, G(column))
-            for a in range(6):
-                row = read_rows(u, to + (6 * a + 3) * step, step, 3, width, 3, S)
-                write_rows(u, to + 6 * a * step, step, 6, width, G(row))
+            transform_some_weights(w, i, size, scratch, U + i, size + ODD, min(S, size - i), S)
 
-    return transform_weights
+
+@in_tasks
+def is_first(scratch):
+    """Whether this thread has not been here before in this call: its first scratch number then still is 0."""
+    first = scratch[0] == 0
+    scratch[0] = 1
+    return first
+
+
+@in_tasks
+def transform_some_weights(w, i, step, scratch, to, u_step, width, S):
+    """G w Gᵀ for so many pairs of channels. From a weight to the next it is `step` numbers, in U from a matrix to the
+    next u_step."""
+    for b in range(3):  # the first half of the way, G w, stands where the end of U will
+        column = read_rows(w, i + b * step, 3 * step, 3, width, 3, S)
+        write_rows(scratch, to + (3 + b) * u_step, 6 * u_step, 6, width, G(column))
+    for a in range(6):
+        row = read_rows(scratch, to + (6 * a + 3) * u_step, u_step, 3, width, 3, S)
+        write_rows(scratch, to + 6 * a * u_step, u_step, 6, width, G(row))
 
 
 @in_tasks
@@ -206,8 +200,8 @@ def transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
     """V[t] = (Bᵀ d B)[t] for every patch d of these rows. In scratch V begins at v, and Bᵀ d of one patch at half."""
     (
         _parts, _N, H, W, C, _out_h, _out_w, _O, offset_h, offset_w,
-        patch_rows, columns, _group, v_size, _m_size, z_w, z_size,
-    ) = numbers(sizes, 17)  # fmt: skip
+        patch_rows, columns, _group, _v, v_size, _m_size, z_w, z_size,
+    ) = numbers(sizes, 18)  # fmt: skip
     z, row_size = (scratch, z_w * C) if z_size else (x, W * C)
     for row in range(rows):
         n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
@@ -231,7 +225,7 @@ def transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
 
 
 @in_tasks
-def products(scratch, v, v_size, patches, K, u, u_start, O, m, m_size, P, L, whole):
+def products(scratch, v, v_size, patches, K, O, m, m_size, P, L, whole):
     """M[t] = V[t] · U[t] for the 36 matrices, from and to the scratch memory.  V[t] (patches, K), U[t] (K, O)."""
     acc = tile(P, L, scratch)
     for t in range(36):
@@ -242,7 +236,7 @@ def products(scratch, v, v_size, patches, K, u, u_start, O, m, m_size, P, L, who
                     acc[p] = zeros(scratch, L)
                 here = v + t * v_size + q * K
                 for k in range(K):
-                    u_row = read(u, u_start + t * (K * O + ODD) + k * O + o, width, L)
+                    u_row = read(scratch, U + t * (K * O + ODD) + k * O + o, width, L)
                     for p in range(P):
                         acc[p] = multiply_add(scratch[here + p * K + k], u_row, acc[p])
                 for p in range(P):
@@ -254,22 +248,22 @@ def _convolve_task(P: int, L: int, whole: bool, S: int, dtype: np.dtype):
     """whole: whether no group of channels is narrower than L, as in convolution.py."""
 
     @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
-    def convolve_patches(part, sizes, scratch, x, u, bias, y, winners, active):
+    def convolve_patches(part, sizes, scratch, x, w, bias, y, winners, active):
         (
             parts, N, _H, _W, C, _out_h, _out_w, O, _offset_h, _offset_w,
-            patch_rows, columns, group, v_size, m_size, _z_w, z_size,
-        ) = numbers(sizes, 17)  # fmt: skip
-        v, m = 0, 36 * v_size
+            patch_rows, columns, group, v, v_size, m_size, _z_w, z_size,
+        ) = numbers(sizes, 18)  # fmt: skip
+        m = v + 36 * v_size
         half = m + 36 * m_size
         z_start = half + 36 * columns * S
-        u_start = own_copy(part, parts, C * O)
+        transform_weights(w, scratch, C * O, S)
         clear_numbers(scratch, v, 36 * v_size)  # beyond the patches stands anything, and subnormal numbers are slow
         clear_numbers(scratch, z_start, z_size)
         last = (part + 1) * N * patch_rows // parts
         for first in range(part * N * patch_rows // parts, last, group):
             rows = min(group, last - first)
             transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
-            products(scratch, v, v_size, rows * columns, C, u, u_start, O, m, m_size, P, L, whole)
+            products(scratch, v, v_size, rows * columns, C, O, m, m_size, P, L, whole)
             _write_outputs(scratch, m, half, bias, sizes, first, rows, y, winners, active, S)
 
     return convolve_patches
@@ -280,8 +274,8 @@ def _write_outputs(scratch, m, half, bias, sizes, first, rows, y, winners, activ
     """y = Aᵀ M A + bias for every patch of these rows, or what the pool and the ReLU make of that."""
     (
         _parts, _N, _H, _W, _C, out_h, out_w, O, _offset_h, _offset_w,
-        patch_rows, columns, _group, _v_size, m_size, _z_w, _z_size, pool, relu, remember,
-    ) = numbers(sizes, 20)  # fmt: skip
+        patch_rows, columns, _group, _v, _v_size, m_size, _z_w, _z_size, pool, relu, remember,
+    ) = numbers(sizes, 21)  # fmt: skip
     for row in range(rows):
         n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
         for column in range(columns):

@@ -17,7 +17,7 @@ from functools import cache, lru_cache
 import numpy as np
 
 from tinycnn.kernels.elementwise import BYTE, sum_of_parts
-from tinycnn.kernels.memory import copy, empty
+from tinycnn.kernels.memory import empty
 from tinycnn.kernels.minimal_filtering import A, B, G_transposed
 from tinycnn.kernels.padding import set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
@@ -31,6 +31,7 @@ from tinycnn.kernels.vector import (
     read_rows,
     select,
     tile,
+    transpose,
     write,
     write_rows,
     zeros,
@@ -38,13 +39,14 @@ from tinycnn.kernels.vector import (
 from tinycnn.kernels.winograd import (
     LEVEL,
     ODD,
+    U,
     channels_at_once,
+    is_first,
     layout,
-    own_copy,
     products,
     products_tile,
     transform_patches,
-    transformed_weights,
+    transform_some_weights,
 )
 
 
@@ -66,21 +68,18 @@ def convolve_backward(
     dtype; N ≥ 1, C and O ≥ LEAST -> dx (N, H, W, C), dw (3, 3, C, O), db (O,).
     """
     C, O = x.shape[3], dy.shape[3]
-    kernel, parts, sizes, scratch, S = _plan(x.shape, (*output_size, O), x.dtype, offset)
+    kernel, parts, sizes, scratch = _plan(x.shape, (*output_size, O), x.dtype, offset)
     of_parts = empty((parts, 9 * C * O + O), x.dtype)  # dw, and db behind it
-    if w is None:
-        u = dx = empty((0,), x.dtype)
-    else:
-        u, dx = transformed_weights(copy(w.transpose(0, 1, 3, 2)), S, parts), empty(x.shape, x.dtype)
+    dx = empty((0,) if w is None else x.shape, x.dtype)
     sizes = *sizes, dx.size, winners is not None, active is not None
-    run(kernel, parts, sizes, x, dy, u, dx, of_parts, winners, active, scratch=scratch)
+    run(kernel, parts, sizes, x, dy, w, dx, of_parts, winners, active, scratch=scratch)
     gradients = sum_of_parts(of_parts)
     return dx, gradients[:-O].reshape(3, 3, C, O), gradients[-O:]
 
 
 @lru_cache(maxsize=1000)
 def _plan(x_shape, y_shape, dtype, offset):
-    """(kernel, parts, sizes, scratch) for `run`, and S: as in winograd.py."""
+    """(kernel, parts, sizes, scratch) for `run`: as in winograd.py."""
     C, O = x_shape[3], y_shape[2]
     S, (P, L) = channels_at_once(C, O, dtype), products_tile(C, dtype)
     _, sizes, scratch = layout(x_shape, y_shape, offset, S, P)
@@ -88,7 +87,7 @@ def _plan(x_shape, y_shape, dtype, offset):
     # rows of dw fill tiles of 8 well: the usual numbers of channels are multiples of it
     R, L_out = tile_shape(8, O, dtype)
     kernel = _backward_task(R, L_out, O % L_out == 0, P, L, C % L == 0, S, dtype)
-    return kernel, parts, (parts, *sizes), scratch + 36 * (C * O + ODD), S  # the last are the sums behind dw
+    return kernel, parts, (parts, *sizes), scratch + 36 * (C * O + ODD)  # the last are the sums behind dw
 
 
 @cache
@@ -99,23 +98,24 @@ def _backward_task(R: int, L_out: int, whole_out: bool, P: int, L_in: int, whole
     """
 
     @task(dtype, dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
-    def backward_patches(part, sizes, scratch, x, dy, u, dx, of_parts, winners, active):
+    def backward_patches(part, sizes, scratch, x, dy, w, dx, of_parts, winners, active):
         (
             parts, N, _H, _W, C, _out_h, _out_w, O, _offset_h, _offset_w,
-            patch_rows, columns, group, v_size, e_size, _z_w, z_size, dx_size,
-        ) = numbers(sizes, 18)  # fmt: skip
-        v, e = 0, 36 * v_size
+            patch_rows, columns, group, v, v_size, e_size, _z_w, z_size, dx_size,
+        ) = numbers(sizes, 19)  # fmt: skip
+        e = v + 36 * v_size
         half = e + 36 * e_size
         z_start = half + 36 * columns * S
         dz_start = z_start + z_size
         sums = dz_start + z_size
-        u_start = own_copy(part, parts, C * O)
         dw = part * (9 * C * O + O)
         db = dw + 9 * C * O
         clear_numbers(scratch, e, 36 * e_size)  # beyond the patches stands anything, and subnormal numbers are slow
         clear_numbers(scratch, z_start, z_size)
         clear_numbers(scratch, sums, 36 * (C * O + ODD))
         clear_numbers(of_parts, db, O)
+        if dx_size:
+            _transform_weights(w, scratch, v, C, O, S)
         last = (part + 1) * N // parts * patch_rows
         for first in range(part * N // parts * patch_rows, last, group):
             rows = min(group, last - first)
@@ -123,7 +123,7 @@ def _backward_task(R: int, L_out: int, whole_out: bool, P: int, L_in: int, whole
             _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, of_parts, db, S, whole_out)
             _add_products(scratch, v, v_size, e, e_size, rows * columns, C, O, sums, R, L_out, whole_out)
             if dx_size:  # V has served; the products E[t] · U[t] take its place
-                products(scratch, e, e_size, rows * columns, O, u, u_start, C, v, v_size, P, L_in, whole_in)
+                products(scratch, e, e_size, rows * columns, O, C, v, v_size, P, L_in, whole_in)
                 _add_up_patches(dx, sizes, first, rows, scratch, v, half, dz_start, S, whole_in)
         # dw = Gᵀ (the sums) G, for S pairs of channels at once
         size = C * O
@@ -140,12 +140,28 @@ def _backward_task(R: int, L_out: int, whole_out: bool, P: int, L_in: int, whole
 
 
 @in_tasks
+def _transform_weights(w, scratch, block, C, O, S):
+    """As forward, of w with the two axes of channels exchanged. block: a place for 9 squares of S × S weights."""
+    if not is_first(scratch):
+        return
+    for tile_o in range(0, O, S):
+        for tile_c in range(0, C, S):
+            o, c = min(tile_o, O - S), min(tile_c, C - S)
+            for ab in range(9):
+                rows = read_rows(w, (ab * C + c) * O + o, O, S, S, S, S)
+                write_rows(scratch, block + ab * S * S, S, S, S, transpose(rows))
+            for i in range(S):
+                to = U + (o + i) * C + c
+                transform_some_weights(scratch, block + i * S, S * S, scratch, to, C * O + ODD, S, S)
+
+
+@in_tasks
 def _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, of_parts, db, S, whole):
     """E[t] = (A dy Aᵀ)[t] for every patch of these rows of patches, and db += Σ dy."""
     (
         _parts, _N, _H, _W, _C, out_h, out_w, O, _offset_h, _offset_w,
-        patch_rows, columns, _group, _v_size, e_size, _z_w, _z_size, _dx_size, pool, relu,
-    ) = numbers(sizes, 20)  # fmt: skip
+        patch_rows, columns, _group, _v, _v_size, e_size, _z_w, _z_size, _dx_size, pool, relu,
+    ) = numbers(sizes, 21)  # fmt: skip
     for o in range(0, O, S):
         width = S if whole else min(S, O - o)
         total = read(of_parts, db + o, width, S)
@@ -226,8 +242,8 @@ def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S, whole
     """dz += B M Bᵀ for every patch of these rows of patches; dx is dz without the padding."""
     (
         _parts, _N, H, W, C, _out_h, _out_w, _O, offset_h, offset_w,
-        patch_rows, columns, _group, m_size, _e_size, z_w, z_size,  # M stands where V was
-    ) = numbers(sizes, 17)  # fmt: skip
+        patch_rows, columns, _group, _v, m_size, _e_size, z_w, z_size,  # M stands where V was
+    ) = numbers(sizes, 18)  # fmt: skip
     z, row_size = (scratch, z_w * C) if z_size else (dx, W * C)
     for row in range(rows):
         n, i = (first + row) // patch_rows, 4 * ((first + row) % patch_rows)
