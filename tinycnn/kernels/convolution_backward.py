@@ -31,7 +31,7 @@ from tinycnn.kernels.convolution import (
     way_of,
 )
 from tinycnn.kernels.dense import dense_weight_gradient
-from tinycnn.kernels.elementwise import BYTE, where_active
+from tinycnn.kernels.elementwise import BYTE, sum_of_parts, where_active
 from tinycnn.kernels.held_rows import multiply_add_rows
 from tinycnn.kernels.input_gradient import convolve_input_gradient
 from tinycnn.kernels.memory import empty
@@ -96,18 +96,16 @@ def direct_weight_gradient(
     x, dy, output_size, kernel_size, stride, offset, pool=(1, 1), winners=None, active=None
 ) -> tuple[np.ndarray, np.ndarray]:
     """`convolve_weight_gradient` as the direct sum; with winners or active, `pooled_convolution.weight_gradient`."""
-    channels, out_channels = x.shape[3], dy.shape[3]
-    dw = empty((*kernel_size, channels, out_channels), x.dtype)
+    w_shape = (*kernel_size, x.shape[3], dy.shape[3])
     if not dy.size:
-        dw[:] = 0
-        return dw, np.zeros(out_channels, x.dtype)
-    kernel, parts, sums, scratch, sizes = _weight_gradient_plan(
-        x.shape, dw.shape, x.dtype, output_size, stride, offset, pool, active is not None
+        return np.zeros(w_shape, x.dtype), np.zeros(w_shape[3], x.dtype)
+    kernel, parts, scratch, sizes = _weight_gradient_plan(
+        x.shape, w_shape, x.dtype, output_size, stride, offset, pool, active is not None
     )
-    dw_parts = empty((parts, *dw.shape), x.dtype)
-    db_parts = empty((parts, sums, out_channels), x.dtype)
-    run(kernel, parts, sizes, x, dy, dw_parts, db_parts, winners, active, scratch=scratch)
-    return np.add.reduce(dw_parts, axis=0, out=dw), np.add.reduce(db_parts, axis=(0, 1))
+    of_parts = empty((parts, prod(w_shape) + w_shape[3]), x.dtype)  # dw, and db behind it
+    run(kernel, parts, sizes, x, dy, of_parts, winners, active, scratch=scratch)
+    gradients = sum_of_parts(of_parts)
+    return gradients[: -w_shape[3]].reshape(w_shape), gradients[-w_shape[3] :]
 
 
 @lru_cache(maxsize=1000)
@@ -123,15 +121,16 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
     row_bytes = (stride[0] * z_size[1] * channels + output_size[1] * out_channels) * dtype.itemsize
     rows = max(NEAR // row_bytes, ceil(32 / output_size[1]))
     rows = ceil(rows / pool[0]) * pool[0]
-    sizes = (parts, *x_shape, *kernel_size, *output_size, out_channels, *z_size, *stride, *offset, scratch, rows)
     held = (0, 0)
     if is_held(w_shape):
         V = L // filled_lanes(out_channels, dtype)
         room = (usable_registers() - 1) // V - A * R
         held = max(n for n in range(1, min(MOST_PIXELS, room) + 1) if output_size[1] % n == 0), stride[1] * channels
     kernel = _weight_gradient_task(A, R, L, out_channels % L == 0, dtype, *pool, relu, *held)
-    unpacked = rows * output_size[1] * out_channels if relu or prod(pool) > 1 else 0  # in the scratch memory, behind z
-    return kernel, parts, _bias_sums(L, dtype), scratch + unpacked, sizes
+    # In the scratch memory: z, a few rows of dy as they are in front of a ReLU and a pool, and the sums for db.
+    sums = scratch + (rows * output_size[1] * out_channels if relu or prod(pool) > 1 else 0)
+    sizes = (parts, *x_shape, *kernel_size, *output_size, out_channels, *z_size, *stride, *offset, scratch, sums, rows)
+    return kernel, parts, sums + _bias_sums(L, dtype) * out_channels, sizes
 
 
 def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:
@@ -191,13 +190,13 @@ def _unpack(dy, winners, active, n, rows, out_size, pool, O, unpacked, start, re
 
 
 @in_tasks
-def _add_bias_gradient(dy, active, first, pixels, db, db_start, O, relu, P, L, whole):
-    """db += Σ dy over so many pixels, from `first` on; 0 where not active, if `relu`. db is P sums side by side."""
+def _add_bias_gradient(dy, active, first, pixels, sums, start, O, relu, P, L, whole):
+    """P sums += dy of so many pixels, from `first` on, by turns; 0 where not active, if `relu`."""
     acc = tile(P, L, dy)
     for o in range(0, O, L):
         width = L if whole else min(L, O - o)
         for p in range(P):
-            acc[p] = read(db, db_start + p * O + o, width, L)
+            acc[p] = read(sums, start + p * O + o, width, L)
         for pixel in range(0, pixels, P):
             place, rest = (first + pixel) * O + o, pixels - pixel
             if rest >= P:
@@ -208,7 +207,7 @@ def _add_bias_gradient(dy, active, first, pixels, db, db_start, O, relu, P, L, w
                     if p < rest:
                         acc[p] = acc[p] + where_active(dy, active, place + p * O, width, relu, L)
         for p in range(P):
-            write(db, db_start + p * O + o, acc[p], width)
+            write(sums, start + p * O + o, acc[p], width)
 
 
 @cache
@@ -230,24 +229,24 @@ def _weight_gradient_task(
     whole: whether no group of channels is narrower than L, as in convolution.py.
     held_pixels: so many of dy that stay in registers as well, if R is all of K and little; held_step = stride · C.
     """
-    P, sums = A * R, _bias_sums(L, dtype)
+    P, S = A * R, _bias_sums(L, dtype)
     behind = relu or pool_h * pool_w > 1  # whether dy comes from behind a ReLU or a pool
 
-    @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE)
-    def weight_gradient_tiles(part, sizes, scratch, x, dy, dw, db, winners, active):
+    @task(dtype, dtype, dtype, dtype, BYTE, BYTE)
+    def weight_gradient_tiles(part, sizes, scratch, x, dy, of_parts, winners, active):
         (
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
-            z_h, z_w, stride_h, stride_w, offset_h, offset_w, scratch_size, rows,
-        ) = numbers(sizes, 18)  # fmt: skip
+            z_h, z_w, stride_h, stride_w, offset_h, offset_w, scratch_size, sums, rows,
+        ) = numbers(sizes, 19)  # fmt: skip
         K, step = kernel_w * C, stride_w * C
         acc = tile(P, L, x)
         z, start, row_size = x, 0, W * C
         if scratch_size:
             z, row_size = scratch, z_w * C
             clear_numbers(scratch, 0, scratch_size)
-        dw_start, db_start = part * kernel_h * K * O, part * sums * O
-        clear_numbers(dw, dw_start, kernel_h * K * O)
-        clear_numbers(db, db_start, sums * O)
+        dw = part * (kernel_h * K * O + O)
+        clear_numbers(of_parts, dw, kernel_h * K * O)
+        clear_numbers(scratch, sums, S * O)
         pixels = (out_h // pool_h) * (out_w // pool_w)  # of dy
 
         for n in range(part * N // parts, (part + 1) * N // parts):
@@ -271,7 +270,7 @@ def _weight_gradient_task(
                         for tile_k in range(0, K, R):
                             k = min(tile_k, K - R)
                             for p in range(P):
-                                acc[p] = read(dw, dw_start + ((a + p // R) * K + k + p % R) * O + o, width, L)
+                                acc[p] = read(of_parts, dw + ((a + p // R) * K + k + p % R) * O + o, width, L)
                             for i in range(i_first, i_last):
                                 here = start + (i * stride_h + a) * row_size + k
                                 if held_pixels:
@@ -287,9 +286,16 @@ def _weight_gradient_task(
                             for p in range(P):
                                 # The rows before were already summed by the tile before.
                                 if a + p // R >= tile_a and k + p % R >= tile_k:
-                                    write(dw, dw_start + ((a + p // R) * K + k + p % R) * O + o, acc[p], width)
+                                    write(of_parts, dw + ((a + p // R) * K + k + p % R) * O + o, acc[p], width)
                 # dy of these rows again, while it is near
                 above, below = i_first // pool_h * (out_w // pool_w), i_last // pool_h * (out_w // pool_w)
-                _add_bias_gradient(dy, active, n * pixels + above, below - above, db, db_start, O, relu, sums, L, whole)
+                first = n * pixels + above
+                _add_bias_gradient(dy, active, first, below - above, scratch, sums, O, relu, S, L, whole)
+        for o in range(0, O, L):
+            width = min(L, O - o)
+            total = read(scratch, sums + o, width, L)
+            for p in range(1, S):
+                total = total + read(scratch, sums + p * O + o, width, L)
+            write(of_parts, dw + kernel_h * K * O + o, total, width)
 
     return weight_gradient_tiles
