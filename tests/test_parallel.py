@@ -77,6 +77,21 @@ def remember(part, sizes, scratch, noted, turns, found):
     found[part] = scratch[0]
 
 
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64)])
+def test_a_thread_that_begins_finds_a_0(at_threads, dtype):
+    """In every call; later it finds what it has left there, so it knows what it has done for the parts before."""
+
+    @task(dtype, dtype)
+    def look(part, sizes, scratch, found):
+        found[part] = scratch[0]
+        scratch[0] = -1 - part
+
+    for _ in range(2):
+        found = np.ones(8, dtype)
+        at_threads(1, lambda found=found: run(look, 8, (), found, scratch=1))
+        np.testing.assert_array_equal(found, -np.arange(8))
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_scratch_memory_is_a_threads_own(at_threads, threads):
     """What a part notes there is still there when it looks, after another thread has made its notes too."""
