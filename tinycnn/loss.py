@@ -9,8 +9,8 @@ What this file is not: the model knows nothing of it. The loop in `tinycnn/train
 import numpy as np
 
 from tinycnn.arguments import fraction
-from tinycnn.kernels.cross_entropy import loss_and_gradient, shifted_logits
-from tinycnn.kernels.memory import copy, empty
+from tinycnn.kernels.cross_entropy import loss_and_gradient
+from tinycnn.kernels.memory import copy
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -41,18 +41,12 @@ class SoftmaxCrossEntropy:
         if logits.dtype.kind not in "fiu":
             raise ValueError(f"SoftmaxCrossEntropy: got logits of type {logits.dtype}, needs real numbers")
         x = np.ascontiguousarray(logits, logits.dtype if logits.dtype in (np.float32, np.float64) else np.float64)
-        # log p = shifted − log Σ e^shifted = shifted − log(1 + the sum without its largest term): never the log of a p
-        # that has rounded to 0 or to 1. So at the largest, `best`, shifted is −∞ and its e is 0: others is that sum.
-        shifted, best = shifted_logits(x)
-        e = np.exp(shifted, out=empty(shifted.shape, shifted.dtype))
-        others = np.add.reduce(e, axis=1)  # which e.sum would call, more slowly
         labels = np.asarray(labels)
-        loss, wrong = loss_and_gradient(shifted, best, e, others, _checked(labels, x), self.label_smoothing)
+        loss, gradient, wrong = loss_and_gradient(x, _checked(labels, x), self.label_smoothing)
         if wrong:
             first = labels[(labels < 0) | (labels >= x.shape[1])][0]
             raise ValueError(f"SoftmaxCrossEntropy: label {first} is outside 0 … {x.shape[1] - 1}")
-        # loss_and_gradient has made e the gradient
-        self._dlogits = e.astype(logits.dtype, copy=False) if logits.dtype.kind == "f" else e
+        self._dlogits = gradient.astype(logits.dtype, copy=False) if logits.dtype.kind == "f" else gradient
         return loss
 
     def backward(self) -> np.ndarray:
