@@ -165,8 +165,7 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads, monke
     expected = everything()
     for a, b_ in zip(at_threads(threads, everything), expected, strict=True):
         np.testing.assert_array_equal(a, b_)
-    alone = [address for address, parts in most.items() if parts == 1]
-    assert alone == [batch_norm._all_moments_task(np.dtype(np.float32)).address]  # all others have parts to share out
+    assert min(most.values()) > 1  # all have parts to share out
 
 
 def direct_pooled_gradients(x, w, b, size, padding):

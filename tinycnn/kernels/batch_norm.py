@@ -21,7 +21,7 @@ import numpy as np
 
 from tinycnn.kernels.elementwise import BYTE, relu_of, where_active
 from tinycnn.kernels.memory import empty
-from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, parts_for, run, task
+from tinycnn.kernels.parallel import PARTS, in_tasks, is_last, numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import row_lanes
 from tinycnn.kernels.vector import read, write, zeros
 
@@ -38,11 +38,10 @@ def mean_and_sigma(
     top. Source: Chan, Golub & LeVeque, Updating formulae and a pairwise algorithm for computing sample variances
     (1979).
     """
-    M, s, C = sizes = _side_by_side(x)
+    _, s, C = sizes = _side_by_side(x)
     of_parts, result = np.empty((PARTS, 2, s * C), x.dtype), np.empty((2, C), x.dtype)
-    run(_moments_task(row_lanes(x.dtype), x.dtype), PARTS, (M, s * C), x, of_parts)
-    settings = np.array([rate, epsilon], x.dtype)
-    run(_all_moments_task(x.dtype), 1, sizes, of_parts, settings, running_mean, running_variance, result)
+    settings, ended, L = np.array([rate, epsilon], x.dtype), np.zeros(1, np.int64), row_lanes(x.dtype)
+    run(_moments_task(L, x.dtype), PARTS, sizes, x, of_parts, ended, settings, running_mean, running_variance, result)
     return result[0], result[1]
 
 
@@ -108,12 +107,13 @@ def _repeated(row, s, C, scratch, L):
 
 @cache
 def _moments_task(L: int, dtype: np.dtype):
-    """of_parts[part] = the mean of this part's rows, and Σ (x − that mean)²."""
+    """of_parts[part] = the mean of this part's rows, and Σ (x − that mean)²; the last to end puts all together."""
     one = dtype.type(1)
 
-    @task(dtype, dtype)
-    def moments(part, sizes, x, of_parts):
-        M, W = numbers(sizes, 2)
+    @task(dtype, dtype, np.int64, dtype, dtype, dtype, dtype)
+    def moments(part, sizes, x, of_parts, ended, settings, running_mean, running_variance, result):
+        M, s, C = numbers(sizes, 3)
+        W = s * C
         first, last = part * M // PARTS, (part + 1) * M // PARTS
         share = one / dtype.type(max(1, last - first))
         for c in range(0, W, L):
@@ -127,37 +127,32 @@ def _moments_task(L: int, dtype: np.dtype):
                 squares = squares + centred * centred
             write(of_parts, 2 * part * W + c, mean, width)
             write(of_parts, (2 * part + 1) * W + c, squares, width)
+        if is_last(ended, PARTS):
+            _put_together(M, s, C, of_parts, settings, running_mean, running_variance, result)
 
     return moments
 
 
-@cache
-def _all_moments_task(dtype: np.dtype):
-    number = dtype.type
-
-    @task(dtype, dtype, dtype, dtype, dtype)
-    def all_moments(part, sizes, of_parts, settings, running_mean, running_variance, result):
-        M, s, C = numbers(sizes, 3)
-        W, count = s * C, M * s
-        rate, epsilon = settings[0], settings[1]
-        for c in range(C):
-            exact_mean = exact_variance = 0.0
-            for p in range(PARTS):
-                share = ((p + 1) * M // PARTS - p * M // PARTS) / count
-                for i in range(c, W, C):
-                    exact_mean += share * of_parts[2 * p * W + i]
-            for p in range(PARTS):
-                share = ((p + 1) * M // PARTS - p * M // PARTS) / count
-                for i in range(c, W, C):
-                    exact_variance += (
-                        of_parts[(2 * p + 1) * W + i] / count + share * (of_parts[2 * p * W + i] - exact_mean) ** 2
-                    )
-            mean, variance = number(exact_mean), number(exact_variance)
-            running_mean[c] += rate * (mean - running_mean[c])
-            running_variance[c] += rate * (variance - running_variance[c])
-            result[c], result[C + c] = mean, np.sqrt(variance + epsilon)
-
-    return all_moments
+@in_tasks
+def _put_together(M, s, C, of_parts, settings, running_mean, running_variance, result):
+    W, count = s * C, M * s
+    rate, epsilon = settings[0], settings[1]
+    for c in range(C):
+        exact_mean = exact_variance = 0.0
+        for p in range(PARTS):
+            share = ((p + 1) * M // PARTS - p * M // PARTS) / count
+            for i in range(c, W, C):
+                exact_mean += share * of_parts[2 * p * W + i]
+        for p in range(PARTS):
+            share = ((p + 1) * M // PARTS - p * M // PARTS) / count
+            for i in range(c, W, C):
+                exact_variance += (
+                    of_parts[(2 * p + 1) * W + i] / count + share * (of_parts[2 * p * W + i] - exact_mean) ** 2
+                )
+        result[c], result[C + c] = exact_mean, exact_variance
+        running_mean[c] += rate * (result[c] - running_mean[c])
+        running_variance[c] += rate * (result[C + c] - running_variance[c])
+        result[C + c] = np.sqrt(result[C + c] + epsilon)
 
 
 @cache

@@ -226,6 +226,17 @@ def memory_at(typing_context, address, like):
 
 
 @intrinsic
+def is_last(typing_context, ended, parts):
+    """Whether all other parts have asked this before: then what they have written can be read. ended: at first 0."""
+
+    def code(context, builder, signature, arguments):
+        before = builder.atomic_rmw("add", arguments[0], ir.Constant(_I64, 1), "acq_rel")
+        return builder.icmp_signed("==", before, builder.sub(arguments[1], ir.Constant(_I64, 1)))
+
+    return types.boolean(ended, types.intp), code
+
+
+@intrinsic
 def _call(typing_context, address, part, parts, flags_and_sizes, offset, a, b, c, d, e, f, g, h, i):
     """Call the C function at the address: part, pointers to flags_and_sizes[parts:], a[offset:], the other arrays.
 
