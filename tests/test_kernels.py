@@ -129,7 +129,7 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads, monke
     logits, labels = random.normal(size=(20_011, 10)), random.integers(0, 10, 20_011)
 
     def everything():
-        rows, loss = dy.reshape(-1, 8), SoftmaxCrossEntropy()  # 21,330 of them: the kernels take two side by side
+        rows, loss = dy.reshape(-1, 8), SoftmaxCrossEntropy()  # 21,330 of them: they go side by side by twos
         y, winners = max_pool(x, (2, 2), (1, 1))
         mean, sigma = batch_norm.mean_and_sigma(rows, *np.zeros((2, 8), np.float32), 0.1, 1e-5)
         return [
@@ -198,6 +198,9 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
             *direct_pooled_gradients(x[..., :7].copy(), w[:, :, :7].copy(), b, (side, side), (1, 1)),
             *direct_pooled_gradients(x[..., :1].copy(), w[:, :, :1].copy(), b, (side, side), (1, 1)),
             *batch_norm.scale_and_shift(dy.reshape(-1, 24), b, b, b, b, relu=True),
+            *batch_norm.scale_and_shift(dy.reshape(-1, 2), *b.reshape(4, -1)[:, :2].copy(), relu=True),
+            *batch_norm.mean_and_sigma(dy.reshape(-1, 2), *np.zeros((2, 2)), 0.1, 0.1),
+            *batch_norm.backward(dy.reshape(-1, 2), dy.reshape(-1, 2)[::-1].copy(), *b.reshape(3, -1)[:, :2].copy()),
             batch_norm.scale_and_shift(dy.reshape(-1, 24), b, b, b, b, relu=True, remember=False)[0],
             winograd.convolve(x, w, b, (side, side), (1, 1), pool=True, relu=True, remember=False)[0],
             convolve_and_pool(x, w, b, (side, side), (1, 1), (1, 1), (2, 2), with_relu=True, remember=False)[0],

@@ -120,6 +120,23 @@ def test_contracts(dtype, smoothing, random):
     np.testing.assert_allclose(kept.sum(axis=1), 0, atol=1e-6)
 
 
+@pytest.mark.parametrize("row", [[np.nan, 0, 1], [0, np.nan, 1], [np.inf, 0, 1], [0, np.inf, np.inf], [-np.inf] * 3])
+def test_not_a_number_is_not_hidden(row):
+    """Nor is an infinite logit, whose probability would be ∞ / ∞."""
+    loss = SoftmaxCrossEntropy()
+    assert np.isnan(loss.forward(np.array([[0.0, 1, 2], row]), np.array([0, 2])))
+    np.testing.assert_array_equal(np.isnan(loss.backward()), [[False] * 3, [True] * 3])
+
+
+def test_many_small_probabilities_add_up():
+    """In float32 as well: e^−10 a million times is 45, to all its digits."""
+    logits = np.full((1, 1_000_001), -10, np.float32)
+    logits[0, 500] = 0
+    assert SoftmaxCrossEntropy().forward(logits, np.array([500])) == pytest.approx(
+        np.log1p(1e6 * np.exp(-10)), rel=1e-6
+    )
+
+
 def test_softmax_rows_are_probabilities(random):
     p = softmax(random.normal(0, 500, size=(6, 10)))
     assert (p >= 0).all()

@@ -5,8 +5,9 @@
     backward            dx, dgamma, dbeta
 
 The rows are shared out in a fixed number of parts, each summed into a row of its own, and the parts are added in
-order: the sums are equal bit for bit at any number of threads. Where a row of x would fill only a part of the L numbers
-that a kernel takes at once, s of them go side by side: in memory, x (M, C) is (M / s, W) as well, with W = s · C.
+order: the sums are equal bit for bit at any number of threads. Where a row of x would leave more than half of the L
+numbers empty that a kernel takes at once, s of them go side by side, if s divides their number: in memory, x (M, C) is
+(M / s, W) as well, with W = s · C. A channel then has s sums in a part.
 
 A ReLU behind it can go along (`tinycnn/together.py`): forward in training then writes which numbers it left as they
 were, `active`, as `elementwise.relu` does, and backward's dy counts only there.
@@ -34,7 +35,7 @@ def mean_and_sigma(
     x (M, C), contiguous, M ≥ 1; running_mean and running_variance (C,) -> mean (C,), σ (C,). The variance is biased.
 
     Never as mean(x²) − mean², which loses most of its digits where the mean is large: each part takes the squares of
-    its distances from its own mean while its rows are still in the cache, and what the parts' means are apart comes on
+    the distances from its own means while its rows are still in the cache, and what all the means are apart comes on
     top. Source: Chan, Golub & LeVeque, Updating formulae and a pairwise algorithm for computing sample variances
     (1979).
     """
@@ -91,7 +92,7 @@ def backward(
 def _side_by_side(x: np.ndarray) -> tuple[int, int, int]:
     """(M, s, C): x as M rows, each of them s rows of C channels side by side."""
     (M, C), L = x.shape, row_lanes(x.dtype)
-    s = gcd(M, L // C) if L % C == 0 else 1
+    s = gcd(M, max(1, L // C))
     return M // s, s, C
 
 
@@ -107,7 +108,7 @@ def _repeated(row, s, C, scratch, L):
 
 @cache
 def _moments_task(L: int, dtype: np.dtype):
-    """of_parts[part] = the mean of this part's rows, and Σ (x − that mean)²; the last to end puts all together."""
+    """of_parts[part] = the means of this part's rows, and Σ (x − mean)²; the last to end puts all together."""
     one = dtype.type(1)
 
     @task(dtype, dtype, np.int64, dtype, dtype, dtype, dtype)
@@ -135,6 +136,7 @@ def _moments_task(L: int, dtype: np.dtype):
 
 @in_tasks
 def _put_together(M, s, C, of_parts, settings, running_mean, running_variance, result):
+    """`mean_and_sigma`'s result and running averages, from the moments of all parts."""
     W, count = s * C, M * s
     rate, epsilon = settings[0], settings[1]
     for c in range(C):
@@ -149,10 +151,9 @@ def _put_together(M, s, C, of_parts, settings, running_mean, running_variance, r
                 exact_variance += (
                     of_parts[(2 * p + 1) * W + i] / count + share * (of_parts[2 * p * W + i] - exact_mean) ** 2
                 )
-        result[c], result[C + c] = exact_mean, exact_variance
-        running_mean[c] += rate * (result[c] - running_mean[c])
-        running_variance[c] += rate * (result[C + c] - running_variance[c])
-        result[C + c] = np.sqrt(result[C + c] + epsilon)
+        running_mean[c] += rate * (exact_mean - running_mean[c])
+        running_variance[c] += rate * (exact_variance - running_variance[c])
+        result[c], result[C + c] = exact_mean, np.sqrt(exact_variance + epsilon)
 
 
 @cache

@@ -3,7 +3,7 @@
 In NumPy they would be a dozen small operations. Each takes little time by itself, but it comes once a step, when the
 layers have long driven its code and data out of the CPU's cache, and then it takes five times as long.
 
-What this file is not: checks of labels and logits; those are the loss's.
+What this file is not: checks of shapes and types; those are the loss's.
 """
 
 from functools import cache
@@ -50,9 +50,9 @@ def _loss_and_gradient_task(labels_are_rows: bool, dtype: np.dtype):
                 if logits[row + k] > logits[row + b]:
                     b = k
             best = logits[row + b]
-            others = float(best - best)  # 0, or NaN if the largest is NaN or infinite
+            others = np.float64(best - best)  # 0, or NaN if the largest is NaN or infinite
             for k in range(K):
-                gradient[row + k] = np.exp(logits[row + k] - best)
+                gradient[row + k] = np.exp(logits[row + k] - best)  # e, for a while
                 if k != b:
                     others += gradient[row + k]
             total, log_of_total = number(1 + others), number(np.log1p(others))

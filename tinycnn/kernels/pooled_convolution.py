@@ -9,7 +9,7 @@ holds; so writing and reading it can take longer than the convolution. Here the 
 registers; on the way back, what it passed on is unpacked a few rows at a time and stays in the cache. That is done
 in Winograd's form both ways, and in the direct sum forward and in the gradient of a first layer's weights. Elsewhere
 one function is called after the other. The results are the same bit for bit, but for the bias gradient of
-`weight_gradient`: it is summed before dy is unpacked, over fewer numbers, and rounded otherwise.
+`weight_gradient`: it is summed over dy as it comes back to the pool, over fewer numbers, and rounded otherwise.
 
 What this file is not: it has no loops of its own; they are the convolution's, which can do a little more.
 """

@@ -71,14 +71,14 @@ LEVEL = 2  # of optimisation: level 3 takes a fifth longer to compile and gains 
 GROUP = 30
 LEAST = 8  # channels on either side: half of the widest vector, see `channels_at_once`
 ODD = 16  # numbers between 36 matrices that are used at once: they would compete for the same places in the cache
-U = 16  # where the scratch memory has the transformed weights; the numbers before are for `transform_weights`
+U = 16  # where the scratch memory has the transformed weights; the first of the numbers before is `begins`'s
 
 
 def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[int, int]) -> bool:
     """Whether this is faster than the direct sum; the limits are measured.
 
-    It is if there are patches enough to pay for the transformed weights, channels enough to fill vectors, work enough
-    to pay for one more call, and little of the patches sticks out of the image.
+    It is if there are patches enough to pay for the transformed weights, channels enough to fill vectors, and little of
+    the patches sticks out of the image.
     """
     (N, _, _, C), (kernel_h, kernel_w, _, O) = x_shape, w_shape
     patches = ceil(output_size[0] / 4) * ceil(output_size[1] / 4)  # of an image
@@ -88,7 +88,6 @@ def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[
         and all_patches >= 30
         and all_patches > C * O / 512
         and min(C, O) >= LEAST
-        and all_patches * C * O >= 1 << 14
         and 16 * patches <= 1.6 * output_size[0] * output_size[1]
     )
 
@@ -145,7 +144,7 @@ def products_tile(columns: int, dtype: np.dtype) -> tuple[int, int]:
 def layout(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
     """(whole groups of patches, the sizes that the tasks need, numbers of scratch memory).
 
-    What the scratch memory holds, one behind the other:
+    What the scratch memory holds, one behind the other, from number `U` on:
 
         forward     U    V            M    one stage of a patch's transform                z
         backward    U    V, then M    E    one stage of the transforms of a row of them    z    dz    the sums behind dw
@@ -165,22 +164,21 @@ def layout(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
 
 
 @in_tasks
-def transform_weights(w, scratch, size, S):
+def _transform_weights(w, scratch, size, S):
     """U = G w Gᵀ, a matrix for each of the 36 products, for S pairs of channels at once.
 
     Every thread does it once in a call, for itself: what one core has written takes long to reach another.
     """
-    if is_first(scratch):
+    if begins(scratch):
         for i in range(0, size, S):
             transform_some_weights(w, i, size, scratch, U + i, size + ODD, min(S, size - i), S)
 
 
 @in_tasks
-def is_first(scratch):
+def begins(scratch):
     """Whether this thread has not been here before in this call: its first scratch number then still is 0."""
-    first = scratch[0] == 0
-    scratch[0] = 1
-    return first
+    before, scratch[0] = scratch[0], 1
+    return before == 0
 
 
 @in_tasks
@@ -196,11 +194,11 @@ def transform_some_weights(w, i, step, scratch, to, u_step, width, S):
 
 
 @in_tasks
-def transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S):
-    """V[t] = (Bᵀ d B)[t] for every patch d of these rows. In scratch V begins at v, and Bᵀ d of one patch at half."""
+def transform_patches(x, sizes, first, rows, scratch, half, z_start, S):
+    """V[t] = (Bᵀ d B)[t] for every patch d of these rows. In scratch Bᵀ d of one patch begins at half."""
     (
         _parts, _N, H, W, C, _out_h, _out_w, _O, offset_h, offset_w,
-        patch_rows, columns, _group, _v, v_size, _m_size, z_w, z_size,
+        patch_rows, columns, _group, v, v_size, _m_size, z_w, z_size,
     ) = numbers(sizes, 18)  # fmt: skip
     z, row_size = (scratch, z_w * C) if z_size else (x, W * C)
     for row in range(rows):
@@ -256,13 +254,13 @@ def _convolve_task(P: int, L: int, whole: bool, S: int, dtype: np.dtype):
         m = v + 36 * v_size
         half = m + 36 * m_size
         z_start = half + 36 * columns * S
-        transform_weights(w, scratch, C * O, S)
+        _transform_weights(w, scratch, C * O, S)
         clear_numbers(scratch, v, 36 * v_size)  # beyond the patches stands anything, and subnormal numbers are slow
         clear_numbers(scratch, z_start, z_size)
         last = (part + 1) * N * patch_rows // parts
         for first in range(part * N * patch_rows // parts, last, group):
             rows = min(group, last - first)
-            transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
+            transform_patches(x, sizes, first, rows, scratch, half, z_start, S)
             products(scratch, v, v_size, rows * columns, C, O, m, m_size, P, L, whole)
             _write_outputs(scratch, m, half, bias, sizes, first, rows, y, winners, active, S)
 

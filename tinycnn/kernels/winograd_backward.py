@@ -40,8 +40,8 @@ from tinycnn.kernels.winograd import (
     LEVEL,
     ODD,
     U,
+    begins,
     channels_at_once,
-    is_first,
     layout,
     products,
     products_tile,
@@ -119,7 +119,7 @@ def _backward_task(R: int, L_out: int, whole_out: bool, P: int, L_in: int, whole
         last = (part + 1) * N // parts * patch_rows
         for first in range(part * N // parts * patch_rows, last, group):
             rows = min(group, last - first)
-            transform_patches(x, sizes, first, rows, scratch, v, half, z_start, S)
+            transform_patches(x, sizes, first, rows, scratch, half, z_start, S)
             _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, of_parts, db, S, whole_out)
             _add_products(scratch, v, v_size, e, e_size, rows * columns, C, O, sums, R, L_out, whole_out)
             if dx_size:  # V has served; the products E[t] · U[t] take its place
@@ -141,8 +141,8 @@ def _backward_task(R: int, L_out: int, whole_out: bool, P: int, L_in: int, whole
 
 @in_tasks
 def _transform_weights(w, scratch, block, C, O, S):
-    """As forward, of w with the two axes of channels exchanged. block: a place for 9 squares of S × S weights."""
-    if not is_first(scratch):
+    """As forward, of w with the two axes of channels exchanged. block: a place for 9 · S² numbers; V's, for now."""
+    if not begins(scratch):
         return
     for tile_o in range(0, O, S):
         for tile_c in range(0, C, S):
