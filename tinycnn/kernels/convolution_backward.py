@@ -190,15 +190,15 @@ def _unpack(dy, winners, active, n, rows, out_size, pool, O, unpacked, start, re
 
 
 @in_tasks
-def _add_bias_gradient(dy, active, first, pixels, scratch, sums, O, relu, P, L, whole):
-    """P sums += dy of so many pixels, from `first` on, by turns; 0 where not active, if `relu`."""
+def _add_bias_gradient(dy, active, first, last, scratch, sums, O, relu, P, L, whole):
+    """P sums += dy of the pixels from `first` to `last`, by turns; 0 where not active, if `relu`."""
     acc = tile(P, L, dy)
     for o in range(0, O, L):
         width = L if whole else min(L, O - o)
         for p in range(P):
             acc[p] = read(scratch, sums + p * O + o, width, L)
-        for pixel in range(0, pixels, P):
-            place, rest = (first + pixel) * O + o, pixels - pixel
+        for pixel in range(first, last, P):
+            place, rest = pixel * O + o, last - pixel
             if rest >= P:
                 for p in range(P):
                     acc[p] = acc[p] + where_active(dy, active, place + p * O, width, relu, L)
@@ -287,10 +287,9 @@ def _weight_gradient_task(
                                 # The rows before were already summed by the tile before.
                                 if a + p // R >= tile_a and k + p % R >= tile_k:
                                     write(of_parts, dw + ((a + p // R) * K + k + p % R) * O + o, acc[p], width)
-                # dy of these rows again, while it is near
-                above, below = i_first // pool_h * (out_w // pool_w), i_last // pool_h * (out_w // pool_w)
-                first = n * pixels + above
-                _add_bias_gradient(dy, active, first, below - above, scratch, sums, O, relu, S, L, whole)
+                first = n * pixels + i_first // pool_h * (out_w // pool_w)  # dy of these rows again, while it is near
+                last = n * pixels + i_last // pool_h * (out_w // pool_w)
+                _add_bias_gradient(dy, active, first, last, scratch, sums, O, relu, S, L, whole)
         for o in range(0, O, L):
             width = L if whole else min(L, O - o)
             total = read(scratch, sums + o, width, L)

@@ -183,8 +183,7 @@ def begins(scratch):
 
 @in_tasks
 def transform_some_weights(w, i, step, scratch, to, u_step, width, S):
-    """G w Gᵀ for so many pairs of channels. From a weight to the next it is `step` numbers, in U from a matrix to the
-    next u_step."""
+    """G w Gᵀ for `width` pairs of channels. step: numbers from weight to weight in w; u_step: matrix to matrix in U."""
     for b in range(3):  # the first half of the way, G w, stands where the end of U will
         column = read_rows(w, i + b * step, 3 * step, 3, width, 3, S)
         write_rows(scratch, to + (3 + b) * u_step, 6 * u_step, 6, width, G(column))
