@@ -15,7 +15,7 @@ were, `active`, as `elementwise.relu` does, and backward's dy counts only there.
 What this file is not: it keeps nothing from call to call; the running averages are the layer's.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 from math import gcd
 
 import numpy as np
@@ -39,9 +39,10 @@ def mean_and_sigma(
     top. Source: Chan, Golub & LeVeque, Updating formulae and a pairwise algorithm for computing sample variances
     (1979).
     """
-    _, s, C = sizes = _side_by_side(x)
+    sizes, L, _ = _side_by_side(x.shape, x.dtype)
+    _, s, C = sizes
     of_parts, result = np.empty((PARTS, 2, s * C), x.dtype), np.empty((2, C), x.dtype)
-    settings, ended, L = np.array([rate, epsilon], x.dtype), np.zeros(1, np.int64), row_lanes(x.dtype)
+    settings, ended = np.array([rate, epsilon], x.dtype), np.zeros(1, np.int64)
     run(_moments_task(L, x.dtype), PARTS, sizes, x, of_parts, ended, settings, running_mean, running_variance, result)
     return result[0], result[1]
 
@@ -60,9 +61,9 @@ def scale_and_shift(
     x (M, C), contiguous; the others (C,) -> y (M, C), active (M, C), or None without relu or without remember.
     """
     y, active = empty(x.shape, x.dtype), empty(x.shape, BYTE) if relu and remember else None
-    sizes, L = _side_by_side(x), row_lanes(x.dtype)
+    sizes, L, scratch = _side_by_side(x.shape, x.dtype)
     kernel, parts = _scale_and_shift_task(L, x.dtype, relu), parts_for(sizes[0], 32 * x.size)
-    run(kernel, parts, (parts, *sizes, remember), x, mean, sigma, gamma, beta, y, active, scratch=L)
+    run(kernel, parts, (parts, *sizes, remember), x, mean, sigma, gamma, beta, y, active, scratch=scratch)
     return y, active
 
 
@@ -80,20 +81,22 @@ def backward(
     dy, x (M, C), contiguous; mean, sigma, gamma (C,); active (M, C), or None for everywhere
     -> dx (M, C), dgamma (C,), dbeta (C,).
     """
-    M, s, C = sizes = _side_by_side(x)
+    sizes, L, scratch = _side_by_side(x.shape, x.dtype)
+    M, s, C = sizes
     sums, dx = np.empty(2 * (PARTS * s + 1) * C, x.dtype), empty(x.shape, x.dtype)  # the last are dgamma and dbeta
-    L, relu, parts = row_lanes(x.dtype), active is not None, parts_for(M, 32 * x.size)
-    run(_gradient_sums_task(L, x.dtype, relu), PARTS, sizes, dy, x, mean, sums, active, scratch=L)
+    relu, parts = active is not None, parts_for(M, 32 * x.size)
+    run(_gradient_sums_task(L, x.dtype, relu), PARTS, sizes, dy, x, mean, sums, active, scratch=scratch)
     kernel, sizes = _input_gradient_task(L, x.dtype, relu), (parts, *sizes, frozen)
-    run(kernel, parts, sizes, dy, x, mean, sigma, gamma, sums, dx, active, scratch=L)
+    run(kernel, parts, sizes, dy, x, mean, sigma, gamma, sums, dx, active, scratch=scratch)
     return dx, sums[-2 * C : -C], sums[-C:]
 
 
-def _side_by_side(x: np.ndarray) -> tuple[int, int, int]:
-    """(M, s, C): x as M rows, each of them s rows of C channels side by side."""
-    (M, C), L = x.shape, row_lanes(x.dtype)
+@lru_cache(maxsize=1000)
+def _side_by_side(shape: tuple[int, int], dtype: np.dtype) -> tuple[tuple[int, int, int], int, int]:
+    """(M, s, C): x as M rows, each of them s rows of C channels side by side; then L, and what `_repeated` needs."""
+    (M, C), L = shape, row_lanes(dtype)
     s = gcd(M, max(1, L // C))
-    return M // s, s, C
+    return (M // s, s, C), L, L if s > 1 else 0
 
 
 @in_tasks
