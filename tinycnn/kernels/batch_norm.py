@@ -41,7 +41,7 @@ def mean_and_sigma(
     """
     sizes, L, _ = _side_by_side(x.shape, x.dtype)
     _, s, C = sizes
-    of_parts, result = np.empty((PARTS, 2, s * C), x.dtype), np.empty((2, C), x.dtype)
+    of_parts, result = empty((PARTS, 2, s * C), x.dtype), empty((2, C), x.dtype)
     settings, ended = np.array([rate, epsilon], x.dtype), np.zeros(1, np.int64)
     run(_moments_task(L, x.dtype), PARTS, sizes, x, of_parts, ended, settings, running_mean, running_variance, result)
     return result[0], result[1]
@@ -83,7 +83,7 @@ def backward(
     """
     sizes, L, scratch = _side_by_side(x.shape, x.dtype)
     M, s, C = sizes
-    sums, dx = np.empty(2 * (PARTS * s + 1) * C, x.dtype), empty(x.shape, x.dtype)  # the last are dgamma and dbeta
+    sums, dx = empty((2 * (PARTS * s + 1) * C,), x.dtype), empty(x.shape, x.dtype)  # the last are dgamma and dbeta
     relu, parts = active is not None, parts_for(M, 32 * x.size)
     run(_gradient_sums_task(L, x.dtype, relu), PARTS, sizes, dy, x, mean, sums, active, scratch=scratch)
     kernel, sizes = _input_gradient_task(L, x.dtype, relu), (parts, *sizes, frozen)

@@ -115,7 +115,7 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
     parts = min(PARTS, x_shape[0])
     A, R, L = _weight_gradient_tile(w_shape, dtype)
     z_size = size_of_z(output_size, kernel_size, stride)
-    of_z = scratch_size_for(x_shape, z_size, offset)
+    z_end = scratch_size_for(x_shape, z_size, offset)
     # Tile after tile meets the same rows of z and dy, so only as many at a time as stay near; but at least 32 pixels,
     # or the tile would mostly be fetched and put back. A window of the pool is never cut.
     row_bytes = (stride[0] * z_size[1] * channels + output_size[1] * out_channels) * dtype.itemsize
@@ -127,9 +127,9 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
         room = (usable_registers() - 1) // V - A * R
         held = max(n for n in range(1, min(MOST_PIXELS, room) + 1) if output_size[1] % n == 0), stride[1] * channels
     kernel = _weight_gradient_task(A, R, L, out_channels % L == 0, dtype, *pool, relu, *held)
-    # In the scratch memory: z, a few rows of dy as they are in front of a ReLU and a pool, and the sums for db.
-    sums = of_z + (rows * output_size[1] * out_channels if relu or prod(pool) > 1 else 0)
-    sizes = (parts, *x_shape, *kernel_size, *output_size, out_channels, *z_size, *stride, *offset, of_z, sums, rows)
+    # In the scratch memory: z, up to z_end; a few rows of dy, as they are in front of a ReLU and a pool; sums for db.
+    sums = z_end + (rows * output_size[1] * out_channels if relu or prod(pool) > 1 else 0)
+    sizes = (parts, *x_shape, *kernel_size, *output_size, out_channels, *z_size, *stride, *offset, z_end, sums, rows)
     return kernel, parts, sums + _bias_sums(L, dtype) * out_channels, sizes
 
 
@@ -236,21 +236,21 @@ def _weight_gradient_task(
     def weight_gradient_tiles(part, sizes, scratch, x, dy, of_parts, winners, active):
         (
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
-            z_h, z_w, stride_h, stride_w, offset_h, offset_w, of_z, sums, rows,
+            z_h, z_w, stride_h, stride_w, offset_h, offset_w, z_end, sums, rows,
         ) = numbers(sizes, 19)  # fmt: skip
         K, step = kernel_w * C, stride_w * C
         acc = tile(P, L, x)
         z, start, row_size = x, 0, W * C
-        if of_z:
+        if z_end:
             z, row_size = scratch, z_w * C
-            clear_numbers(scratch, 0, of_z)
+            clear_numbers(scratch, 0, z_end)
         dw = part * (kernel_h * K * O + O)
         clear_numbers(of_parts, dw, kernel_h * K * O)
         clear_numbers(scratch, sums, S * O)
         pixels = (out_h // pool_h) * (out_w // pool_w)  # of dy
 
         for n in range(part * N // parts, (part + 1) * N // parts):
-            if of_z:
+            if z_end:
                 set_inside_zeros(x, n * H * W * C, z, start, (0, z_h), (H, W, C), z_w, (offset_h, offset_w))
             else:
                 start = n * H * row_size
@@ -258,10 +258,10 @@ def _weight_gradient_task(
                 i_last = min(out_h, i_first + rows)
                 dy_rows, dy_start = dy, (n * out_h + i_first) * out_w * O
                 if behind:
-                    dy_rows, dy_start = scratch, of_z
+                    dy_rows, dy_start = scratch, z_end
                     _unpack(
                         dy, winners, active, n, (i_first, i_last), (out_h, out_w), (pool_h, pool_w), O,
-                        scratch, of_z, relu, L,
+                        scratch, z_end, relu, L,
                     )  # fmt: skip
                 for o in range(0, O, L):
                     width = L if whole else min(L, O - o)
