@@ -252,7 +252,7 @@ def _convolve_task(
         ) = numbers(sizes, 19)  # fmt: skip
         K, step = kernel_w * C, stride_w * C
         acc = tile(P, L, x)
-        z, start, row_size = x, 0, W * C
+        z, start, row_size = x, np.intp(0), W * C
         if scratch_size:
             z, row_size = scratch, z_w * C
             clear_numbers(scratch, 0, scratch_size)

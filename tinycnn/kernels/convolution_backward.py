@@ -240,7 +240,7 @@ def _weight_gradient_task(
         ) = numbers(sizes, 19)  # fmt: skip
         K, step = kernel_w * C, stride_w * C
         acc = tile(P, L, x)
-        z, start, row_size = x, 0, W * C
+        z, start, row_size = x, np.intp(0), W * C
         if z_end:
             z, row_size = scratch, z_w * C
             clear_numbers(scratch, 0, z_end)
@@ -251,7 +251,7 @@ def _weight_gradient_task(
 
         for n in range(part * N // parts, (part + 1) * N // parts):
             if z_end:
-                set_inside_zeros(x, n * H * W * C, z, start, (0, z_h), (H, W, C), z_w, (offset_h, offset_w))
+                set_inside_zeros(x, n * H * W * C, z, start, (np.intp(0), z_h), (H, W, C), z_w, (offset_h, offset_w))
             else:
                 start = n * H * row_size
             for i_first in range(0, out_h, rows):

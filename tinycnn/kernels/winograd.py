@@ -205,7 +205,7 @@ def transform_patches(x, sizes, first, rows, scratch, half, z_start, S):
         if row == 0 or i == 0:
             top = i  # z begins here, and has what the group needs of this image
             if z_size:
-                z_rows = 0, 4 * min(rows - row, patch_rows - i // 4) + 2
+                z_rows = np.intp(0), 4 * min(rows - row, patch_rows - i // 4) + 2
                 set_inside_zeros(x, n * H * W * C, z, z_start, z_rows, (H, W, C), z_w, (offset_h - top, offset_w))
         start = z_start + (i - top) * row_size if z_size else (n * H + i) * W * C
         for column in range(columns):

@@ -272,7 +272,7 @@ def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S, whole
         last = i == 4 * (patch_rows - 1)
         if z_size and (last or row == rows - 1):
             done, offset = i - top + (6 if last else 4), (offset_h - top, offset_w)
-            set_inside_zeros(dx, n * H * W * C, z, dz_start, (0, done), (H, W, C), z_w, offset, back=True)
+            set_inside_zeros(dx, n * H * W * C, z, dz_start, (np.intp(0), done), (H, W, C), z_w, offset, back=True)
             if not last:  # the next patches add to two rows more
                 copy_numbers(z, dz_start, z, dz_start + done * row_size, 2 * row_size)
 
