@@ -11,7 +11,7 @@ formulas in reference.py, the rest of this file takes central differences, of fo
                                                            functions of tinycnn/reference.py do
 
 A function with many outputs is first weighted to one number Σ dy · f(x) with random dy. Random, since with dy of ones
-a softmax backward of zeros would pass, and so would a convolution that mixes up height and width.
+a softmax backward of zeros would pass, and so would a convolution's that takes dy[n, j, i] for dy[n, i, j].
 
 What this file is not: a part of training; nothing there imports it.
 
@@ -48,7 +48,7 @@ def central_difference(f: Callable[[], float], x: np.ndarray, h: float = 1e-3) -
     """The gradient of f() by the array x that f reads. x is changed one element at a time and put back.
 
     It uses four points instead of two, (8 [f(h) − f(−h)] − [f(2h) − f(−2h)]) / 12h, whose error is of order h⁴: with
-    float64, about ten digits remain where f is smooth.
+    float64, about ten digits remain where f is smooth. Where it may not be, `check_gradients` looks more closely.
 
     >>> x = np.array([1.0, 2.0])
     >>> central_difference(lambda: float((x**3).sum()), x).round(9)
@@ -275,6 +275,7 @@ def _compare(analytic, rounding, moved, dy, tolerance) -> tuple[float, float, st
             return numeric, np.inf, WRONG
         if abs(analytic - numeric) <= tolerance * size + noise:
             return numeric, error, RIGHT
+        # One-sided: [4 (f(h) − f(0)) − (f(2h) − f(0))] / 2h, whose error is of order h².
         right = (4 * (ahead - at_zero) - (ahead_2 - at_zero)) * dy / (2 * h)
         left = (4 * (at_zero - back) - (at_zero - back_2)) * dy / (2 * h)
         smooth = np.abs(right - left).sum() <= 1e-6 * abs(numeric) + noise

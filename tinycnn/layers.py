@@ -125,7 +125,7 @@ class Layer:
         """The shape of the output, and what else was remembered."""
         if self._memory is None:
             raise ValueError(f"{self.label()}: backward needs a forward(x, training=True) before it")
-        return tuple(self._memory)
+        return tuple(self._memory)  # which may be computed only now: `Later` in together.py
 
 
 class Conv2D(Layer):
@@ -173,7 +173,7 @@ class Conv2D(Layer):
         x, channels = np.asarray(x), w.shape[2]
         output_size = self._output_size(x.shape[1:]) if x.ndim == 4 else (0, 0)
         fits = min(output_size) >= 1 and x.shape[3] == channels
-        x = self._input(x, fits, "(N, H, W, {}) with H, W no smaller than the kernel {}", channels, self.kernel_size)
+        x = self._input(x, fits, "(N, H, W, {}) with padded H, W no smaller than {}", channels, self.kernel_size)
         return x, w, b, output_size
 
     def backward(self, dy):
@@ -314,7 +314,7 @@ def _windows(height: int, width: int, size: tuple[int, int], stride: tuple[int, 
 
 
 def _new_weight(shape: Shape, generator: np.random.Generator, dtype: np.dtype, gain: float, name: str) -> Parameter:
-    """Normal numbers of variance gain / fan_in: with gain 1 a sum over fan_in of them keeps its inputs' mean square.
+    """Normal numbers of variance gain / fan_in, for outputs that sum fan_in inputs: gain 1 keeps the mean square.
 
     Source: He et al., Delving Deep into Rectifiers (2015), equation 10 (gain 2, where a ReLU takes away half).
     """

@@ -11,7 +11,8 @@ import numpy as np
 def batch_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, epsilon: float) -> np.ndarray:
     """y = gamma · x̂ + beta,  x̂ = (x − mean) / √(variance + epsilon),  for each channel over the batch and all pixels.
 
-    The mean and the (biased) variance are over all axes but the last. x (..., C), gamma (C,), beta (C,) -> y (..., C).
+    The mean and the variance, Σ (x − mean)² / M for M numbers, are over all axes but the last.
+    x (..., C), gamma (C,), beta (C,) -> y (..., C).
     Source: Ioffe & Szegedy, Batch Normalization (2015), algorithm 1.
 
     >>> batch_norm(np.array([[1.0], [3.0]]), np.array([2.0]), np.array([5.0]), epsilon=0.0)

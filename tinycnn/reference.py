@@ -1,8 +1,12 @@
 """The operations of a network as formulas, in plain NumPy and Python loops: the first thing to read.
 
-Each operation stands beside its backward function. Given dy, the gradient of the loss by the operation's output, a
-backward function returns the gradient of the loss by each of its inputs: the chain rule, written out once. (The loss
-itself has no dy, that is 1, and its targets need no gradient.)
+Each operation stands beside its backward function. That is given dy, the gradient of the loss by the operation's
+output y, of y's shape: dy[m] = ∂loss / ∂y[m], how fast the loss rises with y[m]. It returns the gradient of the loss by
+each input. A number x[k] acts on the loss through every output that it goes into, so their effects add up:
+
+    dx[k] = Σ_m dy[m] · ∂y[m] / ∂x[k]           the chain rule, which each backward function writes out
+
+(The loss itself has no dy, that is 1, and its targets need no gradient.)
 
 These functions are slow, keep no state, and work for float32, float64 and complex128 alike. They accept complex numbers
 so that their derivatives can be proven to the last digits (a complex step, see `tinycnn/gradcheck.py`); comparisons
@@ -12,7 +16,7 @@ What this file is not: nothing that trains uses it. The layers that a network ca
 `tinycnn/more_reference.py`.
 
 Shapes: images are (N, H, W, C): image, row, column, channel. "Convolution" means cross-correlation (the kernel is not
-flipped), as in every framework. Pairs are (height, width).
+flipped), as in every framework. Pairs are (height, width): stride (sh, sw), padding (ph, pw), kernel (kh, kw).
 """
 
 import numpy as np
@@ -57,7 +61,7 @@ def conv2d_backward(
 
     and dx is dz without the padding. Read the last line from the receiving end, with stride 1, u = i + a, v = j + b:
 
-        dz[n, u, v, c] = Σ_{a,b,o} dy[n, u − a, v − b, o] · w[a, b, c, o]
+        dz[n, u, v, c] = Σ_{a,b,o} dy[n, u − a, v − b, o] · w[a, b, c, o]       dy outside its shape is 0
 
     The indices of dy fall where those of w rise: a convolution of dy with w flipped, its in and out channels swapped.
     Some kernels compute it so (`kernels/input_gradient.py`); here it is the scatter above.
@@ -175,6 +179,7 @@ def softmax_cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray
     """loss = −1/N Σ_{n,k} targets[n, k] · log p[n, k],  p[n, k] = exp(logits[n, k]) / Σ_m exp(logits[n, m]).
 
     logits (N, K), targets (N, K), rows of probabilities that sum to 1 (one-hot for a plain label) -> a scalar.
+    Logits: a network's output, any numbers; p, their softmax, are probabilities. One-hot: 1 at the label, else 0.
     The row's maximum is taken off first: p is the same, and no exp overflows.
 
     >>> round(float(softmax_cross_entropy(np.zeros((1, 10)), np.eye(10)[:1])), 6)   # knowing nothing: ln 10
@@ -188,8 +193,8 @@ def softmax_cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray
 def softmax_cross_entropy_backward(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """dlogits[n, k] = (p[n, k] − targets[n, k]) / N.
 
-    log p[k] = logits[k] − log Σ_m exp(logits[m]), whose derivative by logits[m] is (1 if k = m) − p[m]. Summed over k
-    with the weights −targets[k], which sum to −1, that is p[m] − targets[m].
+    In one row, log p[k] = logits[k] − log Σ_j exp(logits[j]), whose derivative by logits[m] is (1 if k = m) − p[m].
+    Summed over k with the weights −targets[k], which sum to −1, that is p[m] − targets[m]; and the loss is a mean.
 
     logits, targets (N, K) -> dlogits (N, K).
     Proven by: `tests/test_reference.py::test_softmax_cross_entropy_backward_is_the_derivative`.

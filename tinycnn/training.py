@@ -142,8 +142,7 @@ def check_data(images: np.ndarray, labels: np.ndarray, classes: int) -> None:
 
 def check_weights(model: Sequential, images: np.ndarray, labels: np.ndarray, when: str, learning_rate: float) -> None:
     """Raises TrainingDiverged unless the images have a finite loss: only then are an epoch's weights worth keeping."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        _check_finite("loss", evaluate(model, images, labels)[0], when, learning_rate)
+    _check_finite("loss", evaluate(model, images, labels)[0], when, learning_rate)
 
 
 def _check_finite(what: str, loss: float, when: str, learning_rate: float) -> None:
@@ -173,7 +172,7 @@ def _batches(images, labels, batch_size, generator, augment, position) -> Iterat
     for start in range(position.step * batch_size, len(images), batch_size):
         chosen = order[start : start + batch_size]
         x = empty((len(chosen), *images.shape[1:]), images.dtype)
-        np.take(images, chosen, axis=0, out=x, mode="clip")  # the other modes make an array of their own first
+        np.take(images, chosen, axis=0, out=x, mode="clip")  # by default it would go through an array of its own
         yield augment(x) if augment else x, labels[chosen]
 
 
