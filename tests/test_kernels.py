@@ -3,6 +3,9 @@
 And for them as well: the same bits at any number of threads, and nothing that was not written reaches a result.
 """
 
+import ctypes
+from math import prod
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -31,6 +34,8 @@ from tinycnn.kernels.elementwise import sum_of_parts
 from tinycnn.kernels.input_gradient import convolve_input_gradient
 from tinycnn.kernels.pooled_convolution import convolve_and_pool
 from tinycnn.kernels.pooling import max_pool, max_pool_backward
+
+BEHIND = 64  # numbers
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -139,7 +144,9 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads, monke
             *pooled_gradients(dy, w[:, :, :1].repeat(24, 2), b, (10, 9), (1, 1)),
             *pooled_gradients(dy[..., :9].copy(), w[:, :, :1].repeat(9, 2), b, (10, 9), (1, 1)),
             *direct_pooled_gradients(x, w, b, (10, 9), (0, 0)),
+            *direct_pooled_gradients(x, w[..., :7].copy(), b[:7].copy(), (10, 9), (0, 0)),
             *direct_pooled_gradients(x[..., :1].copy(), w[:, :, :1].copy(), b, (12, 11), (1, 1)),
+            *direct_pooled_gradients(x[..., :1].repeat(8, 0), w[:, :, :1, :1].copy(), b[:1].copy(), (12, 11), (1, 1)),
             *convolve_backward(x, dy, w, (1, 1), (0, 0)),
             convolve_input_gradient(dy, w[:, :, :1], (12, 11), (1, 1), (0, 0)),
             convolve_input_gradient(dy, w, (21, 19), (2, 2), (0, 0)),
@@ -155,14 +162,18 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads, monke
             *batch_norm.backward(rows, rows, mean, sigma, sigma),
         ]
 
-    most, call = {}, parallel._in_parallel()
+    most = {}
 
-    def note(address, parts, *others):
+    def backwards(address, parts, stride, flags_and_sizes, *arrays):
         most[address] = max(parts, most.get(address, 1))
-        call(address, parts, *others)
+        task = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * (1 + len(arrays)))(address)
+        pointers = [array.ctypes.data for array in (flags_and_sizes[parts:], *arrays)]
+        for part in reversed(range(parts)):  # the order of the parts is nobody's business either
+            task(part, *pointers)
 
-    monkeypatch.setattr(parallel, "_in_parallel", lambda: note)
-    expected = everything()
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel, "_in_parallel", lambda: backwards)
+        expected = everything()
     for a, b_ in zip(at_threads(threads, everything), expected, strict=True):
         np.testing.assert_array_equal(a, b_)
     assert min(most.values()) > 1  # all have parts to share out
@@ -184,7 +195,7 @@ def pooled_gradients(x, w, b, size, padding):
 
 @pytest.mark.parametrize("side", [12, 13, 30])  # 13: a row and a column left over by the pool; 30: several groups
 def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
-    """Fresh memory is often zero by chance; here it is not. And nobody writes behind the end of scratch memory."""
+    """Fresh memory is often zero by chance; here it is not. And nobody writes behind the end of what he was given."""
     x, w, b = (random.normal(size=s) for s in ((3, side, side, 17), (3, 3, 17, 24), (24,)))
     dy, few = random.normal(size=(3, side, side, 24)), random.normal(size=(3, 3, 17, 3))
 
@@ -196,7 +207,10 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
             *pooled_gradients(x, w, b, (side, side), (1, 1)),
             *pooled_gradients(x[..., :9].copy(), w[:, :, :9].copy(), b, (side, side), (1, 1)),
             *direct_pooled_gradients(x[..., :7].copy(), w[:, :, :7].copy(), b, (side, side), (1, 1)),
+            *direct_pooled_gradients(x[..., :7].copy(), w[:, :, :7, :7].copy(), b[:7].copy(), (side, side), (1, 1)),
             *direct_pooled_gradients(x[..., :1].copy(), w[:, :, :1].copy(), b, (side, side), (1, 1)),
+            *direct_pooled_gradients(x[..., :1].copy(), w[:, :, :1, :1].copy(), b[:1].copy(), (side, side), (1, 1)),
+            *direct_pooled_gradients(x[..., :1].copy(), w[:, :, :1, :3].copy(), b[:3].copy(), (side, side), (1, 1)),
             *batch_norm.scale_and_shift(dy.reshape(-1, 24), b, b, b, b, relu=True),
             *batch_norm.scale_and_shift(dy.reshape(-1, 2), *b.reshape(4, -1)[:, :2].copy(), relu=True),
             *batch_norm.mean_and_sigma(dy.reshape(-1, 2), *np.zeros((2, 2)), 0.1, 0.1),
@@ -207,6 +221,7 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
             *convolve_backward(x, dy, w, (1, 1), (1, 1)),
             convolve_input_gradient(dy[..., :3].copy(), few, (side, side), (1, 1), (1, 1)),
             convolve_input_gradient(dy, w, (3 * side, 3 * side), (3, 3), (0, 0)),
+            convolve_input_gradient(dy, w[:, :, :7].copy(), (3 * side, 3 * side), (3, 3), (0, 0)),
             convolve(x, few, b[:3], (side, side), (1, 1), (1, 1)),
             *convolve_and_pool(x, w, b, (side, side), (1, 1), (1, 1), (2, 3), True),
             dense(x.reshape(3 * side, -1), x.reshape(-1, 17)[: 17 * side], b[:17]),
@@ -219,13 +234,14 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
         ]
 
     def not_empty(shape, dtype):
-        return np.full(shape, 99 if dtype.kind == "u" else np.nan, dtype)
+        handed_out.append(np.full(prod(shape) + BEHIND, 99 if dtype.kind == "u" else np.nan, dtype))
+        return handed_out[-1][:-BEHIND].reshape(shape)
 
     def take_scratch(threads, size):
         taken.append((size, np.full((threads, size), np.nan)))  # eight times as large
         return taken[-1][1].view("f4")
 
-    taken = []
+    handed_out, taken = [], []
     expected = everything()
     for module in (
         batch_norm,
@@ -247,6 +263,8 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
         assert np.isfinite(actual).all()
     for size, scratch in taken:
         assert np.isnan(scratch[:, size // 8 :]).all()
+    for array in handed_out:
+        np.testing.assert_array_equal(array[-BEHIND:], 99 if array.dtype == np.uint8 else np.nan)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -303,12 +303,11 @@ def test_the_ends_of_a_large_step_ask_for_no_memory(layers, images):
 
 
 class Slow(list):
-    """Between a look whether something is in it and taking that, another thread has its turn."""
+    """Before something is taken from it, another thread has its turn."""
 
-    def __bool__(self):
-        full = len(self) > 0
+    def pop(self, *place):
         time.sleep(0.05)
-        return full
+        return super().pop(*place)
 
 
 def test_two_threads_do_not_get_the_same_block(nothing_waits, monkeypatch):
@@ -318,6 +317,7 @@ def test_two_threads_do_not_get_the_same_block(nothing_waits, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         arrays = list(pool.map(lambda _: memory.empty(SHAPE, FLOAT32), range(2)))
     assert not np.shares_memory(*arrays)
+    assert memory._waiting_bytes == 0
 
 
 def test_an_array_may_die_while_its_thread_holds_the_lock():
@@ -325,3 +325,24 @@ def test_an_array_may_die_while_its_thread_holds_the_lock():
     with memory._lock:
         assert memory._lock.acquire(timeout=0.1)
         memory._lock.release()
+
+
+class Emptied(list):
+    """Just before something is taken from it, arrays that die make room of all that is in it."""
+
+    def pop(self, *place):
+        while self:
+            memory._waiting_bytes -= super().pop().size
+        return super().pop(*place)
+
+
+@pytest.mark.parametrize("kept", [0, memory.KEPT])
+def test_what_waits_may_go_at_any_time(nothing_waits, monkeypatch, kept):
+    """With nothing to be kept, it goes while room is made by another; else while somebody takes it."""
+    one = memory.empty(SHAPE, FLOAT32)
+    size = one.base.base.size
+    monkeypatch.setattr(memory, "_waiting", {size: Emptied()})
+    monkeypatch.setattr(memory, "KEPT", kept)
+    del one
+    assert memory._waiting_bytes == (size if kept else 0)
+    assert memory.empty(SHAPE, FLOAT32).shape == SHAPE

@@ -258,6 +258,12 @@ def test_steps_of_optimizers_refuse_a_parameter_twice():
     with pytest.raises(ValueError, match="parameter twice"):
         optimizers.sgd(optimizers.Places(), 2 * [value], 2 * [value], 2 * [0 * value], 0.1, 0.9, True, 0.1)
     optimizers.sgd(optimizers.Places(), 2 * [none], 2 * [none], 2 * [none], 0.1, 0.9, True, 0.1)
+    neighbours, too_near = [value[:2], value[2:]], [value[2:], value[:3]]
+    optimizers.sgd(optimizers.Places(), neighbours, neighbours, neighbours, 0.1, 0.9, True, 0.1)
+    with pytest.raises(ValueError, match="a part of one"):
+        optimizers.sgd(
+            optimizers.Places(), too_near, [np.ones(2), np.ones(3)], [np.ones(2), np.ones(3)], 0.1, 0, False, 0
+        )
 
 
 def test_steps_of_optimizers_leave_alone_what_was_made_read_only():
@@ -287,6 +293,15 @@ def test_what_remembers_gradients_fades_to_zero_and_is_never_subnormal(kind, dty
     assert (faded == 0).all()
     assert np.isfinite(parameter.value[:2]).all()
     assert all(np.isnan(array[2]) for array in [*memory, parameter.value])
+
+
+@pytest.mark.parametrize("epsilon", [0, 1e-20, 1e-14, 1e-8])
+def test_adam_takes_steps_of_the_learning_rate_whatever_size_the_gradients_have(epsilon):
+    """The step is learning_rate · g / (|g| + epsilon), also if the square of g is nearly nothing."""
+    g = 1e-15
+    parameter = Parameter("w", np.zeros(1, np.float32), np.full(1, g, np.float32))
+    Adam([parameter], 0.1, epsilon=epsilon).step()
+    np.testing.assert_allclose(parameter.value, -0.1 * g / (g + epsilon), rtol=1e-3)
 
 
 def test_adam_without_epsilon_stands_still_after_the_last_gradient():

@@ -5,7 +5,7 @@
     Conv2D, ReLU, MaxPool2D     the same: the largest of a window is still the largest behind the ReLU
     Conv2D, MaxPool2D           the same
     Conv2D, ReLU                the same without a pool
-    BatchNorm, ReLU             one pass over the numbers instead of two
+    BatchNorm, ReLU             the ReLU takes no pass of its own over the numbers, it goes along with the other's
     Flatten, Dense              nobody sees what is between, so it need not be copied
 
 What comes out is the same bit for bit as one by one (but for the rounding of a first convolution's bias gradient), and

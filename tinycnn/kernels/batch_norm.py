@@ -5,9 +5,9 @@
     backward            dx, dgamma, dbeta
 
 The rows are shared out in a fixed number of parts, each summed into a row of its own, and the parts are added in
-order: the sums are equal bit for bit at any number of threads. Where a row of x would leave more than half of the L
-numbers empty that a kernel takes at once, s of them go side by side, if s divides their number: in memory, x (M, C) is
-(M / s, W) as well, with W = s · C. A channel then has s sums in a part.
+order: the sums are equal bit for bit at any number of threads. Where a row of x fills at most half of the L numbers
+that a kernel takes at once, s of them go side by side, as many as have room if that divides their number: in memory,
+x (M, C) is (M / s, W) as well, with W = s · C. A channel then has s sums in a part.
 
 A ReLU behind it can go along (`tinycnn/together.py`): forward in training then writes which numbers it left as they
 were, `active`, as `elementwise.relu` does, and backward's dy counts only there.

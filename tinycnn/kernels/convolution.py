@@ -16,7 +16,7 @@ Some kinds of shapes take another way to the same result, where it is faster:
     3×3 kernels over 8 channels or more     `winograd.py` does with fewer multiplications
     kernels over few channels, in a first   the rows w[a, k, :] of one kernel row a stay in registers, so each number of
     layer                                   x is loaded once a kernel row, for all pixels that see it (`held`)
-    few output channels                     two neighbouring pixels are one with twice the channels (`_pairs_pay`)
+    few output channels                     2, 4, … neighbours are a pixel of as many times the channels (`_pairs_pay`)
     fewer still, as dx of a first layer     the lanes of a vector are input channels (`narrow_convolution.py`)
     kernels as large as the image           the sum is that of a dense layer, so `dense.py` computes it
 
@@ -156,9 +156,12 @@ def in_columns(w: np.ndarray, L: int) -> np.ndarray:
     In w they are O numbers apart, and where that is a power of two they compete for the same places in a CPU's cache.
     """
     rows, out_channels = prod(w.shape[:3]), w.shape[3]
-    result = empty((rows, ceil(out_channels / L) * L), w.dtype)
-    result[:, :out_channels], result[:, out_channels:] = w.reshape(rows, out_channels), 0
-    return copy(result.reshape(rows, -1, L).transpose(1, 0, 2))
+    w = w.reshape(rows, out_channels)
+    if out_channels % L:
+        filled = empty((rows, ceil(out_channels / L) * L), w.dtype)
+        filled[:, :out_channels], filled[:, out_channels:] = w, 0
+        w = filled
+    return copy(w.reshape(rows, -1, L).transpose(1, 0, 2))
 
 
 def is_held(w_shape: tuple[int, ...]) -> bool:
@@ -172,7 +175,7 @@ def _pairs_pay(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dt
 
     In memory they are the same. Few output channels then fill more lanes of a vector, but the kernel that does it is
     wider, with zeros where one of the two pixels sees nothing: the two see inputs that are `stride_w` apart. (So a NaN
-    in x spoils one pixel more than it should: 0 · NaN is NaN.)
+    in x spoils all the pixels that are one: 0 · NaN is NaN. The pairs may become pairs again.)
     """
     _, kernel_w, channels, out_channels = w_shape
     K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
@@ -202,6 +205,16 @@ def _for_pairs(w: np.ndarray, stride_w: int) -> np.ndarray:
 def size_of_z(output_size: tuple[int, int], kernel_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
     """How much of z such an output needs."""
     return tuple((out - 1) * step + kernel for out, step, kernel in zip(output_size, stride, kernel_size, strict=True))
+
+
+@in_tasks
+def width_before(pixels, O, width, L):
+    """How much of a row of L to write for a pixel of O channels, of which `width` are in the row.
+
+    To write only some lanes of a vector can take longer than all. If there are no other channels, all will do: the
+    `pixels` behind this one are written after it, and put right what is beyond the O, if it is no more than theirs.
+    """
+    return L if O < L <= (1 + pixels) * O else width
 
 
 @in_tasks
@@ -298,9 +311,10 @@ def _convolve_task(
                                     acc[p] = multiply_add(z[here + pixel + k], w_row, acc[p])
                         there = (n * out_h + i) // pool_h * (out_w // pool_w) + j // pool_w
                         for q in range(across // pool_w):
+                            written = L if whole else width_before((out_w - j) // pool_w - q - 1, O, width, L)
                             place = (there + q) * O + o
                             _write_window(
-                                acc, q * pool_w, across, pool, relu, remember, y, winners, active, place, width, L
+                                acc, q * pool_w, across, pool, relu, remember, y, winners, active, place, written, L
                             )
             first = (n + 1) * out_h
 

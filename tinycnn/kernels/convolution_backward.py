@@ -29,6 +29,7 @@ from tinycnn.kernels.convolution import (
     pairs_fill_vectors,
     size_of_z,
     way_of,
+    width_before,
 )
 from tinycnn.kernels.dense import dense_weight_gradient
 from tinycnn.kernels.elementwise import BYTE, sum_of_parts, where_active
@@ -177,7 +178,7 @@ def _unpack(dy, winners, active, n, rows, out_size, pool, O, unpacked, start, re
             there = ((n * windows_h + i) * windows_w + j) * O
             here = start + ((i * pool_h - first) * out_w + j * pool_w) * O
             for o in range(0, O, L):
-                width = min(L, O - o)
+                width = width_before(windows_w - j - 1, O, min(L, O - o), L)
                 gradient = where_active(dy, active, there + o, width, relu, L)
                 if pool_h * pool_w == 1:
                     write(unpacked, here + o, gradient, width)

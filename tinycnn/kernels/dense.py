@@ -5,7 +5,7 @@
     dense_weight_gradient:  dw[k, :] =     Σ_n x[n, k] · dy[n, :]       tile: P inputs × L units
 
 Tile after tile meets the same L columns of a matrix. In memory their rows are far from each other, which a CPU's cache
-and its foresight handle badly, so the columns are first copied side by side; but not where only one tile uses them, or
+and prefetcher handle badly, so the columns are first copied side by side; but not where only one tile uses them, or
 where there are no others. Those of wᵀ are always copied: in w they are rows, which are transposed in registers, a
 square of them at a time.
 

@@ -21,7 +21,8 @@ BYTE = np.dtype(np.uint8)
 def relu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """y = max(x, 0), where not a number stays not a number; and active = x > 0, as bytes 0 and 1.  x contiguous.
 
-    All that backward needs is `active`, a byte a number. (Inference doesn't; layers together leave it out then.)
+    All that backward needs is `active`, a byte a number. (Inference doesn't: the kernels that do a ReLU along with
+    something else leave it out then.)
     """
     y, active = empty(x.shape, x.dtype), empty(x.shape, BYTE)
     _run(_relu_task(x.dtype), x.size, x, y, active)

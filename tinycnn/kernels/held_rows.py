@@ -1,8 +1,9 @@
 """Operations on rows that all stay in registers: every multiply-add is written out, none is in a loop.
 
-In `vector.py`'s tile each row of w is loaded, used P times, and forgotten. Where a kernel has few rows, as in a first
-layer, they stay in registers beside the running sums. Then it pays to go the other way: to load each number (or row) of
-x once, and to use it at once for all the sums that it goes into, whichever pixels they are of.
+In `vector.py`'s tile each row of w is loaded, used P times, and forgotten. Where w has few of them, as a first layer's
+has three under each row of a 3×3 kernel, they stay in registers beside the running sums. Then it pays to go the other
+way: to load each number (or row) of x once, and to use it at once for all the sums that it goes into, whichever pixels
+they are of.
 
     multiply_add_rows       numbers of x times held rows: `convolution.py`, `convolution_backward.py`
     multiply_add_windows    rows of x times held rows, lane by lane: `narrow_convolution.py`

@@ -24,12 +24,12 @@ from math import ceil
 import numpy as np
 
 from tinycnn.kernels import narrow_convolution
-from tinycnn.kernels.convolution import convolve, covers_image, is_held, way_of
+from tinycnn.kernels.convolution import convolve, covers_image, is_held, way_of, width_before
 from tinycnn.kernels.dense import dense_input_gradient
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.narrow_convolution import in_chunks
 from tinycnn.kernels.parallel import in_tasks, numbers, parts_for, run, task
-from tinycnn.kernels.tile_shape import tile_shape, tile_time
+from tinycnn.kernels.tile_shape import even_tile, tile_shape, tile_time
 from tinycnn.kernels.vector import multiply_add, read, tile, write, zeros
 
 # At most so many in a tile. The same pixel of all of them goes to the same place of a core's nearest cache where an
@@ -71,14 +71,9 @@ def gathering_pays(dy_shape, flipped_shape, dtype, input_size, stride, offset) -
     if way_of(dy_shape, flipped_shape, dtype, input_size, stride, offset) != "direct":
         return False
     products = O * sum(0 <= offset[1] + j - b < W for j in range(out_w) for b in range(kernel_w))
-    P = images_of_a_tile(N)
+    P = even_tile(N, IMAGES)
     gathered = ceil(N / P) / N * tile_time(P, C, dtype, products / W) * products
     return gathered < 0.9 * tile_time(W, C, dtype, kernel_w * O) * kernel_w * O
-
-
-def images_of_a_tile(N: int) -> int:
-    """As few tiles as cover N images, and as even."""
-    return ceil(N / ceil(N / IMAGES))
 
 
 def gather(
@@ -88,7 +83,7 @@ def gather(
     C = w.shape[2]
     dx = empty((len(dy), *input_size, C), dy.dtype)
     if dx.size:
-        P, L = tile_shape(images_of_a_tile(len(dy)), C, dy.dtype)
+        P, L = tile_shape(even_tile(len(dy), IMAGES), C, dy.dtype)
         rows = ceil(len(dy) / P) * input_size[0]
         parts = parts_for(rows, dy[..., 0].size * w.size)
         sizes = (parts, *dy.shape, *w.shape[:2], *input_size, C, *stride, *padding)
@@ -131,7 +126,8 @@ def _gather_task(P: int, L: int, whole: bool, dtype: np.dtype):
                                 w_row = read(w, there + o * L, L, L)
                                 for p in range(P):
                                     acc[p] = multiply_add(dy[here + p * out_h * out_w * O + o], w_row, acc[p])
+                    written = L if whole else width_before(W - v - 1, C, width, L)
                     for p in range(P):
-                        write(dx, (((n + p) * H + u) * W + v) * C + c, acc[p], width)
+                        write(dx, (((n + p) * H + u) * W + v) * C + c, acc[p], written)
 
     return gather_tiles

@@ -15,6 +15,7 @@ What this file is not: it knows nothing of steps or layers; nobody has to reserv
 """
 
 import threading
+from contextlib import suppress
 from math import ceil, prod
 
 import numpy as np
@@ -26,7 +27,8 @@ ALIGNMENT = 64  # bytes of a cache line: a vector that lies in two lines costs t
 _waiting: dict[int, list["_Block"]] = {}  # unused blocks by size, in each list the one that came back last at the end
 _waiting_bytes = 0
 _returns = 0  # so many blocks have come back
-_lock = threading.RLock()  # for both; who holds it may come again: Python collects garbage, so arrays die, at any time
+# For all three. Who holds it may come again, at nearly any step: Python collects garbage, and then arrays die.
+_lock = threading.RLock()
 _scratch: list[np.ndarray] = []  # what is unused of it; more than one only if several threads of Python compute at once
 
 
@@ -105,8 +107,10 @@ class _Owner(np.ndarray):
             _waiting.setdefault(block.size, []).append(block)
             _waiting_bytes += block.size
             while _waiting_bytes > KEPT:
-                oldest = min((blocks for blocks in _waiting.values() if blocks), key=lambda blocks: blocks[0].returned)
-                _waiting_bytes -= oldest.pop(0).size
+                _, oldest = min((blocks[0].returned, size) for size, blocks in list(_waiting.items()) if blocks)
+                with suppress(IndexError):
+                    block = _waiting[oldest].pop(0)
+                    _waiting_bytes -= block.size
 
 
 def _block(size: int) -> _Block:
@@ -120,10 +124,13 @@ def _block(size: int) -> _Block:
     candidate = size
     with _lock:
         while candidate <= 2 * size:
-            if blocks := _waiting.get(candidate):
+            try:
+                block = _waiting[candidate].pop()
+            except (KeyError, IndexError):
+                candidate += 1 << (candidate.bit_length() - 4)
+            else:
                 _waiting_bytes -= candidate
-                return blocks.pop()
-            candidate += 1 << (candidate.bit_length() - 4)
+                return block
     memory = np.empty(size + ALIGNMENT, np.uint8)
     begin = -memory.ctypes.data % ALIGNMENT
     return memory[begin : begin + size].view(_Block)

@@ -21,7 +21,7 @@ import numpy as np
 from tinycnn.kernels.held_rows import multiply_add_windows, sums_of_lanes
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
-from tinycnn.kernels.tile_shape import filled_lanes, usable_registers
+from tinycnn.kernels.tile_shape import even_tile, filled_lanes, usable_registers
 from tinycnn.kernels.vector import read, read_rows, tile, write, zeros
 
 MOST_SUMS = 16  # in a tile: more gain nothing
@@ -90,7 +90,7 @@ def _tile(out_w: int, kernel_w: int, out_channels: int, L: int) -> tuple[int, in
         most = min(MOST_SUMS, 2 * L, usable_registers() - 3 - B * out_channels) // out_channels
         if most >= min(2, out_w):
             break
-    return ceil(out_w / ceil(out_w / max(1, most))), B
+    return even_tile(out_w, max(1, most)), B
 
 
 @cache

@@ -10,7 +10,7 @@ What this file is not: it keeps no state of an optimizer but where the arrays ar
 import operator
 from collections.abc import Callable
 from functools import cache
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -52,9 +52,9 @@ def _places(dtype: np.dtype, lists: tuple[list[np.ndarray], ...]) -> tuple[np.dt
                 "one size and dtype (what is not to learn need not be given to the optimizer)"
             )
     places = np.array([(arrays[0].size, *(a.ctypes.data for a in arrays)) for arrays in parameters], np.int64)
-    values = places[places[:, 0] > 0, 1]
-    if len(np.unique(values)) < len(values):
-        raise ValueError("an optimizer can't have a parameter twice")
+    spans = sorted((value, value + size * dtype.itemsize) for size, value, *_ in places.tolist() if size)
+    if any(end > next_begins for (_, end), (next_begins, _) in pairwise(spans)):
+        raise ValueError("an optimizer can't have a parameter twice, or a part of one")
     return dtype, int(places[:, 0].sum()), places
 
 
@@ -96,6 +96,7 @@ def _least(dtype: np.dtype) -> np.floating:
     It fades from step to step if the gradient is 0, as for a unit that is never active. A little closer to 0 the step
     would be subnormal, a number too small for full precision: an Intel core takes more than twenty times as long with
     it, and rounding would stop it from fading. A weight that this changes would have to be as small itself.
+    (Adam divides by the root of a square. There only what is nothing beside its epsilon may become 0.)
     """
     return np.finfo(dtype).tiny * 2**20
 
@@ -127,14 +128,15 @@ def _sgd_task(dtype: np.dtype):
 
 @cache
 def _adam_task(dtype: np.dtype):
-    least = _least(dtype)
+    least, rounding = _least(dtype), dtype.type(np.finfo(dtype).eps / 2)
 
     @task(np.int64, dtype)
     def adam(part, sizes, places, rates):
         parts, count = numbers(sizes, 2)
         new_mean, new_square, decay = rates[0], rates[1], rates[2]
         step_size, square_correction, epsilon = rates[3], rates[4], rates[5]
-        least_square = least if epsilon > 0 else epsilon  # 0 / √0 would be NaN
+        least_root = rounding * epsilon
+        least_square = min(least, least_root * least_root)  # without an epsilon 0: 0 / √0 would be NaN
         for row in range(0, 5 * count, 5):
             size, value = places[row], memory_at(places[row + 1], rates)
             grad, mean = memory_at(places[row + 2], rates), memory_at(places[row + 3], rates)

@@ -21,6 +21,7 @@ def set_inside_zeros(x, image, z, start, rows, x_shape, z_w, offset, back=False)
     """z[offset + i] = x[i] for the given rows of z; those above and below x become zeros, what is beside it is already.
 
     image, start: where the image begins in x, and z in its memory. back: the other way, x[i] = z[offset + i].
+    Callers write np.intp(0) for a 0: with a literal one Numba would compile this once more.
     """
     (first, last), (H, W, C) = rows, x_shape
     left, right = max(0, offset[1]), min(z_w, offset[1] + W)

@@ -149,7 +149,8 @@ def _say_once(why: str) -> None:
 def parts_for(pieces: int, operations: int) -> int:
     """How many parts to make of work that can be cut into so many pieces: one if it is too small to share out.
 
-    operations: multiply-adds; a number that is only moved or compared counts as 8, one that enters a formula as 32.
+    operations: multiply-adds; a number that is only moved, compared or scaled counts as 8, one that enters a longer
+    formula as 32, or as 128 if there is an exp in it.
     """
     return 1 if operations < WORTH_SHARING else min(PARTS, pieces)
 

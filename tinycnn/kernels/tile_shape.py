@@ -39,11 +39,11 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = inf, mul
 
         registers   P·V sums, V vectors of w and one number of x must fit into `usable_registers`, or four numbers if
                     each is used only once, because LLVM reads them ahead
-        time        a core starts two multiply-adds in a cycle (of 64 bytes one, if AMD's Zen 4) and two reads, finds
-                    w less near than x, and needs four cycles for a multiply-add: max(P·V, P + 2V, 8) half cycles, and
-                    (V + 1) / 2 for the loop; the innermost loop, of so many `steps`, takes some 5·P + 15 to begin, and
-                    10·P·V more if the rows it leads to are narrower than L, because only AVX-512 writes some lanes of a
-                    vector as fast as all
+        time        a core starts two multiply-adds in a cycle (of 64 bytes one, if AMD's Zen 4) and two reads (one of
+                    w counts as two, because it is less near than x), and needs four cycles for a multiply-add:
+                    max(P·V, P + 2V, 8) half cycles, and (V + 1) / 2 for the loop; the innermost loop, of so many
+                    `steps`, takes some 5·P + 15 to begin, and 10·P·V more if the output's rows are narrower than L,
+                    because only AVX-512 writes some lanes of a vector as fast as all
 
     Tiles that stick out of the output do work for nothing: 13 rows are better one tile of 13 than two of 7. That is why
     the best shape depends on the output. P never exceeds `rows`, and 14: more gains nothing and costs compile time.
@@ -68,12 +68,16 @@ def usable_registers() -> int:
 def holding_tile(rows: int, held: int, multiple: int = 1) -> int:
     """P for a tile of single vectors that holds `held` rows of w in registers beside its sums, and a number of x.
 
-    As few tiles as cover so many rows, and then the smallest; at most 14, a multiple of `multiple`.
+    An `even_tile` of at most 14, a multiple of `multiple`.
     """
     room = usable_registers() - held - 1
     largest = max(multiple, min(14, room) // multiple * multiple)
-    tiles = ceil(rows / largest)
-    return ceil(ceil(rows / tiles) / multiple) * multiple
+    return ceil(even_tile(rows, largest) / multiple) * multiple
+
+
+def even_tile(rows: int, most: int) -> int:
+    """P at most `most`: as few tiles as cover so many rows, and then the smallest."""
+    return ceil(rows / ceil(rows / most))
 
 
 def tile_time(rows: int, columns: int, dtype: np.dtype, steps: float = inf) -> float:

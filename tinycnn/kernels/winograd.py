@@ -26,8 +26,9 @@ Done along both axes it makes a patch of 4×4 outputs from 6×6 inputs with 36 m
 
     y = Aᵀ [(G w Gᵀ) ⊙ (Bᵀ d B)] A
 
-With many channels each of the 36 products becomes a matrix product over all patches, M[t] = V[t] · U[t] for t = 0 … 35,
-and that runs on the register tile of vector.py. The gradients are the same formula read backwards
+With many channels U = G w Gᵀ is made of every pair of channels, V = Bᵀ d B of every patch. The numbers at one place t
+of all of them are two matrices, and each of the 36 products is a matrix product, M[t] = V[t] · U[t] for t = 0 … 35.
+That runs on the register tile of vector.py. The gradients are the same formula read backwards
 (`winograd_backward.py`).
 
 Any six points will do on paper, and the usual 0, ±1, ±2, ∞ give simple matrices. Rounding errors differ, though: with
@@ -71,7 +72,7 @@ LEVEL = 2  # of optimisation: level 3 takes a fifth longer to compile and gains 
 GROUP = 30
 LEAST = 8  # channels on either side: half of the widest vector, see `channels_at_once`
 ODD = 16  # numbers between 36 matrices that are used at once: they would compete for the same places in the cache
-U = 16  # where the scratch memory has the transformed weights; the first of the numbers before is `begins`'s
+U = 16  # where U begins in the scratch memory; the first of the numbers before says whether it is there (`begins`)
 
 
 def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], output_size: tuple[int, int]) -> bool:
@@ -148,12 +149,14 @@ def layout(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
 
         forward     U    V            M    one stage of a patch's transform                z
         backward    U    V, then M    E    one stage of the transforms of a row of them    z    dz    the sums behind dw
+
+    (E, dz: see winograd_backward.py.)
     """
     (N, H, W, C), (out_h, out_w, O) = x_shape, y_shape
     rows, columns = ceil(out_h / 4), ceil(out_w / 4)  # of patches in an image
     group = max(1, min(round(GROUP / columns), N * rows // 2))  # rows of patches
     room = ceil(group * columns / P) * P  # for patches: a tile may reach beyond the last one
-    v_size, m_size, half_size = room * C + ODD, room * O + ODD, 36 * columns * S  # forward needs 36 * S of the last
+    v_size, m_size, half_size = room * C + ODD, room * O + ODD, 36 * columns * S  # of the last forward needs 36 * S
     z_h, z_w = 4 * rows + 2, 4 * columns + 2
     whole_image = scratch_size_for(x_shape, (z_h, z_w), offset)
     z_size = min(whole_image, (4 * group + 2) * z_w * C)  # a group meets no more rows, and they stay in the cache
