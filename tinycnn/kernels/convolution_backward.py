@@ -177,8 +177,9 @@ def _unpack(dy, winners, active, n, rows, out_size, pool, O, unpacked, start, re
         for j in range(windows_w):
             there = ((n * windows_h + i) * windows_w + j) * O
             here = start + ((i * pool_h - first) * out_w + j * pool_w) * O
-            for o in range(0, O, L):
-                width = width_before(windows_w - j - 1, O, min(L, O - o), L)
+            for group in range(0, O, L):
+                o = min(group, max(0, O - L))  # the last group may repeat channels of the one before it
+                width = width_before(windows_w - j - 1, O, min(L, O), L)
                 gradient = where_active(dy, active, there + o, width, relu, L)
                 if pool_h * pool_w == 1:
                     write(unpacked, here + o, gradient, width)

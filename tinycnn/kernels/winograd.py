@@ -54,7 +54,7 @@ from tinycnn.kernels.minimal_filtering import A_transposed, B_transposed, G
 from tinycnn.kernels.padding import scratch_size_for, set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.pooling import lead
-from tinycnn.kernels.tile_shape import register_lanes, tile_shape
+from tinycnn.kernels.tile_shape import masks_are_free, register_lanes, tile_shape
 from tinycnn.kernels.vector import (
     clear_numbers,
     multiply_add,
@@ -126,7 +126,7 @@ def _plan(x_shape, y_shape, dtype, offset):
     S, (P, L) = channels_at_once(C, O, dtype), products_tile(O, dtype)
     groups, sizes, scratch = layout(x_shape, y_shape, offset, S, P)
     parts = min(PARTS, groups)
-    return _convolve_task(P, L, O % L == 0, S, dtype), parts, (parts, *sizes), scratch
+    return _convolve_task(P, L, fills_rows(O, L), S, dtype), parts, (parts, *sizes), scratch
 
 
 def channels_at_once(C: int, O: int, dtype: np.dtype) -> int:
@@ -140,6 +140,15 @@ def channels_at_once(C: int, O: int, dtype: np.dtype) -> int:
 
 def products_tile(columns: int, dtype: np.dtype) -> tuple[int, int]:
     return tile_shape(10, columns, dtype)  # groups of about 30 patches fill tiles of 10 well; one shape compiles once
+
+
+def fills_rows(columns: int, L: int) -> bool:
+    """Whether `products` may always take L for the width.
+
+    Either no group of columns is narrower; or masks take long, and what it writes beyond a row is put right by the next
+    one, what it writes beyond the last row is unused (`ODD`).
+    """
+    return columns % L == 0 or (columns < L <= columns + ODD and not masks_are_free())
 
 
 def layout(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
@@ -245,7 +254,7 @@ def products(scratch, v, v_size, patches, K, O, m, m_size, P, L, whole):
 
 @cache
 def _convolve_task(P: int, L: int, whole: bool, S: int, dtype: np.dtype):
-    """whole: whether no group of channels is narrower than L, as in convolution.py."""
+    """whole: see `fills_rows`."""
 
     @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
     def convolve_patches(part, sizes, scratch, x, w, bias, y, winners, active):

@@ -42,6 +42,7 @@ from tinycnn.kernels.winograd import (
     U,
     begins,
     channels_at_once,
+    fills_rows,
     layout,
     products,
     products_tile,
@@ -86,15 +87,25 @@ def _plan(x_shape, y_shape, dtype, offset):
     parts = min(PARTS, x_shape[0])  # of whole images: the patches of one overlap in dx
     # rows of dw fill tiles of 8 well: the usual numbers of channels are multiples of it
     R, L_out = tile_shape(8, O, dtype)
-    kernel = _backward_task(R, L_out, O % L_out == 0, P, L, C % L == 0, S, dtype)
+    kernel = _backward_task(R, L_out, O % L_out == 0, P, L, C % L == 0, fills_rows(C, L), S, dtype)
     return kernel, parts, (parts, *sizes), scratch + 36 * (C * O + ODD)  # the last are the sums behind dw
 
 
 @cache
-def _backward_task(R: int, L_out: int, whole_out: bool, P: int, L_in: int, whole_in: bool, S: int, dtype: np.dtype):
+def _backward_task(
+    R: int,
+    L_out: int,
+    whole_out: bool,
+    P: int,
+    L_in: int,
+    whole_in: bool,
+    filled_in: bool,
+    S: int,
+    dtype: np.dtype,
+):
     """dx, and for each part dw and db of its patches, one behind the other.
 
-    whole_out, whole_in: for L_out and L_in, as in winograd.py.
+    whole_out, whole_in: whether no group of channels is narrower than L_out, L_in.   filled_in: see `fills_rows`.
     """
 
     @task(dtype, dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
@@ -123,7 +134,7 @@ def _backward_task(R: int, L_out: int, whole_out: bool, P: int, L_in: int, whole
             _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, of_parts, db, S, whole_out)
             _add_products(scratch, v, v_size, e, e_size, rows * columns, C, O, sums, R, L_out, whole_out)
             if dx_size:  # V has served; the products E[t] · U[t] take its place
-                products(scratch, e, e_size, rows * columns, O, C, v, v_size, P, L_in, whole_in)
+                products(scratch, e, e_size, rows * columns, O, C, v, v_size, P, L_in, filled_in)
                 _add_up_patches(dx, sizes, first, rows, scratch, v, half, dz_start, S, whole_in)
         # dw = Gᵀ (the sums) G, for S pairs of channels at once
         size = C * O
