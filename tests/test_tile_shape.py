@@ -170,7 +170,7 @@ for name, rows, task in (
     ("dense", P, dense._product_task(P, L, float32)),
     ("its weight gradient", P, dense._product_task(P, L, float32, True)),
     ("patches", dx[0], winograd._convolve_task(*dx, True, S, float32)),
-    ("their gradients", dw[0] + dx[0], winograd_backward._backward_task(*dw, True, *dx, False, S, float32)),
+    ("their gradients", dw[0] + dx[0], winograd_backward._backward_task(*dw, True, *dx, False, True, S, float32)),
 ):
     print(name, task.compiled.inspect_llvm().count("@llvm.fmuladd.v"), rows)
 """
