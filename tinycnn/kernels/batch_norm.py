@@ -152,7 +152,7 @@ def _put_together(M, s, C, of_parts, settings, running_mean, running_variance, r
             share = ((p + 1) * M // PARTS - p * M // PARTS) / count
             for i in range(c, W, C):
                 apart = of_parts[2 * p * W + i] - exact_mean
-                exact_variance += of_parts[(2 * p + 1) * W + i] / count + share * apart * apart
+                exact_variance += of_parts[(2 * p + 1) * W + i] / count + share * (apart * apart)
         running_mean[c] += rate * (exact_mean - running_mean[c])
         running_variance[c] += rate * (exact_variance - running_variance[c])
         result[c], result[C + c] = exact_mean, np.sqrt(exact_variance + epsilon)
