@@ -261,9 +261,7 @@ def test_steps_of_optimizers_refuse_a_parameter_twice():
     neighbours, too_near = [value[:2], value[2:]], [value[2:], value[:3]]
     optimizers.sgd(optimizers.Places(), neighbours, neighbours, neighbours, 0.1, 0.9, True, 0.1)
     with pytest.raises(ValueError, match="a part of one"):
-        optimizers.sgd(
-            optimizers.Places(), too_near, [np.ones(2), np.ones(3)], [np.ones(2), np.ones(3)], 0.1, 0, False, 0
-        )
+        optimizers.sgd(optimizers.Places(), too_near, *2 * [[np.ones(2), np.ones(3)]], 0.1, 0.9, True, 0.1)
 
 
 def test_steps_of_optimizers_leave_alone_what_was_made_read_only():

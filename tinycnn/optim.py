@@ -1,4 +1,4 @@
-"""The optimizers, which turn gradients into better weights: a gradient points to where the loss rises, so against it.
+"""The optimizers, which turn gradients into better weights: by steps against them, as they point where the loss rises.
 
 An optimizer knows a list of parameters and nothing else. `step()` changes each `value` in place, led by its `grad`.
 

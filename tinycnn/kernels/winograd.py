@@ -165,7 +165,7 @@ def layout(x_shape, y_shape, offset, S, P) -> tuple[int, tuple[int, ...], int]:
     rows, columns = ceil(out_h / 4), ceil(out_w / 4)  # of patches in an image
     group = max(1, min(round(GROUP / columns), N * rows // 2))  # rows of patches
     room = ceil(group * columns / P) * P  # for patches: a tile may reach beyond the last one
-    v_size, m_size, half_size = room * C + ODD, room * O + ODD, 36 * columns * S  # of the last forward needs 36 * S
+    v_size, m_size, half_size = room * C + ODD, room * O + ODD, 36 * columns * S  # half_size: forward needs 36 * S
     z_h, z_w = 4 * rows + 2, 4 * columns + 2
     whole_image = scratch_size_for(x_shape, (z_h, z_w), offset)
     z_size = min(whole_image, (4 * group + 2) * z_w * C)  # a group meets no more rows, and they stay in the cache
