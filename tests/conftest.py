@@ -14,6 +14,8 @@ import pytest
 from hypothesis import settings
 from small_mnist import bright_quarters, write_files
 
+from tinycnn.kernels import parallel
+
 os.environ["no_proxy"] = "127.0.0.1"  # where the servers of the tests are, in this process or in another one
 
 settings.register_profile("tinycnn", deadline=None, max_examples=40, derandomize=True, print_blob=True)
@@ -24,6 +26,19 @@ settings.load_profile("tinycnn")
 def random() -> np.random.Generator:
     """The same random numbers at every run."""
     return np.random.default_rng(20)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def all_arrays_that_kernels_get_are_contiguous() -> Iterator[None]:
+    """`run` takes its callers' word for it. Here it asks."""
+
+    def id_of(array: np.ndarray) -> int:
+        assert array.flags.c_contiguous
+        return id(array)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "id", id_of, raising=False)
+        yield
 
 
 @pytest.fixture

@@ -311,7 +311,8 @@ def test_winograd_equals_reference(dtype, batch, size, channels, filters, paddin
     magnitudes = y_size, dx_size, dx_size, *sizes
     dx, dw, db = winograd_backward.convolve_backward(x, dy, w, dy.shape[1:3], padding)
     without_dx = winograd_backward.convolve_backward(x, dy, None, dy.shape[1:3], padding)[1:]
-    for alone, together in zip(without_dx, (dw, db), strict=True):
+    dx_alone = winograd_backward.convolve_input_gradient(dy, w, size, padding)
+    for alone, together in zip((dx_alone, *without_dx), (dx, dw, db), strict=True):
         np.testing.assert_array_equal(alone, together)
     flipped = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))
     around = 2 - padding[0], 2 - padding[1]
@@ -354,10 +355,11 @@ def test_winograd_is_used_where_it_pays(random, monkeypatch):
     dy = random.normal(size=(17, 12, 10, 16))
     assert winograd.pays(x.shape, w.shape, (12, 10))
     remembers_nothing = convolution.way_of.__wrapped__
-    for module in (convolution, convolution_backward):
+    for module in (convolution, convolution_backward, input_gradient):
         monkeypatch.setattr(module, "way_of", remembers_nothing)
     results = convolve(x, w, b, (12, 10)), *convolve_backward(x, dy, w, (1, 1), (0, 0))
-    for alone, together in zip(convolve_weight_gradient(x, dy, (3, 3)), results[2:], strict=True):
+    one_by_one = convolve_input_gradient(dy, w, (14, 12), (1, 1), (0, 0)), *convolve_weight_gradient(x, dy, (3, 3))
+    for alone, together in zip(one_by_one, results[1:], strict=True):
         np.testing.assert_array_equal(alone, together)
     monkeypatch.setattr(winograd, "pays", lambda *shapes: False)
     direct_results = convolve(x, w, b, (12, 10)), *convolve_backward(x, dy, w, (1, 1), (0, 0))

@@ -164,9 +164,12 @@ def test_bit_for_bit_at_any_number_of_threads(random, threads, at_threads, monke
 
     most = {}
 
-    def backwards(address, parts, stride, flags_and_sizes, *arrays):
+    def backwards(address, parts, threads, stride, *ids):
         most[address] = max(parts, most.get(address, 1))
-        task = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * (1 + len(arrays)))(address)
+        task = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * len(ids))(address)
+        flags_and_sizes, *arrays = [ctypes.cast(array, ctypes.py_object).value for array in ids]
+        if threads:
+            arrays[0][0, :2] = 0
         pointers = [array.ctypes.data for array in (flags_and_sizes[parts:], *arrays)]
         for part in reversed(range(parts)):  # the order of the parts is nobody's business either
             task(part, *pointers)
@@ -204,6 +207,7 @@ def test_nothing_unwritten_reaches_a_result(random, monkeypatch, side):
         return [
             winograd.convolve(x, w, b, (side, side), (1, 1))[0],
             *winograd_backward.convolve_backward(x, dy, w, (side, side), (1, 1)),
+            winograd_backward.convolve_input_gradient(dy, w, (side, side), (1, 1)),
             *pooled_gradients(x, w, b, (side, side), (1, 1)),
             *pooled_gradients(x[..., :9].copy(), w[:, :, :9].copy(), b, (side, side), (1, 1)),
             *direct_pooled_gradients(x[..., :7].copy(), w[:, :, :7].copy(), b, (side, side), (1, 1)),

@@ -84,7 +84,7 @@ def random_maps(
     inverse = np.einsum("abn,bcn,cdn->nad", unshear, unscale, unrotate)
     centre = (np.array(size) - 1) / 2
     offset = centre - np.einsum("nab,nb->na", inverse, centre + distortion.shift * draws[4:].T)
-    return np.concatenate([inverse, offset[:, :, None]], axis=2, dtype=np.float32)
+    return np.ascontiguousarray(np.concatenate([inverse, offset[:, :, None]], axis=2, dtype=np.float32))
 
 
 def random_displacements(

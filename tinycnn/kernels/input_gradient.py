@@ -7,10 +7,11 @@ The kernel spread every dy[i, j] over x, so every x[u, v] gathers from the dy th
     for all a, b with a dy at i · stride + a = u + padding, j · stride + b = v + padding
 
 With a stride of 1 that is a convolution once more: of dy inside zeros, with the kernel flipped, its in and out channels
-swapped. It can go all the ways of `convolution.py`. But there a tile is neighbouring pixels, which have to see the same
-part of the kernel, and so they meet the zeros around and between dy. A kernel of 5×5 makes 3×3 numbers of an image of
-7×7: fifteen products with a dy along a row of dx, and twenty with a zero. And with a stride dy would have to stand
-apart, with zeros between.
+swapped. It can go all the ways of `convolution.py`; where y went Winograd's way, that read backwards makes fewer patches
+(`winograd_backward.py`). But in the direct sum a tile is neighbouring pixels, which have to see the same part of the
+kernel, and so they meet the zeros around and between dy. A kernel of 5×5 makes 3×3 numbers of an image of 7×7: fifteen
+products with a dy along a row of dx, and twenty with a zero. And with a stride dy would have to stand apart, with zeros
+between.
 
 Here the tile (see vector.py) is the same pixel of P images × L channels of x. All of it sees the same dy and the same
 w, so zeros are neither made nor multiplied: the loops go over the dy that are there.
@@ -23,7 +24,7 @@ from math import ceil
 
 import numpy as np
 
-from tinycnn.kernels import narrow_convolution
+from tinycnn.kernels import narrow_convolution, winograd_backward
 from tinycnn.kernels.convolution import convolve, covers_image, is_held, way_of, width_before
 from tinycnn.kernels.dense import dense_input_gradient
 from tinycnn.kernels.memory import copy, empty
@@ -44,9 +45,12 @@ def convolve_input_gradient(
 
     dy (N, out_h, out_w, O), w (kh, kw, C, O), contiguous and of one dtype -> dx (N, *input_size, C).
     """
-    if covers_image((len(dy), *input_size), w.shape, dy.shape[1:3], padding):
+    x_shape = len(dy), *input_size, w.shape[2]
+    if covers_image(x_shape, w.shape, dy.shape[1:3], padding):
         dx = dense_input_gradient(dy.reshape(len(dy), w.shape[3]), w.reshape(-1, w.shape[3]))
         return dx.reshape(len(dy), *w.shape[:3])
+    if way_of(x_shape, w.shape, w.dtype, dy.shape[1:3], stride, padding) == "winograd":
+        return winograd_backward.convolve_input_gradient(dy, w, input_size, padding)
     flipped = w[::-1, ::-1].transpose(0, 1, 3, 2)
     offset = w.shape[0] - 1 - padding[0], w.shape[1] - 1 - padding[1]
     no_bias = np.zeros(w.shape[2], w.dtype)

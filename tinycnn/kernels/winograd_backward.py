@@ -68,12 +68,26 @@ def convolve_backward(
     x (N, H, W, C), dy (N, *output_size, O) or (N, out_h // 2, out_w // 2, O), w (3, 3, C, O), contiguous and of one
     dtype; N ≥ 1, C and O ≥ LEAST -> dx (N, H, W, C), dw (3, 3, C, O), db (O,).
     """
-    C, O = x.shape[3], dy.shape[3]
-    kernel, parts, sizes, scratch = _plan(x.shape, (*output_size, O), x.dtype, offset)
-    of_parts = empty((parts, 9 * C * O + O), x.dtype)  # dw, and db behind it
-    dx = empty((0,) if w is None else x.shape, x.dtype)
-    sizes = *sizes, dx.size, winners is not None, active is not None
-    run(kernel, parts, sizes, x, dy, w, dx, of_parts, winners, active, scratch=scratch)
+    return _gradients(x, x.shape, dy, w, output_size, offset, winners, active)
+
+
+def convolve_input_gradient(
+    dy: np.ndarray, w: np.ndarray, input_size: tuple[int, int], offset: tuple[int, int]
+) -> np.ndarray:
+    """dx alone, without winners and active: dy (N, out_h, out_w, O), w (3, 3, C, O) -> dx (N, *input_size, C)."""
+    return _gradients(None, (len(dy), *input_size, w.shape[2]), dy, w, dy.shape[1:3], offset)[0]
+
+
+def _gradients(x, x_shape, dy, w, output_size, offset, winners=None, active=None):
+    """As `convolve_backward`; without x only dx."""
+    C, O = x_shape[3], dy.shape[3]
+    kernel, parts, sizes, scratch = _plan(x_shape, (*output_size, O), dy.dtype, offset)
+    of_parts = empty((parts, 9 * C * O + O), dy.dtype)  # dw, and db behind it
+    dx = empty((0,) if w is None else x_shape, dy.dtype)
+    sizes = *sizes, w is not None, x is not None, winners is not None, active is not None
+    run(kernel, parts, sizes, dy, x, w, dx, of_parts, winners, active, scratch=scratch)
+    if x is None:
+        return dx, None, None
     gradients = sum_of_parts(of_parts)
     return dx, gradients[:-O].reshape(3, 3, C, O), gradients[-O:]
 
@@ -109,11 +123,11 @@ def _backward_task(
     """
 
     @task(dtype, dtype, dtype, dtype, dtype, dtype, BYTE, BYTE, level=LEVEL)
-    def backward_patches(part, sizes, scratch, x, dy, w, dx, of_parts, winners, active):
+    def backward_patches(part, sizes, scratch, dy, x, w, dx, of_parts, winners, active):
         (
             parts, N, _H, _W, C, _out_h, _out_w, O, _offset_h, _offset_w,
-            patch_rows, columns, group, v, v_size, e_size, _z_w, z_size, dx_size,
-        ) = numbers(sizes, 19)  # fmt: skip
+            patch_rows, columns, group, v, v_size, e_size, _z_w, z_size, dx_too, dw_too,
+        ) = numbers(sizes, 20)  # fmt: skip
         e = v + 36 * v_size
         half = e + 36 * e_size
         z_start = half + 36 * columns * S
@@ -123,21 +137,23 @@ def _backward_task(
         db = dw + 9 * C * O
         clear_numbers(scratch, e, 36 * e_size)  # beyond the patches stands anything, and subnormal numbers are slow
         clear_numbers(scratch, z_start, z_size)
-        clear_numbers(scratch, sums, 36 * (C * O + ODD))
+        if dw_too:
+            clear_numbers(scratch, sums, 36 * (C * O + ODD))
         clear_numbers(of_parts, db, O)
-        if dx_size:
+        if dx_too:
             _transform_weights(w, scratch, v, C, O, S)
         last = (part + 1) * N // parts * patch_rows
         for first in range(part * N // parts * patch_rows, last, group):
             rows = min(group, last - first)
-            transform_patches(x, sizes, first, rows, scratch, half, z_start, S)
             _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, half, of_parts, db, S, whole_out)
-            _add_products(scratch, v, v_size, e, e_size, rows * columns, C, O, sums, R, L_out, whole_out)
-            if dx_size:  # V has served; the products E[t] · U[t] take its place
+            if dw_too:
+                transform_patches(x, sizes, first, rows, scratch, half, z_start, S)
+                _add_products(scratch, v, v_size, e, e_size, rows * columns, C, O, sums, R, L_out, whole_out)
+            if dx_too:  # V has served; the products E[t] · U[t] take its place
                 products(scratch, e, e_size, rows * columns, O, C, v, v_size, P, L_in, filled_in)
                 _add_up_patches(dx, sizes, first, rows, scratch, v, half, dz_start, S, whole_in)
         # dw = Gᵀ (the sums) G, for S pairs of channels at once
-        size = C * O
+        size = C * O if dw_too else 0
         for i in range(0, size, S):
             width, here = min(S, size - i), sums + i
             for t in range(6):
@@ -171,8 +187,8 @@ def _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, ha
     """E[t] = (A dy Aᵀ)[t] for every patch of these rows of patches, and db += Σ dy."""
     (
         _parts, _N, _H, _W, _C, out_h, out_w, O, _offset_h, _offset_w,
-        patch_rows, columns, _group, _v, _v_size, e_size, _z_w, _z_size, _dx_size, pool, relu,
-    ) = numbers(sizes, 21)  # fmt: skip
+        patch_rows, columns, _group, _v, _v_size, e_size, _z_w, _z_size, _dx_too, _dw_too, pool, relu,
+    ) = numbers(sizes, 22)  # fmt: skip
     for o in range(0, O, S):
         width = S if whole else min(S, O - o)
         total = read(of_parts, db + o, width, S)
