@@ -7,9 +7,9 @@ The kernel spread every dy[i, j] over x, so every x[u, v] gathers from the dy th
     for all a, b with a dy at i · stride + a = u + padding, j · stride + b = v + padding
 
 With a stride of 1 that is a convolution once more: of dy inside zeros, with the kernel flipped, its in and out channels
-swapped. It can go all the ways of `convolution.py`; where y went Winograd's way, that way read backwards takes fewer
-patches (`winograd_backward.py`). But in the direct sum a tile is neighbouring pixels, which have to see the same part of
-the kernel, and so they meet the zeros around and between dy. A kernel of 5×5 makes 3×3 numbers of an image of 7×7:
+swapped. It can go all the ways of `convolution.py`; but where y went Winograd's way, that read backwards takes fewer
+patches (`winograd_backward.py`). And in the direct sum a tile is neighbouring pixels, which have to see the same part
+of the kernel, and so they meet the zeros around and between dy. A kernel of 5×5 makes 3×3 numbers of an image of 7×7:
 fifteen products with a dy along a row of dx, and twenty with a zero. And with a stride dy would have to stand apart,
 with zeros between.
 
