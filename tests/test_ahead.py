@@ -53,8 +53,8 @@ class FakeProcess:
         self.options = options
         self.stdin, self.stdout, self.killed = io.BytesIO(), os.fdopen(reading, "rb"), False
 
-    def begins(self, name: str) -> None:
-        os.write(self.writing, f"{name}\n".encode())
+    def says(self, line: str) -> None:
+        os.write(self.writing, f"{line}\n".encode())
 
     def kill(self) -> None:
         before, self.killed = self.killed, True
@@ -113,10 +113,10 @@ model.parameter_gradients(model.forward(x, training=True))
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdin.write(json.dumps(network).encode())
         process.stdin.close()
-        names = [process.stdout.readline()]  # comes before the work is done
+        names = process.stdout.readline().decode().split()  # comes before the work is done
         assert len(list((tmp_path / "b").rglob("*.nbc"))) <= 1
-        names += process.stdout.readlines()
-    assert b"".join(names).decode().splitlines() == needed.stdout.splitlines()[::-1]
+        assert process.stdout.readlines() == [b"\n"] * len(names)
+    assert names == needed.stdout.splitlines()[::-1]
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*.nbc")}
     # A list of its own for each task, in which two processes can't spoil each other's.
     assert len(list((tmp_path / "b").rglob("*.nbi"))) == len(names) == len(set(names))
@@ -159,21 +159,41 @@ print("done")
     assert (result.stdout, result.stderr) == ("done\n", "")
 
 
-def test_a_task_that_the_helper_has_begun_is_waited_for(helper):
-    helper.process.begins("last")
-    eventually(lambda: helper.begun == "last")
-    parallel.before_compiling(FakeTask("first"))  # nobody is at it
-    assert not helper.process.killed
-    waiting = threading.Thread(target=parallel.before_compiling, args=[FakeTask("last")])
+def wait_for(name: str) -> threading.Thread:
+    waiting = threading.Thread(target=parallel.before_compiling, args=[FakeTask(name)])
     waiting.start()
     waiting.join(0.2)
     assert waiting.is_alive()
+    return waiting
+
+
+def test_a_task_that_the_helper_has_begun_is_waited_for(helper):
+    helper.process.says("last_1 between_1 first_1")
+    eventually(lambda: helper.names)
+    parallel.before_compiling(FakeTask("first_1"))  # nobody is at it
+    parallel.before_compiling(FakeTask("last_9"))  # nor will be
+    assert not helper.process.killed
+    waiting = wait_for("last_1")
     process = helper.process
-    process.begins("last but one")
+    process.says("")
     waiting.join(30)
     assert not waiting.is_alive()
     assert process.killed  # for they have met: everything before is done here, everything after there
     assert parallel.before_compiling is None
+
+
+def test_so_is_one_that_it_will_come_to_if_it_has_begun_one_like_it(helper):
+    """The two share most of what is to be compiled."""
+    helper.process.says("tiles_1 between_1 tiles_2 first_1")
+    eventually(lambda: helper.names)
+    waiting = wait_for("tiles_2")
+    for finished in (1, 2):
+        helper.process.says("")
+        eventually(lambda finished=finished: helper.finished == finished)
+        assert waiting.is_alive()
+    helper.process.says("")
+    waiting.join(30)
+    assert not waiting.is_alive()
 
 
 def test_ctrl_c_is_not_meant_for_the_helper(helper):
@@ -181,10 +201,9 @@ def test_ctrl_c_is_not_meant_for_the_helper(helper):
 
 
 def test_a_helper_that_stops_in_the_middle_is_waited_for_no_longer(helper):
-    helper.process.begins("last")
-    eventually(lambda: helper.begun == "last")
-    waiting = threading.Thread(target=parallel.before_compiling, args=[FakeTask("last")])
-    waiting.start()
+    helper.process.says("last_1")
+    eventually(lambda: helper.names)
+    waiting = wait_for("last_1")
     helper.process.kill()
     waiting.join(30)
     assert not waiting.is_alive()
@@ -192,10 +211,10 @@ def test_a_helper_that_stops_in_the_middle_is_waited_for_no_longer(helper):
 
 def test_patience_has_an_end(helper, monkeypatch):
     monkeypatch.setattr(ahead, "PATIENCE", 0.01)
-    helper.process.begins("last")
-    eventually(lambda: helper.begun == "last")
+    helper.process.says("last_1")
+    eventually(lambda: helper.names)
     started = time.monotonic()
-    parallel.before_compiling(FakeTask("last"))
+    parallel.before_compiling(FakeTask("last_1"))
     assert time.monotonic() - started < 5
     assert not helper.process.killed
 

@@ -3,7 +3,8 @@
 Forward has to compile its kernels before backward can ask for any. So as soon as Numba compiles something in the first
 training step, a second process is started and told about the network. It goes forward and backward without running a
 kernel, notes which would be called, and compiles them from the last one back, while the first process begins at the
-front. Where they meet all are compiled; Numba's cache on the disk carries them from the one to the other.
+front. Where they meet all are compiled; Numba's cache on the disk carries them from the one to the other. Kernels that
+only differ in their constants share most of the work: once the helper has begun with one of them, the others are its.
 
 What this file is not: needed. If there can't be a second process, or it fails, the first compiles everything. There is
 none if all the kernels are in the cache, for a single thread, or for layers of your own.
@@ -14,7 +15,6 @@ import json
 import subprocess
 import sys
 import threading
-from itertools import chain
 from typing import BinaryIO
 
 import numba
@@ -49,8 +49,8 @@ class Helper(event.Listener):
     def __init__(self, network: dict | None):
         """network: as `help_to_compile` reads it, or None if nobody is to help."""
         self.network, self.process, self.listening = network, None, network is not None
-        self.news = threading.Condition()  # of these two
-        self.begun, self.finished = "", set()
+        self.news = threading.Condition()  # of these
+        self.names, self.finished = [], 0  # of the helper's tasks in its order, and how many of them are finished
         if self.listening:
             event.register("numba:run_pass", self)
 
@@ -95,21 +95,32 @@ class Helper(event.Listener):
                 self.thread.join(1)
 
     def _listen(self, lines: BinaryIO) -> None:
-        """A line is the name of the task that the helper begins: it has finished the one before."""
+        """The first line names the helper's tasks. Then there is an empty one whenever it has finished one more."""
         with lines:
-            for line in chain(lines, [b""]):
+            names = lines.readline().decode().split()
+            with self.news:
+                self.names = names
+            for _ in lines:
                 with self.news:
-                    self.finished.add(self.begun)
-                    self.begun = line.decode().strip()
+                    self.finished += 1
                     self.news.notify_all()
+        with self.news:
+            del self.names[self.finished :]
+            self.news.notify_all()
 
     def _before_compiling(self, task: Task) -> None:
-        """Wait for the task if the helper has begun it. Once we need one that it has finished, the two have met."""
+        """Wait for what the helper has begun, or the like of it. Once it has finished what we need, they have met."""
         with self.news:
-            self.news.wait_for(lambda: self.begun != task.name, PATIENCE)
-            met = task.name in self.finished
+            if _function(task.name) in map(_function, self.names[: self.finished + 1]):
+                self.news.wait_for(lambda: task.name not in self.names[self.finished :], PATIENCE)
+            met = task.name in self.names[: self.finished]
         if met:
             self._stop()
+
+
+def _function(name: str) -> str:
+    """A task's name without its last part, which stands for its constants."""
+    return name.rpartition("_")[0]
 
 
 def help_to_compile() -> None:
@@ -125,8 +136,10 @@ def help_to_compile() -> None:
         raw = type(layers[0]) is Normalize
         x = np.zeros((min(network["batch_size"], MANY), *model.input_shape), np.uint8 if raw else model.dtype)
         model.parameter_gradients(model.forward_through_layers(x, training=True))
-    for task in reversed(dict.fromkeys(tasks)):  # each once, the one that was first needed last first
-        print(task.name, flush=True)
+    tasks = list(reversed(dict.fromkeys(tasks)))  # each once, the one that was first needed last first
+    print(*(task.name for task in tasks), flush=True)
+    for task in tasks:
         _ = task.compiled
         if parallel.cache_faults:
             return  # what is compiled here would stay here
+        print(flush=True)
