@@ -29,11 +29,13 @@ def random() -> np.random.Generator:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def all_arrays_that_kernels_get_are_contiguous() -> Iterator[None]:
-    """`run` takes its callers' word for it. Here it asks."""
+def kernels_get_only_contiguous_arrays() -> Iterator[None]:
+    """Aligned and of this machine's byte order. `run` takes its callers' word for it; here it asks."""
 
     def id_of(array: np.ndarray) -> int:
         assert array.flags.c_contiguous
+        assert array.flags.aligned
+        assert array.dtype.isnative
         return id(array)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -182,9 +182,10 @@ def test_a_task_that_the_helper_has_begun_is_waited_for(helper):
     assert parallel.before_compiling is None
 
 
-def test_so_is_one_that_it_will_come_to_if_it_has_begun_one_like_it(helper):
+def test_so_is_one_that_it_will_come_to_if_only_the_helper_has_begun_one_like_it(helper):
     """The two share most of what is to be compiled."""
     helper.process.says("tiles_1 between_1 tiles_2 first_1")
+    parallel.before_compiling(FakeTask("first_2"))
     eventually(lambda: helper.names)
     waiting = wait_for("tiles_2")
     for finished in (1, 2):
@@ -194,6 +195,15 @@ def test_so_is_one_that_it_will_come_to_if_it_has_begun_one_like_it(helper):
     helper.process.says("")
     waiting.join(30)
     assert not waiting.is_alive()
+
+
+def test_but_not_if_one_like_it_has_been_compiled_here(helper):
+    parallel.before_compiling(FakeTask("tiles_3"))
+    helper.process.says("tiles_1 between_1 tiles_2 first_1")
+    eventually(lambda: helper.names)
+    parallel.before_compiling(FakeTask("tiles_2"))
+    assert not helper.process.killed
+    wait_for("tiles_1")
 
 
 def test_ctrl_c_is_not_meant_for_the_helper(helper):
@@ -210,13 +220,15 @@ def test_a_helper_that_stops_in_the_middle_is_waited_for_no_longer(helper):
 
 
 def test_patience_has_an_end(helper, monkeypatch):
+    """With this helper: no task is waited for again."""
     monkeypatch.setattr(ahead, "PATIENCE", 0.01)
     helper.process.says("last_1")
     eventually(lambda: helper.names)
-    started = time.monotonic()
+    process, started = helper.process, time.monotonic()
     parallel.before_compiling(FakeTask("last_1"))
     assert time.monotonic() - started < 5
-    assert not helper.process.killed
+    assert process.killed
+    assert parallel.before_compiling is None
 
 
 def test_a_second_step_ends_the_help(helper, monkeypatch):

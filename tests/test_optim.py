@@ -252,6 +252,13 @@ def test_steps_of_optimizers_refuse_what_they_can_not_change_in_place(value, gra
     np.testing.assert_array_equal(value, 1)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "complex64", "int64", ">f8"])
+def test_steps_of_optimizers_refuse_other_numbers(dtype):
+    value = np.ones(4, dtype)
+    with pytest.raises(ValueError, match="must be float32 or float64"):
+        optimizers.sgd(optimizers.Places(), [value], [value], [0 * value], 0.1, 0.9, True, 0.1)
+
+
 def test_steps_of_optimizers_refuse_a_parameter_twice():
     """Two threads would change it at once."""
     value, none = np.ones(4), np.ones(0)

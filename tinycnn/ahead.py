@@ -4,7 +4,7 @@ Forward has to compile its kernels before backward can ask for any. So as soon a
 training step, a second process is started and told about the network. It goes forward and backward without running a
 kernel, notes which would be called, and compiles them from the last one back, while the first process begins at the
 front. Where they meet all are compiled; Numba's cache on the disk carries them from the one to the other. Kernels that
-only differ in their constants share most of the work: once the helper has begun with one of them, the others are its.
+only differ in their constants share most of the work: if only the helper has begun with one, the others are left to it.
 
 What this file is not: needed. If there can't be a second process, or it fails, the first compiles everything. There is
 none if all the kernels are in the cache, for a single thread, or for layers of your own.
@@ -24,7 +24,7 @@ from numba.core import event
 from tinycnn.kernels import parallel
 from tinycnn.kernels.parallel import Task
 
-PATIENCE = 60.0  # seconds to wait for a task that the helper has begun
+PATIENCE = 60.0  # seconds to wait for a task
 MANY = 4096  # images; a larger batch nearly always takes the same kernels, and more memory of the helper
 COMMAND = "import sys; sys.path[:] = {}; from tinycnn.ahead import help_to_compile; help_to_compile()"
 
@@ -51,6 +51,7 @@ class Helper(event.Listener):
         self.network, self.process, self.listening = network, None, network is not None
         self.news = threading.Condition()  # of these
         self.names, self.finished = [], 0  # of the helper's tasks in its order, and how many of them are finished
+        self.own = set()  # functions of which this process has compiled a task
         if self.listening:
             event.register("numba:run_pass", self)
 
@@ -110,12 +111,16 @@ class Helper(event.Listener):
 
     def _before_compiling(self, task: Task) -> None:
         """Wait for what the helper has begun, or the like of it. Once it has finished what we need, they have met."""
+        function = _function(task.name)
         with self.news:
-            if _function(task.name) in map(_function, self.names[: self.finished + 1]):
-                self.news.wait_for(lambda: task.name not in self.names[self.finished :], PATIENCE)
+            begun = self.names[: self.finished + 1]
+            patient = True
+            if task.name in begun or (function in map(_function, begun) and function not in self.own):
+                patient = self.news.wait_for(lambda: task.name not in self.names[self.finished :], PATIENCE)
             met = task.name in self.names[: self.finished]
-        if met:
+        if met or not patient:
             self._stop()
+        self.own.add(function)
 
 
 def _function(name: str) -> str:

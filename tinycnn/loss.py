@@ -10,7 +10,7 @@ import numpy as np
 
 from tinycnn.arguments import fraction
 from tinycnn.kernels.cross_entropy import loss_and_gradient
-from tinycnn.kernels.memory import copy
+from tinycnn.kernels.memory import contiguous, copy
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ class SoftmaxCrossEntropy:
             raise ValueError(f"SoftmaxCrossEntropy: got logits of shape {logits.shape}, needs (N, classes), not empty")
         if logits.dtype.kind not in "fiu":
             raise ValueError(f"SoftmaxCrossEntropy: got logits of type {logits.dtype}, needs real numbers")
-        x = np.ascontiguousarray(logits, logits.dtype if logits.dtype in (np.float32, np.float64) else np.float64)
+        x = contiguous(logits, logits.dtype if logits.dtype in (np.float32, np.float64) else np.dtype(np.float64))
         labels = np.asarray(labels)
         loss, gradient, wrong = loss_and_gradient(x, _checked(labels, x), self.label_smoothing)
         if wrong:
@@ -62,10 +62,10 @@ def _checked(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
     if labels.shape == (n, classes):
         if not np.all((labels >= 0) & (labels <= 1)) or not np.allclose(labels.sum(axis=1), 1, atol=1e-3):
             raise ValueError("SoftmaxCrossEntropy: rows of label probabilities must be in 0 … 1 and sum to 1")
-        return np.ascontiguousarray(labels, logits.dtype)
+        return contiguous(labels, logits.dtype)
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise ValueError(
             f"SoftmaxCrossEntropy: got labels of shape {labels.shape} and type {labels.dtype} for logits of shape "
             f"{logits.shape}; needs {n} integers, or probabilities of shape {logits.shape}"
         )
-    return np.ascontiguousarray(labels, np.int64)
+    return contiguous(labels, np.dtype(np.int64))

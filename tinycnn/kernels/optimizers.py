@@ -44,6 +44,8 @@ class Places:
 
 
 def _places(dtype: np.dtype, lists: tuple[list[np.ndarray], ...]) -> tuple[np.dtype, int, np.ndarray]:
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(f"an optimizer's parameters must be float32 or float64, got {dtype}")
     parameters = [arrays for arrays in zip(*lists, strict=True) if arrays[0].dtype == dtype]
     for value, *others in parameters:
         if not all(a.flags.carray and a.dtype == dtype and a.size == value.size for a in (value, *others)):
@@ -96,7 +98,7 @@ def _least(dtype: np.dtype) -> np.floating:
     It fades from step to step if the gradient is 0, as for a unit that is never active. A little closer to 0 the step
     would be subnormal, a number too small for full precision: an Intel core takes more than twenty times as long with
     it, and rounding would stop it from fading. A weight that this changes would have to be as small itself.
-    (Adam divides by the root of a square. There only what is nothing beside its epsilon may become 0.)
+    (Adam divides by the root of a square. There only what is next to nothing beside its epsilon may become 0.)
     """
     return np.finfo(dtype).tiny * 2**20
 

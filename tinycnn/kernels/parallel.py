@@ -61,8 +61,8 @@ before_compiling: Callable[["Task"], None] | None = None  # if not None, called 
 cache_faults: set[str] = set()  # the errors that kept Numba's cache from being used
 _noted: list["Task"] | None = None  # by `noting`
 _without_threads = False  # whether this process was forked off one that had started them
-_I64, _FLOAT = ir.IntType(64), np.dtype(np.float32)
-_NOTHING = np.empty(0, _FLOAT)  # in place of an array that a task doesn't look at
+_I64 = ir.IntType(64)
+_NOTHING = np.empty(0)  # in place of an array that a task doesn't look at
 _UNUSED = [id(_NOTHING)] * MOST_ARRAYS
 
 

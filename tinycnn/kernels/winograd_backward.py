@@ -74,7 +74,10 @@ def convolve_backward(
 def convolve_input_gradient(
     dy: np.ndarray, w: np.ndarray, input_size: tuple[int, int], offset: tuple[int, int]
 ) -> np.ndarray:
-    """dx alone, without winners and active: dy (N, out_h, out_w, O), w (3, 3, C, O) -> dx (N, *input_size, C)."""
+    """dx alone, without winners and active: dy (N, out_h, out_w, O), w (3, 3, C, O) -> dx (N, *input_size, C).
+
+    (A layer needs dw as well, and has both from one call.)
+    """
     return _gradients(None, (len(dy), *input_size, w.shape[2]), dy, w, dy.shape[1:3], offset)[0]
 
 
