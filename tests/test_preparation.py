@@ -40,6 +40,13 @@ def test_another_optimizer_does_not_inherit_the_weight_decay():
     assert change(recipe, {"optimizer": "adam"}).weight_decay == recipe.weight_decay > 0
 
 
+def test_momentum_is_refused_where_it_would_do_nothing():
+    recipe = PRESETS["standard"](10)
+    assert change(recipe, {"optimizer": "sgd", "momentum": 0.5}).momentum == 0.5
+    with pytest.raises(ValueError, match="momentum is of the optimizer sgd"):
+        change(recipe, {"momentum": 0.5})
+
+
 def test_optimizer_and_schedule_follow_the_recipe():
     model = Sequential(PRESETS["classic"](3).layers, (12, 12, 1))
     recipe = Recipe(

@@ -121,7 +121,7 @@ def mistakes(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, 
     guesses = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(guesses != labels)
     worst = wrong[np.argsort(-probabilities[wrong, guesses[wrong]], kind="stable")][:most]
-    title = f"The most confident of {len(wrong)} mistakes among {len(labels):,}"
+    title = f"The most confident of {len(wrong):,} mistakes among {len(labels):,}"
     return predictions(images[worst], labels[worst], probabilities[worst], title)
 
 
@@ -247,6 +247,9 @@ def growth(sweeps: dict[str, list[dict]]) -> Figure:
         axes.set_xticks(values[:: 1 + len(values) // 8], [str(v) for v in values[:: 1 + len(values) // 8]])
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
+        if "multiply_adds" not in points[-1]:  # too narrow a range for a logarithmic scale: there may be no tick in it
+            axes.set_yscale("linear")
+            axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
@@ -288,7 +291,8 @@ def trials(rows: list[dict], settings: list[str]) -> Figure:
     for axes in grid[:, 0]:
         axes.set_ylabel("validation accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-        axes.set_ylim(max(0, 2 * np.median(accuracy) - accuracy.max() - 0.002), accuracy.max() + 0.001)
+        lowest = max(0, 2 * np.median(accuracy) - accuracy.max() - 0.002)
+        axes.set_ylim(lowest, accuracy.max() + 0.05 * (accuracy.max() - lowest))
     figure.suptitle(f"{len(rows)} trials; those far below the others are not shown")
     return figure
 

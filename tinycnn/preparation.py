@@ -41,6 +41,8 @@ def change(recipe: Recipe, changes: dict) -> Recipe:
     if changes.get("optimizer", recipe.optimizer) != recipe.optimizer:
         changes = {"weight_decay": 0.0} | changes
     recipe = replace(recipe, **changes)
+    if "momentum" in changes and recipe.optimizer != "sgd":
+        raise ValueError("momentum is of the optimizer sgd: adam has its betas instead")
     for name in ("epochs", "batch_size"):
         whole(getattr(recipe, name), name)
     return recipe

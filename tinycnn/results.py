@@ -80,7 +80,10 @@ def draw_training(
 
 
 def draw_test(out: Path, model: Sequential, images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> None:
-    """confusion.png, mistakes.png, predictions.png, feature_maps.png and saliency.png."""
+    """confusion.png, mistakes.png, predictions.png, feature_maps.png and saliency.png.
+
+    probabilities: of the model, or of several together. The last two pictures are the model's own.
+    """
     from tinycnn import plots
 
     guesses = probabilities.argmax(axis=1)
@@ -91,5 +94,6 @@ def draw_test(out: Path, model: Sequential, images: np.ndarray, labels: np.ndarr
     plots.save(plots.predictions(images[first], labels[first], probabilities[first], title), out / "predictions.png")
     grey = images[0].reshape(*images.shape[1:3], -1).mean(axis=2)
     plots.save(plots.feature_maps(grey, feature_maps(model, images[0], COPIES)), out / "feature_maps.png")
-    gradient = saliency(model, images[0], int(guesses[0]), COPIES).reshape(*images.shape[1:3], -1).sum(axis=2)
-    plots.save(plots.saliency(grey, gradient, int(guesses[0]), probabilities[0].max()), out / "saliency.png")
+    own = model.predict_proba(np.repeat(images[:1], COPIES, axis=0))[0]
+    gradient = saliency(model, images[0], int(own.argmax()), COPIES).reshape(*images.shape[1:3], -1).sum(axis=2)
+    plots.save(plots.saliency(grey, gradient, int(own.argmax()), own.max()), out / "saliency.png")
