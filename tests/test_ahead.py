@@ -159,7 +159,8 @@ print("done")
     assert (result.stdout, result.stderr) == ("done\n", "")
 
 
-def wait_for(name: str) -> threading.Thread:
+def waiting_for(name: str) -> threading.Thread:
+    """A thread that has been waiting for this task for a while."""
     waiting = threading.Thread(target=parallel.before_compiling, args=[FakeTask(name)])
     waiting.start()
     waiting.join(0.2)
@@ -173,7 +174,7 @@ def test_a_task_that_the_helper_has_begun_is_waited_for(helper):
     parallel.before_compiling(FakeTask("first_1"))  # nobody is at it
     parallel.before_compiling(FakeTask("last_9"))  # nor will be
     assert not helper.process.killed
-    waiting = wait_for("last_1")
+    waiting = waiting_for("last_1")
     process = helper.process
     process.says("")
     waiting.join(30)
@@ -187,7 +188,7 @@ def test_so_is_one_that_it_will_come_to_if_only_the_helper_has_begun_one_like_it
     helper.process.says("tiles_1 between_1 tiles_2 first_1")
     parallel.before_compiling(FakeTask("first_2"))
     eventually(lambda: helper.names)
-    waiting = wait_for("tiles_2")
+    waiting = waiting_for("tiles_2")
     for finished in (1, 2):
         helper.process.says("")
         eventually(lambda finished=finished: helper.finished == finished)
@@ -203,7 +204,7 @@ def test_but_not_if_one_like_it_has_been_compiled_here(helper):
     eventually(lambda: helper.names)
     parallel.before_compiling(FakeTask("tiles_2"))
     assert not helper.process.killed
-    wait_for("tiles_1")
+    waiting_for("tiles_1")
 
 
 def test_ctrl_c_is_not_meant_for_the_helper(helper):
@@ -213,7 +214,7 @@ def test_ctrl_c_is_not_meant_for_the_helper(helper):
 def test_a_helper_that_stops_in_the_middle_is_waited_for_no_longer(helper):
     helper.process.says("last_1")
     eventually(lambda: helper.names)
-    waiting = wait_for("last_1")
+    waiting = waiting_for("last_1")
     helper.process.kill()
     waiting.join(30)
     assert not waiting.is_alive()

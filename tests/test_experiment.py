@@ -37,6 +37,8 @@ def test_what_it_prints_and_writes(options, data_dir, tmp_path, capsys):
     assert metrics["test_loss"] == pytest.approx(-np.log(p).mean(), rel=1e-4, abs=1e-6)
     assert metrics["preset"] == "classic"
     assert (metrics["seed"], metrics["epochs"]) == (0, 4)
+    assert metrics["changes"] == {"epochs": 4, "batch_size": 20}
+    assert (metrics["limit"], metrics["validation"]) == (None, 0)
     assert metrics["parameters"] == sum(q.value.size for q in model.parameters())
     assert 0 < metrics["seconds_training"] <= metrics["seconds_total"]
     assert metrics["images_per_second"] == pytest.approx(800 / metrics["seconds_training"])

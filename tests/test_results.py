@@ -10,6 +10,7 @@ from tinycnn.explain import saliency
 from tinycnn.metrics import cross_entropy
 from tinycnn.preparation import make_model
 from tinycnn.presets import PRESETS
+from tinycnn.results import draw_test
 
 
 def test_the_figures_are_those_of_the_model_that_is_kept(tmp_path):
@@ -51,3 +52,6 @@ def test_what_is_drawn_is_of_this_training(tmp_path, monkeypatch):
             np.testing.assert_allclose(drawn, wanted[:count], rtol=1e-5, atol=1e-7)
     assert given["saliency"][2] == guesses[0]
     np.testing.assert_allclose(given["saliency"][1], saliency(model, images[0], int(guesses[0])), rtol=1e-3, atol=1e-6)
+    draw_test(tmp_path, model, images, labels, np.roll(p, 1, axis=1))  # as several models together may see it
+    assert given["saliency"][2] == guesses[0]
+    assert given["saliency"][3] == pytest.approx(p[0].max(), rel=1e-5)

@@ -49,7 +49,7 @@ class Helper(event.Listener):
     def __init__(self, network: dict | None):
         """network: as `help_to_compile` reads it, or None if nobody is to help."""
         self.network, self.process, self.listening = network, None, network is not None
-        self.news = threading.Condition()  # of these
+        self.news = threading.Condition()  # of the next two
         self.names, self.finished = [], 0  # of the helper's tasks in its order, and how many of them are finished
         self.own = set()  # functions of which this process has compiled a task
         if self.listening:

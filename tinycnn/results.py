@@ -95,5 +95,6 @@ def draw_test(out: Path, model: Sequential, images: np.ndarray, labels: np.ndarr
     grey = images[0].reshape(*images.shape[1:3], -1).mean(axis=2)
     plots.save(plots.feature_maps(grey, feature_maps(model, images[0], COPIES)), out / "feature_maps.png")
     own = model.predict_proba(np.repeat(images[:1], COPIES, axis=0))[0]
-    gradient = saliency(model, images[0], int(own.argmax()), COPIES).reshape(*images.shape[1:3], -1).sum(axis=2)
-    plots.save(plots.saliency(grey, gradient, int(own.argmax()), own.max()), out / "saliency.png")
+    guess = int(own.argmax())
+    gradient = saliency(model, images[0], guess, COPIES).reshape(*images.shape[1:3], -1).sum(axis=2)
+    plots.save(plots.saliency(grey, gradient, guess, own[guess]), out / "saliency.png")
