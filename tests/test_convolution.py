@@ -60,6 +60,10 @@ MANY_CHANNELS = ((5, 12, 13, 33), (5, 5), 65, (1, 1), (2, 1))  # w and the rows 
 WIDE_PADDING = ((2, 2, 3, 2), (1, 2), 3, (1, 2), (3, 2))
 OVERLAPPING_TILES = ((2, 8, 13, 3), (5, 2), 17, (1, 1), (0, 0))  # with AVX-512 dw is made in tiles of three kernel rows
 
+FEW_FILTERS = ((3, 9, 13, 4), (3, 3), 3, (1, 2), (1, 1))  # two or four terms of a sum at once, in rows not filled up
+FEW_ROWS = ((3, 7, 9, 6), (1, 1), 4, (1, 1), (0, 0))  # and in dw pixels take turns, and one is left over
+FEW_CHANNELS = ((9, 7, 9, 4), (3, 2), 8, (2, 2), (1, 0))  # and in dx, across images
+
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(case=convolutions(), seed=st.integers(0, 99))
@@ -69,6 +73,9 @@ OVERLAPPING_TILES = ((2, 8, 13, 3), (5, 2), 17, (1, 1), (0, 0))  # with AVX-512 
 @example(WIDE_PADDING, 0)
 @example(MANY_CHANNELS, 0)
 @example(OVERLAPPING_TILES, 0)
+@example(FEW_FILTERS, 0)
+@example(FEW_ROWS, 0)
+@example(FEW_CHANNELS, 0)
 def test_convolution_equals_reference(dtype, case, seed):
     """Forward and both backwards, to 1e-12 in float64 and to the rounding bound in both."""
     shape, kernel, filters, stride, padding = case
@@ -104,7 +111,8 @@ from test_convolution import *
 equals_reference = test_convolution_equals_reference.hypothesis.inner_test
 winograd_equals_reference = test_winograd_equals_reference.hypothesis.inner_test
 narrow = test_convolution_from_many_to_few_channels.hypothesis.inner_test
-for case in (WHOLE_IMAGE, LEFT_OVER_ROWS, FIRST_LAYER, WIDE_PADDING, MANY_CHANNELS, OVERLAPPING_TILES):
+cases = WHOLE_IMAGE, LEFT_OVER_ROWS, FIRST_LAYER, WIDE_PADDING, MANY_CHANNELS, OVERLAPPING_TILES
+for case in (*cases, FEW_FILTERS, FEW_ROWS, FEW_CHANNELS):
     equals_reference(np.float32, case, 0)
 winograd_equals_reference(np.float32, 2, (10, 13), 17, 40, (1, 0), 0)
 winograd_equals_reference(np.float32, 2, (10, 13), 9, 12, (1, 0), 0)
@@ -144,6 +152,19 @@ def test_two_pixels_as_one_are_the_same_convolution(random, monkeypatch):
     for direct, paired, formula in zip(*results, exact, strict=True):
         np.testing.assert_allclose(direct, formula, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(paired, formula, rtol=1e-12, atol=1e-12)
+
+
+def test_several_terms_at_once_stay_apart(random):
+    """What is not a number is so where it is seen, and no bias is rounded."""
+    x, w, b = (random.normal(size=s).astype(np.float32) for s in ((2, 6, 9, 4), (2, 3, 4, 3), (3,)))
+    assert convolution.way_of(x.shape, w.shape, x.dtype, (5, 7), (1, 1), (0, 0)) == "direct"
+    x[0, 2, 3, 1], x[1] = np.nan, 0
+    y = convolve(x, w, b, (5, 7))
+    seen = np.zeros((5, 7), bool)
+    seen[1:3, 1:4] = True
+    for o in range(3):
+        np.testing.assert_array_equal(np.isnan(y[0, :, :, o]), seen)
+    np.testing.assert_array_equal(y[1], np.broadcast_to(b, (5, 7, 3)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -245,8 +266,8 @@ def test_input_gradient_across_images(dtype, batch, channels, sizes, padding, se
     size, kernel, stride = sizes
     kernel = [min(k, n + 2 * p) for k, n, p in zip(kernel, size, padding, strict=True)]
     random = np.random.default_rng(seed)
-    x, w = random.normal(size=(batch, *size, channels)), random.normal(size=(*kernel, channels, 5)).astype(dtype)
-    dy = random.normal(size=reference.conv2d(x, w, np.zeros(5), stride, padding).shape).astype(dtype)
+    x, w = random.normal(size=(batch, *size, channels)), random.normal(size=(*kernel, channels, 6)).astype(dtype)
+    dy = random.normal(size=reference.conv2d(x, w, np.zeros(6), stride, padding).shape).astype(dtype)
     wide = dy.astype(np.float64), x, w.astype(np.float64)
     exact, *_ = reference.conv2d_backward(*wide, stride, padding)
     magnitude, *_ = reference.conv2d_backward(*map(np.abs, wide), stride, padding)

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from tinycnn.kernels import convolution_backward, narrow_convolution, tile_shape
+from tinycnn.kernels import convolution, convolution_backward, narrow_convolution, tile_shape
 
 X86 = platform.machine() == "x86_64"  # for which others of the family can be compiled as well
 
@@ -93,6 +93,27 @@ def test_filled_lanes(monkeypatch, registers, columns, expected):
 
 
 @pytest.mark.parametrize(
+    ("registers", "K", "out_channels", "expected"),
+    [
+        ((64, 32), 40, 8, 2),  # two terms for each of eight channels fill sixteen lanes
+        ((64, 32), 40, 9, 1),
+        ((64, 32), 40, 5, 2),
+        ((64, 32), 40, 4, 4),
+        ((64, 32), 15, 8, 1),  # fifteen terms can't be halved
+        ((64, 32), 30, 4, 2),
+        ((64, 32), 16, 1, 16),
+        ((32, 16), 40, 8, 1),
+        ((32, 16), 40, 4, 2),
+        ((16, 32), 40, 2, 2),  # NEON
+        ((16, 32), 40, 3, 1),
+    ],
+)
+def test_terms_at_once(monkeypatch, registers, K, out_channels, expected):
+    monkeypatch.setattr(tile_shape, "vector_registers", lambda: registers)
+    assert convolution.terms_at_once(K, out_channels, np.dtype(np.float32)) == expected
+
+
+@pytest.mark.parametrize(
     ("registers", "rows", "held", "multiple", "expected"),
     [
         ((64, 32), 24, 5, 1, 12),  # two tiles of 12, none sticks out
@@ -115,12 +136,17 @@ def test_holding_tile_fits_the_registers(monkeypatch, registers, rows, held, mul
 @pytest.mark.parametrize(
     ("registers", "w_shape", "expected"),
     [
-        ((64, 32), (5, 5, 1, 16), (5, 5, 16)),  # 25 sums, 4 pixels of dy and a number of x in 30 registers
-        ((64, 32), (3, 3, 1, 16), (3, 3, 16)),
-        ((64, 32), (3, 3, 1, 32), (3, 3, 32)),  # 18 sums, 8 vectors of dy and a number of x
-        ((64, 32), (3, 3, 3, 16), (1, 9, 16)),  # two kernel rows would fit, but the third be alone
-        ((32, 16), (5, 5, 1, 16), (2, 5, 8)),  # three tiles of ten sums, not five of five, which would wait in turn
-        ((32, 16), (3, 3, 1, 32), (3, 3, 8)),
+        ((64, 32), (5, 5, 1, 16), (5, 5, 16, 1)),  # 25 sums, 4 pixels of dy and a number of x in 30 registers
+        ((64, 32), (3, 3, 1, 16), (3, 3, 16, 1)),
+        ((64, 32), (3, 3, 1, 32), (3, 3, 32, 1)),  # 18 sums, 8 vectors of dy and a number of x
+        ((64, 32), (3, 3, 3, 16), (1, 9, 16, 1)),  # two kernel rows would fit, but the third be alone
+        ((64, 32), (3, 3, 2, 8), (3, 3, 16, 2)),  # two terms at once: three rows of dw for each of three kernel rows
+        ((64, 32), (6, 6, 1, 8), (3, 3, 16, 2)),  # 18 rows are more than a tile may have
+        ((64, 32), (5, 5, 8, 8), (1, 10, 16, 2)),  # rows enough in one kernel row
+        ((32, 16), (5, 5, 1, 16), (2, 5, 8, 1)),  # three tiles of ten sums, not five of five, which would wait in turn
+        ((32, 16), (3, 3, 1, 32), (3, 3, 8, 1)),
+        ((32, 16), (4, 4, 3, 4), (1, 6, 8, 2)),
+        ((32, 16), (4, 4, 1, 4), (4, 2, 8, 2)),
     ],
 )
 def test_weight_gradient_tile_of_few_rows(monkeypatch, registers, w_shape, expected):
@@ -157,15 +183,20 @@ from tinycnn.kernels import tile_shape, winograd, winograd_backward
 float32 = np.dtype(np.float32)
 P, L = tile_shape.tile_shape(26, 64, float32)
 S = tile_shape.register_lanes(float32)
+one = tile_shape.tile_shape(28, S, float32)
 dw, dx = tile_shape.tile_shape(8, 64, float32), tile_shape.tile_shape(10, 64, float32)
 for name, rows, task in (
-    ("convolution", P, convolution._convolve_task(P, L, False, float32)),
-    ("with a pool", P // 4 * 4, convolution._convolve_task(P // 4 * 4, L, True, float32, 2, 2, True)),
-    ("its weight gradient", P, convolution_backward._weight_gradient_task(1, P, L, True, float32)),
-    ("held", 12 * 5, convolution._convolve_task(12, S, True, float32, 1, 1, False, 5, 1)),
-    ("held, with a pool", 8 * 3, convolution._convolve_task(8, S, False, float32, 2, 2, True, 3, 1)),
-    ("held, dw", 40, convolution_backward._weight_gradient_task(2, 5, S, True, float32, 2, 2, True, 4, 1)),
-    ("its input gradient", P, input_gradient._gather_task(P, L, False, float32)),
+    ("convolution", P, convolution._convolve_task(P, L, 1, False, float32)),
+    ("with a pool", P // 4 * 4, convolution._convolve_task(P // 4 * 4, L, 1, True, float32, 2, 2, True)),
+    ("its weight gradient", P, convolution_backward._weight_gradient_task(1, P, L, 1, True, float32)),
+    ("terms", one[0], convolution._convolve_task(*one, 2, True, float32, 1, 1, False, 0, 8)),
+    ("terms, dw", one[0], convolution_backward._weight_gradient_task(1, *one, 2, True, float32)),
+    ("terms, dw of few", 8, convolution_backward._weight_gradient_task(2, 2, S, 2, False, float32, 2, 2, True)),
+    ("terms, dx", one[0], input_gradient._gather_task(*one, 2, True, float32)),
+    ("held", 12 * 5, convolution._convolve_task(12, S, 1, True, float32, 1, 1, False, 5, 1)),
+    ("held, with a pool", 8 * 3, convolution._convolve_task(8, S, 1, False, float32, 2, 2, True, 3, 1)),
+    ("held, dw", 40, convolution_backward._weight_gradient_task(2, 5, S, 1, True, float32, 2, 2, True, 4, 1)),
+    ("its input gradient", P, input_gradient._gather_task(P, L, 1, False, float32)),
     ("narrow", 2 * 2 * 3, narrow_convolution._task(2, 3, S, 3, S + 3, 2, (1, 1), (1, 1), float32)),
     ("dense", P, dense._product_task(P, L, float32)),
     ("its weight gradient", P, dense._product_task(P, L, float32, True)),
@@ -186,7 +217,7 @@ def test_tiles_are_unrolled(tmp_path, processor):
     printed = subprocess.run(
         [sys.executable, "-c", COUNT_MULTIPLY_ADDS], capture_output=True, text=True, env=variables, check=True
     ).stdout
-    assert len(printed.splitlines()) == 12
+    assert len(printed.splitlines()) == 16
     for line in printed.splitlines():
         _, count, rows = line.rsplit(" ", 2)
         assert int(count) >= int(rows), printed

@@ -16,7 +16,8 @@ Some kinds of shapes take another way to the same result, where it is faster:
     3×3 kernels over 8 channels or more     `winograd.py` does with fewer multiplications
     kernels over few channels, in a first   the rows w[a, k, :] of one kernel row a stay in registers, so each number of
     layer                                   x is loaded once a kernel row, for all pixels that see it (`held`)
-    few output channels                     2, 4, … neighbours are a pixel of as many times the channels (`_pairs_pay`)
+    few output channels                     2, 4, … terms of a sum are added up side by side (`terms_at_once`); or
+                                            neighbours are a pixel of as many times the channels (`_pairs_pay`)
     fewer still, as dx of a first layer     the lanes of a vector are input channels (`narrow_convolution.py`)
     kernels as large as the image           the sum is that of a dense layer, so `dense.py` computes it
 
@@ -50,7 +51,10 @@ from tinycnn.kernels.vector import (
     clear_numbers,
     multiply_add,
     read,
+    read_repeated,
     read_rows,
+    repeated,
+    sums_of_neighbours,
     tile,
     write,
     zeros,
@@ -92,7 +96,7 @@ def convolve(
     if y.size:
         kernel, columns, parts, scratch, sizes = plan(x.shape, w.shape, x.dtype, output_size, stride, offset)
         if columns:
-            w = in_columns(w, columns)
+            w = in_columns(w, *columns)
         run(kernel, parts, sizes, x, w, bias, y, scratch=scratch)
     return y
 
@@ -120,43 +124,46 @@ def covers_image(x_shape, w_shape, output_size, offset) -> bool:
 def plan(x_shape, w_shape, dtype, output_size, stride, offset, pool=(1, 1), relu=False, remember=False):
     """(kernel, columns, parts, scratch, sizes) for `run`: all that depends on sizes only, the same at every step.
 
-    Unless columns is 0, w goes through `in_columns` first. pool, relu, remember: as in `pooled_convolution.py`.
+    If there are columns, w goes through `in_columns` with them first. pool, relu, remember: as in
+    `pooled_convolution.py`.
     """
-    out_channels = w_shape[3]
-    K, held = w_shape[1] * w_shape[2], (0, 0)
+    out_channels, K, held = w_shape[3], w_shape[1] * w_shape[2], 0
+    T = terms_at_once(K, out_channels, dtype)
     row_of_windows, window = pool[0] * output_size[1], prod(pool)  # so many pixels
-    P, L = tile_shape(row_of_windows, out_channels, dtype, K, multiple=window)
-    if is_held(w_shape):
-        P, L = holding_tile(row_of_windows, K, window), filled_lanes(out_channels, dtype)
-        held = K, stride[1] * w_shape[2]
-    whole = out_channels % L == 0
-    kernel = _convolve_task(P, L, whole, dtype, *pool, relu, *held)
+    P, L = tile_shape(row_of_windows, out_channels * T, dtype, K // T, multiple=window)
+    if T == 1 and is_held(w_shape):
+        P, L, held = holding_tile(row_of_windows, K, window), filled_lanes(out_channels, dtype), K
+    channels = L // T  # in a group
+    whole = out_channels % channels == 0
+    known_step = stride[1] * w_shape[2] if L // register_lanes(dtype) <= 1 else 0
+    kernel = _convolve_task(P, L, T, whole, dtype, *pool, relu, held, known_step)
     rows = x_shape[0] * output_size[0] // pool[0]
     pixels = rows * pool[0] * output_size[1]
     parts = parts_for(rows, pixels * prod(w_shape))
     # So few rows can't be shared out evenly, but their groups of output channels can.
-    shares = out_channels // L if 1 < parts < PARTS and whole else 1
+    shares = out_channels // channels if 1 < parts < PARTS and whole else 1
     parts *= shares
     z_size = size_of_z(output_size, w_shape[:2], stride)
     scratch = scratch_size_for(x_shape, z_size, offset)
     # Tile after tile meets the same L columns of w. If there are pixels enough, it pays to move those of a large w to
     # stand side by side, and to fill up too few of them.
     moved = out_channels < L or (out_channels > L and prod(w_shape) * dtype.itemsize > NEAR)
-    columns = L if moved and pixels > 500 else 0  # in a group, or 0: w as it is
+    columns = (L, T) if T > 1 or (moved and pixels > 500) else None  # or w stays as it is
     sizes = (
         parts, *x_shape, *w_shape[:2], *output_size, out_channels,
-        z_size[1], *stride, *offset, scratch, columns, shares, remember,
+        z_size[1], *stride, *offset, scratch, columns is not None, shares, remember,
     )  # fmt: skip
     return kernel, columns, parts, scratch, sizes
 
 
-def in_columns(w: np.ndarray, L: int) -> np.ndarray:
-    """w (kh, kw, C, O) -> (groups, kh · kw · C, L): L output channels in a group (or zeros), row after row.
+def in_columns(w: np.ndarray, L: int, T: int) -> np.ndarray:
+    """w (kh, kw, C, O) -> (groups, kh · kw · C / T, L): L output channels in a group (or zeros), row after row.
 
     In w they are O numbers apart, and where that is a power of two they compete for the same places in a CPU's cache.
+    T > 1: each row holds T rows of w, number by number (`terms_at_once`).
     """
-    rows, out_channels = prod(w.shape[:3]), w.shape[3]
-    w = w.reshape(rows, out_channels)
+    rows, out_channels = prod(w.shape[:3]) // T, w.shape[3] * T
+    w = w.reshape(rows, T, w.shape[3]).swapaxes(1, 2).reshape(rows, out_channels)
     if out_channels % L:
         filled = empty((rows, ceil(out_channels / L) * L), w.dtype)
         filled[:, :out_channels], filled[:, out_channels:] = w, 0
@@ -170,6 +177,18 @@ def is_held(w_shape: tuple[int, ...]) -> bool:
     return K <= HELD and kernel_h * K >= WORTH_HOLDING
 
 
+def terms_at_once(K: int, out_channels: int, dtype: np.dtype) -> int:
+    """T, so many of the K terms of each sum are added up side by side, where so few channels leave lanes for it.
+
+    Lane o · T + t of a row is then the sum over k = t, t + T, t + 2·T, … for channel o, and in the end the T of them
+    become one. A step takes T numbers of x, which stand side by side, and T rows of w in one (`in_columns`).
+    """
+    T = 1
+    while K % (2 * T) == 0 and 2 * T * out_channels <= register_lanes(dtype):
+        T *= 2
+    return T
+
+
 def _pairs_pay(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dtype) -> bool:
     """Whether to compute two neighbouring pixels as one with twice the channels.
 
@@ -179,7 +198,7 @@ def _pairs_pay(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dt
     """
     _, kernel_w, channels, out_channels = w_shape
     K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
-    if out_w % 2 or out_w == 0:
+    if out_w % 2 or out_w == 0 or terms_at_once(K, out_channels, dtype) > 1:
         return False
     if is_held(w_shape):
         return pairs_fill_vectors(K, K_pairs, out_channels, dtype)
@@ -240,22 +259,29 @@ def _write_window(acc, first, across, pool, relu, remember, y, winners, active, 
 def _convolve_task(
     P: int,
     L: int,
+    T: int,
     whole: bool,
     dtype: np.dtype,
     pool_h: int = 1,
     pool_w: int = 1,
     relu: bool = False,
     held: int = 0,
-    held_step: int = 0,
+    known_step: int = 0,
 ):
     """The tile is pool_h rows of pixels, a few whole windows. With windows of 1 × 1 and no ReLU it is the convolution.
 
-    whole: whether no group of channels is narrower than L. It is known to the compiler, which then needs no masks.
+    T: see `terms_at_once`. whole: whether no group of channels is narrower than L / T. The compiler knows it, and then
+    needs no masks.
 
-    held: K, if the K rows of w of one kernel row are so few that they stay in registers as well, with
-    held_step = stride · C. Then each number of x is loaded once a kernel row, for all pixels that see it.
+    held: K, if the K rows of w of one kernel row are so few that they stay in registers as well. Then each number of x
+    is loaded once a kernel row, for all pixels that see it.
+
+    known_step: stride · C, or 0 if the compiler is not to know it, which then need not compile a kernel for each. Where
+    rows are single vectors, a number of x is loaded for each multiply-add, and there is no time to look up where its
+    pixel stands. For P places there are too few scalar registers, for one place and known distances from it there are
+    enough.
     """
-    pool, across = (pool_h, pool_w), P // pool_h
+    pool, across, channels = (pool_h, pool_w), P // pool_h, L // T
 
     @task(dtype, dtype, dtype, dtype, dtype, BYTE, BYTE)
     def convolve_tiles(part, sizes, scratch, x, w, bias, y, winners, active):
@@ -263,8 +289,8 @@ def _convolve_task(
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
             z_w, stride_h, stride_w, offset_h, offset_w, scratch_size, columns, shares, remember,
         ) = numbers(sizes, 19)  # fmt: skip
-        K, step = kernel_w * C, stride_w * C
-        acc = tile(P, L, x)
+        rows_of_w, step = kernel_w * C // T, known_step or stride_w * C
+        acc, sums = tile(P, L, x), tile(P, channels, x)
         z, start, row_size = x, np.intp(0), W * C
         if scratch_size:
             z, row_size = scratch, z_w * C
@@ -283,13 +309,13 @@ def _convolve_task(
                 set_inside_zeros(x, n * H * W * C, z, start, rows, (H, W, C), z_w, (offset_h, offset_w))
             else:
                 start = n * H * row_size
-            for group in range(share * L, O, shares * L):
+            for group in range(share * channels, O, shares * channels):
                 # Reading only some lanes can take longer. In columns the missing channels are zeros; else the last
                 # group repeats channels of the one before it, if there is one.
-                o = group if columns else min(group, max(0, O - L))
-                width = L if whole else min(L, O - o)
-                w_start, w_step, w_width = (o * kernel_h * K, L, L) if columns else (o, O, width)
-                bias_row = read(bias, o, width, L)
+                o = group if columns else min(group, max(0, O - channels))
+                width = channels if whole else min(channels, O - o)
+                w_start, w_step, w_width = (o * kernel_h * rows_of_w, L, L) if T > 1 or columns else (o, O, width)
+                bias_row = 1 / T * repeated(read(bias, o, width, channels), T)  # T of these are the bias, exactly
                 for i in range(i_first, i_last, pool_h):
                     for tile_j in range(0, out_w, across):
                         j = min(tile_j, out_w - across)  # the last tile may repeat pixels of the one before it
@@ -299,23 +325,27 @@ def _convolve_task(
                             z_i = i * stride_h + a
                             if z_i + (pool_h - 1) * stride_h < offset_h or z_i >= offset_h + H:
                                 continue  # nothing but rows of zeros
-                            here = start + z_i * row_size + j * step
+                            here, there = start + z_i * row_size + j * step, w_start + a * rows_of_w * w_step
                             if held:
-                                w_rows = read_rows(w, w_start + a * K * w_step, w_step, held, w_width, held, L)
-                                multiply_add_rows(acc, pool_h, down, across, held_step, z, here, w_rows, 1)
+                                w_rows = read_rows(w, there, w_step, held, w_width, held, L)
+                                multiply_add_rows(acc, pool_h, down, across, known_step, z, here, w_rows, 1)
                                 continue
-                            for k in range(K):
-                                w_row = read(w, w_start + (a * K + k) * w_step, w_width, L)
+                            for k in range(rows_of_w):
+                                w_row = read(w, there + k * w_step, w_width, L)
                                 for p in range(P):
                                     pixel = p // across * down + p % across * step
-                                    acc[p] = multiply_add(z[here + pixel + k], w_row, acc[p])
-                        there = (n * out_h + i) // pool_h * (out_w // pool_w) + j // pool_w
+                                    x_row = read_repeated(z, here + pixel + k * T, T, L)
+                                    acc[p] = multiply_add(x_row, w_row, acc[p])
+                        for p in range(P):
+                            sums[p] = sums_of_neighbours(acc[p], T)
+                        place_of_tile = (n * out_h + i) // pool_h * (out_w // pool_w) + j // pool_w
                         for q in range(across // pool_w):
-                            written = L if whole else width_before((out_w - j) // pool_w - q - 1, O, width, L)
-                            place = (there + q) * O + o
+                            place, behind = (place_of_tile + q) * O + o, (out_w - j) // pool_w - q - 1
+                            written = channels if whole else width_before(behind, O, width, channels)
                             _write_window(
-                                acc, q * pool_w, across, pool, relu, remember, y, winners, active, place, written, L
-                            )
+                                sums, q * pool_w, across, pool, relu, remember,
+                                y, winners, active, place, written, channels,
+                            )  # fmt: skip
             first = (n + 1) * out_h
 
     return convolve_tiles

@@ -28,6 +28,7 @@ from tinycnn.kernels.convolution import (
     is_held,
     pairs_fill_vectors,
     size_of_z,
+    terms_at_once,
     way_of,
     width_before,
 )
@@ -35,14 +36,34 @@ from tinycnn.kernels.dense import dense_weight_gradient
 from tinycnn.kernels.elementwise import BYTE, sum_of_parts, where_active
 from tinycnn.kernels.held_rows import multiply_add_rows
 from tinycnn.kernels.input_gradient import convolve_input_gradient
-from tinycnn.kernels.memory import empty
+from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.padding import scratch_size_for, set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
-from tinycnn.kernels.tile_shape import filled_lanes, register_lanes, tile_shape, tile_time, usable_registers
-from tinycnn.kernels.vector import clear_numbers, equals, multiply_add, read, read_rows, select, tile, write, zeros
+from tinycnn.kernels.tile_shape import (
+    MOST_ROWS,
+    filled_lanes,
+    register_lanes,
+    tile_shape,
+    tile_time,
+    usable_registers,
+)
+from tinycnn.kernels.vector import (
+    clear_numbers,
+    equals,
+    multiply_add,
+    read,
+    read_repeated,
+    read_rows,
+    repeated,
+    select,
+    tile,
+    write,
+    zeros,
+)
 
 PIXELS = 4  # of dy that a tile of dw leaves registers for
 MOST_PIXELS = 7  # that stay there if more are free
+UNDER_WAY = 8  # multiply-adds that a core has under way at once
 SUMS = 8  # vectors that db is summed in, side by side: one alone would wait for each of its additions
 
 
@@ -100,13 +121,16 @@ def direct_weight_gradient(
     w_shape = (*kernel_size, x.shape[3], dy.shape[3])
     if not dy.size:
         return np.zeros(w_shape, x.dtype), np.zeros(w_shape[3], x.dtype)
-    kernel, parts, scratch, sizes = _weight_gradient_plan(
+    kernel, T, parts, scratch, sizes = _weight_gradient_plan(
         x.shape, w_shape, x.dtype, output_size, stride, offset, pool, active is not None
     )
     of_parts = empty((parts, prod(w_shape) + w_shape[3]), x.dtype)  # dw, and db behind it
     run(kernel, parts, sizes, x, dy, of_parts, winners, active, scratch=scratch)
     gradients = sum_of_parts(of_parts)
-    return gradients[: -w_shape[3]].reshape(w_shape), gradients[-w_shape[3] :]
+    dw, db = gradients[: -w_shape[3]], gradients[-w_shape[3] :]
+    if T > 1:
+        dw = copy(dw.reshape(-1, w_shape[3], T).swapaxes(1, 2))
+    return dw.reshape(w_shape), db
 
 
 @lru_cache(maxsize=1000)
@@ -114,7 +138,7 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
     """Everything about it that only depends on the sizes."""
     *kernel_size, channels, out_channels = w_shape
     parts = min(PARTS, x_shape[0])
-    A, R, L = _weight_gradient_tile(w_shape, dtype)
+    A, R, L, T = _weight_gradient_tile(w_shape, dtype)
     z_size = size_of_z(output_size, kernel_size, stride)
     z_end = scratch_size_for(x_shape, z_size, offset)
     # Tile after tile meets the same rows of z and dy, so only as many at a time as stay near; but at least 32 pixels,
@@ -123,29 +147,31 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
     rows = max(NEAR // row_bytes, ceil(32 / output_size[1]))
     rows = ceil(rows / pool[0]) * pool[0]
     held = (0, 0)
-    if is_held(w_shape):
+    if T == 1 and is_held(w_shape):
         V = L // filled_lanes(out_channels, dtype)
         room = (usable_registers() - 1) // V - A * R
         held = max(n for n in range(1, min(MOST_PIXELS, room) + 1) if output_size[1] % n == 0), stride[1] * channels
-    kernel = _weight_gradient_task(A, R, L, out_channels % L == 0, dtype, *pool, relu, *held)
+    kernel = _weight_gradient_task(A, R, L, T, out_channels % (L // T) == 0, dtype, *pool, relu, *held)
     # In the scratch memory: z, up to z_end; a few rows of dy, as they are in front of a ReLU and a pool; sums for db.
     sums = z_end + (rows * output_size[1] * out_channels if relu or prod(pool) > 1 else 0)
     sizes = (parts, *x_shape, *kernel_size, *output_size, out_channels, *z_size, *stride, *offset, z_end, sums, rows)
-    return kernel, parts, sums + _bias_sums(L, dtype) * out_channels, sizes
+    return kernel, T, parts, sums + _bias_sums(L // T, dtype) * out_channels, sizes
 
 
-def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:
-    """(kernel rows, rows of dw below each, output channels) of the tile."""
+def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int, int]:
+    """(kernel rows, rows of dw below each, numbers in a row, T) of the tile."""
     kernel_h, kernel_w, channels, out_channels = w_shape
-    K, lanes, usable = kernel_w * channels, filled_lanes(out_channels, dtype), usable_registers()
-    if not is_held(w_shape):
-        return 1, *tile_shape(K, out_channels, dtype)
-    if out_channels % (2 * lanes) == 0 and 2 * (kernel_h * K + PIXELS) + 1 <= usable:
-        return kernel_h, K, 2 * lanes
-    most = (usable - PIXELS - 1) // K
-    # a core has up to eight multiply-adds under way at once
-    A = min(range(1, min(kernel_h, most) + 1), key=lambda A: (ceil(kernel_h / A) * max(A * K, 8), -A))
-    return A, K, lanes
+    T, usable = terms_at_once(kernel_w * channels, out_channels, dtype), usable_registers()
+    K, lanes = kernel_w * channels // T, filled_lanes(T * out_channels, dtype)
+    held = T == 1 and is_held(w_shape)
+    if not held and (T == 1 or K >= UNDER_WAY):
+        return 1, *tile_shape(K, T * out_channels, dtype), T
+    if held and out_channels % (2 * lanes) == 0 and 2 * (kernel_h * K + PIXELS) + 1 <= usable:
+        return kernel_h, K, 2 * lanes, T
+    room = usable - PIXELS - 1
+    most = min(kernel_h, (room if held else min(room, MOST_ROWS)) // K)
+    A = min(range(1, most + 1), key=lambda A: (ceil(kernel_h / A) * max(A * K, UNDER_WAY), -A))
+    return A, K, lanes, T
 
 
 def _bias_sums(L: int, dtype: np.dtype) -> int:
@@ -158,7 +184,7 @@ def pairs_pay_in_dw(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: 
     """Whether to take two neighbouring pixels for one in dw, which halves the steps; as `_pairs_pay` for y."""
     _, kernel_w, channels, out_channels = w_shape
     K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
-    if out_w % 2:
+    if out_w % 2 or terms_at_once(K, out_channels, dtype) > 1:
         return False
     if is_held(w_shape):
         return pairs_fill_vectors(K, K_pairs, out_channels, dtype)
@@ -217,6 +243,7 @@ def _weight_gradient_task(
     A: int,
     R: int,
     L: int,
+    T: int,
     whole: bool,
     dtype: np.dtype,
     pool_h: int = 1,
@@ -228,10 +255,13 @@ def _weight_gradient_task(
     """The tile of convolution.py the other way round: A × R rows of dw × L output channels, a few image rows at a time.
 
     With a pool of more than 1 × 1 or a ReLU, dy is the gradient by their output.
-    whole: whether no group of channels is narrower than L, as in convolution.py.
+    T, whole: as in convolution.py. A row of dw is T · O numbers here, and has T of its rows side by side.
     held_pixels: so many of dy that stay in registers as well, if R is all of K and little; held_step = stride · C.
     """
-    P, S = A * R, _bias_sums(L, dtype)
+    P, channels, S = A * R, L // T, _bias_sums(L // T, dtype)
+    # Where the tile is small, a pixel would wait for the one before: so pixels take turns with a few of them.
+    turns = 1 if held_pixels else max(1, UNDER_WAY // (P * ceil(L / register_lanes(dtype))))
+    all_sums = turns * P
     behind = relu or pool_h * pool_w > 1  # whether dy comes from behind a ReLU or a pool
 
     @task(dtype, dtype, dtype, dtype, BYTE, BYTE)
@@ -240,14 +270,14 @@ def _weight_gradient_task(
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
             z_h, z_w, stride_h, stride_w, offset_h, offset_w, z_end, sums, rows,
         ) = numbers(sizes, 19)  # fmt: skip
-        K, step = kernel_w * C, stride_w * C
-        acc = tile(P, L, x)
+        K, row, step = kernel_w * C // T, T * O, stride_w * C
+        acc = tile(all_sums, L, x)
         z, start, row_size = x, np.intp(0), W * C
         if z_end:
             z, row_size = scratch, z_w * C
             clear_numbers(scratch, 0, z_end)
-        dw = part * (kernel_h * K * O + O)
-        clear_numbers(of_parts, dw, kernel_h * K * O)
+        dw = part * (kernel_h * K * row + O)
+        clear_numbers(of_parts, dw, kernel_h * K * row)
         clear_numbers(scratch, sums, S * O)
         pixels = (out_h // pool_h) * (out_w // pool_w)  # of dy
 
@@ -263,40 +293,53 @@ def _weight_gradient_task(
                     dy_rows, dy_start = scratch, z_end
                     _unpack(
                         dy, winners, active, n, (i_first, i_last), (out_h, out_w), (pool_h, pool_w), O,
-                        scratch, z_end, relu, L,
+                        scratch, z_end, relu, channels,
                     )  # fmt: skip
-                for o in range(0, O, L):
-                    width = L if whole else min(L, O - o)
+                for o in range(0, O, channels):
+                    width = channels if whole else min(channels, O - o)
                     for tile_a in range(0, kernel_h, A):
                         a = min(tile_a, kernel_h - A)
                         for tile_k in range(0, K, R):
                             k = min(tile_k, K - R)
                             for p in range(P):
-                                acc[p] = read(of_parts, dw + ((a + p // R) * K + k + p % R) * O + o, width, L)
+                                acc[p] = read(of_parts, dw + ((a + p // R) * K + k + p % R) * row + o, T * width, L)
+                            for p in range(P, all_sums):
+                                acc[p] = zeros(x, L)
                             for i in range(i_first, i_last):
-                                here = start + (i * stride_h + a) * row_size + k
+                                here = start + (i * stride_h + a) * row_size + k * T
                                 if held_pixels:
                                     for j in range(0, out_w, held_pixels):
                                         there = dy_start + ((i - i_first) * out_w + j) * O + o
                                         held = read_rows(dy_rows, there, O, held_pixels, width, held_pixels, L)
                                         multiply_add_rows(acc, A, row_size, R, 1, z, here + j * step, held, held_step)
                                     continue
-                                for j in range(out_w):
-                                    dy_row = read(dy_rows, dy_start + ((i - i_first) * out_w + j) * O + o, width, L)
-                                    for p in range(P):
-                                        acc[p] = multiply_add(z[here + j * step + p], dy_row, acc[p])  # A is 1
+                                for j_first in range(0, out_w, turns):
+                                    for turn in range(turns):
+                                        j = j_first + turn
+                                        if turn > 0 and j >= out_w:
+                                            continue
+                                        place = dy_start + ((i - i_first) * out_w + j) * O + o
+                                        dy_row = repeated(read(dy_rows, place, width, channels), T)
+                                        for p in range(P):
+                                            there = here + j * step + p // R * row_size + p % R * T
+                                            x_row = read_repeated(z, there, T, L)
+                                            acc[turn * P + p] = multiply_add(x_row, dy_row, acc[turn * P + p])
+                            for turn in range(1, turns):
+                                for p in range(P):
+                                    acc[p] = acc[p] + acc[turn * P + p]
                             for p in range(P):
                                 # The rows before were already summed by the tile before.
                                 if a + p // R >= tile_a and k + p % R >= tile_k:
-                                    write(of_parts, dw + ((a + p // R) * K + k + p % R) * O + o, acc[p], width)
+                                    place = dw + ((a + p // R) * K + k + p % R) * row + o
+                                    write(of_parts, place, acc[p], T * width)
                 first = n * pixels + i_first // pool_h * (out_w // pool_w)  # dy of these rows again, while it is near
                 last = n * pixels + i_last // pool_h * (out_w // pool_w)
-                _add_bias_gradient(dy, active, first, last, scratch, sums, O, relu, S, L, whole)
-        for o in range(0, O, L):
-            width = L if whole else min(L, O - o)
-            total = read(scratch, sums + o, width, L)
+                _add_bias_gradient(dy, active, first, last, scratch, sums, O, relu, S, channels, whole)
+        for o in range(0, O, channels):
+            width = channels if whole else min(channels, O - o)
+            total = read(scratch, sums + o, width, channels)
             for p in range(1, S):
-                total = total + read(scratch, sums + p * O + o, width, L)
-            write(of_parts, dw + kernel_h * K * O + o, total, width)
+                total = total + read(scratch, sums + p * O + o, width, channels)
+            write(of_parts, dw + kernel_h * K * row + o, total, width)
 
     return weight_gradient_tiles

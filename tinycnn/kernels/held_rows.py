@@ -19,7 +19,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tinycnn.kernels.llvm import I32, I64, Row, broadcast, instruction, read_lanes
+from tinycnn.kernels.llvm import I64, Row, broadcast, instruction, pick, read_lanes
 
 
 @intrinsic(prefer_literal=True)
@@ -122,12 +122,11 @@ def sums_of_lanes(typing_context, acc, first, count):
         rows += [zeros] * (row.lanes - len(rows))
         distance = 1  # between the two lanes of a sum
         while len(rows) > 1:
-            # Lane i of the sum is of row a, or of b if i has that bit. A shuffle counts the lanes of a and b through.
+            # Lane i of the sum is of row a, or of b if i has that bit.
             own = [i + (row.lanes if i & distance else 0) for i in range(row.lanes)]
             other = [lane ^ distance for lane in own]
-            masks = [ir.Constant(ir.VectorType(I32, row.lanes), lanes) for lanes in (own, other)]
             pairs = zip(rows[::2], rows[1::2], strict=True)
-            rows = [builder.fadd(*(builder.shuffle_vector(a, b, mask) for mask in masks)) for a, b in pairs]
+            rows = [builder.fadd(pick(builder, a, b, own), pick(builder, a, b, other)) for a, b in pairs]
             distance *= 2
         return rows[0]
 

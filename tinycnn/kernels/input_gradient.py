@@ -25,13 +25,20 @@ from math import ceil
 import numpy as np
 
 from tinycnn.kernels import narrow_convolution, winograd_backward
-from tinycnn.kernels.convolution import convolve, covers_image, is_held, way_of, width_before
+from tinycnn.kernels.convolution import (
+    convolve,
+    covers_image,
+    in_columns,
+    is_held,
+    terms_at_once,
+    way_of,
+    width_before,
+)
 from tinycnn.kernels.dense import dense_input_gradient
 from tinycnn.kernels.memory import copy, empty
-from tinycnn.kernels.narrow_convolution import in_chunks
 from tinycnn.kernels.parallel import in_tasks, numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import even_tile, tile_shape, tile_time
-from tinycnn.kernels.vector import multiply_add, read, tile, write, zeros
+from tinycnn.kernels.vector import multiply_add, read, read_repeated, sums_of_neighbours, tile, write, zeros
 
 # At most so many in a tile. The same pixel of all of them goes to the same place of a core's nearest cache where an
 # image is a multiple of 4 KiB long, and there is room for eight.
@@ -75,23 +82,26 @@ def gathering_pays(dy_shape, flipped_shape, dtype, input_size, stride, offset) -
     if way_of(dy_shape, flipped_shape, dtype, input_size, stride, offset) != "direct":
         return False
     products = O * sum(0 <= offset[1] + j - b < W for j in range(out_w) for b in range(kernel_w))
-    P = even_tile(N, IMAGES)
-    gathered = ceil(N / P) / N * tile_time(P, C, dtype, products / W) * products
-    return gathered < 0.9 * tile_time(W, C, dtype, kernel_w * O) * kernel_w * O
+    P, T = even_tile(N, IMAGES), terms_at_once(O, C, dtype)
+    gathered = ceil(N / P) / N * tile_time(P, T * C, dtype, products / W / T) * products / T
+    K, T = kernel_w * O, terms_at_once(kernel_w * O, C, dtype)
+    return gathered < 0.9 * tile_time(W, T * C, dtype, K / T) * K / T
 
 
 def gather(
     dy: np.ndarray, w: np.ndarray, input_size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
 ) -> np.ndarray:
     """As `convolve_input_gradient`, across images."""
-    C = w.shape[2]
+    C, O = w.shape[2:]
     dx = empty((len(dy), *input_size, C), dy.dtype)
     if dx.size:
-        P, L = tile_shape(even_tile(len(dy), IMAGES), C, dy.dtype)
+        T = terms_at_once(O, C, dy.dtype)
+        P, L = tile_shape(even_tile(len(dy), IMAGES), T * C, dy.dtype)
         rows = ceil(len(dy) / P) * input_size[0]
         parts = parts_for(rows, dy[..., 0].size * w.size)
         sizes = (parts, *dy.shape, *w.shape[:2], *input_size, C, *stride, *padding)
-        run(_gather_task(P, L, C % L == 0, dy.dtype), parts, sizes, dy, in_chunks(w, L), dx)
+        kernel = _gather_task(P, L, T, C % (L // T) == 0, dy.dtype)
+        run(kernel, parts, sizes, dy, in_columns(w.swapaxes(2, 3), L, T), dx)
     return dx
 
 
@@ -102,8 +112,9 @@ def seen_by(place, kernel_size, stride, out_size):
 
 
 @cache
-def _gather_task(P: int, L: int, whole: bool, dtype: np.dtype):
-    """whole: whether no group of channels is narrower than L, as in convolution.py."""
+def _gather_task(P: int, L: int, T: int, whole: bool, dtype: np.dtype):
+    """T, whole: as in convolution.py."""
+    channels = L // T  # in a group
 
     @task(dtype, dtype, dtype)
     def gather_tiles(part, sizes, dy, w, dx):
@@ -111,12 +122,13 @@ def _gather_task(P: int, L: int, whole: bool, dtype: np.dtype):
             parts, N, out_h, out_w, O, kernel_h, kernel_w, H, W, C, stride_h, stride_w, padding_h, padding_w,
         ) = numbers(sizes, 14)  # fmt: skip
         acc = tile(P, L, dy)
-        rows, chunks = (N + P - 1) // P * H, (C + L - 1) // L
+        rows, groups, w_rows = (N + P - 1) // P * H, (C + channels - 1) // channels, O // T
         for row in range(part * rows // parts, (part + 1) * rows // parts):
             n, u = min(row // H * P, N - P), row % H  # the last tile may repeat images of the one before it
             first_i, last_i = seen_by(u + padding_h, kernel_h, stride_h, out_h)
-            for chunk in range(chunks):
-                c, width = chunk * L, L if whole else min(L, C - chunk * L)
+            for group in range(groups):
+                c = group * channels
+                width = channels if whole else min(channels, C - c)
                 for v in range(W):
                     first_j, last_j = seen_by(v + padding_w, kernel_w, stride_w, out_w)
                     for p in range(P):
@@ -125,13 +137,15 @@ def _gather_task(P: int, L: int, whole: bool, dtype: np.dtype):
                         for j in range(first_j, last_j):
                             a, b = u + padding_h - i * stride_h, v + padding_w - j * stride_w
                             here = ((n * out_h + i) * out_w + j) * O
-                            there = ((a * chunks + chunk) * kernel_w + b) * O * L
-                            for o in range(O):
+                            there = ((group * kernel_h + a) * kernel_w + b) * w_rows * L
+                            for o in range(w_rows):
                                 w_row = read(w, there + o * L, L, L)
                                 for p in range(P):
-                                    acc[p] = multiply_add(dy[here + p * out_h * out_w * O + o], w_row, acc[p])
-                    written = L if whole else width_before(W - v - 1, C, width, L)
+                                    dy_p = here + p * out_h * out_w * O + o * T
+                                    acc[p] = multiply_add(read_repeated(dy, dy_p, T, L), w_row, acc[p])
+                    written = channels if whole else width_before(W - v - 1, C, width, channels)
                     for p in range(P):
-                        write(dx, (((n + p) * H + u) * W + v) * C + c, acc[p], written)
+                        result = sums_of_neighbours(acc[p], T)
+                        write(dx, (((n + p) * H + u) * W + v) * C + c, result, written)
 
     return gather_tiles

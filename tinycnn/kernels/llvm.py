@@ -112,6 +112,11 @@ def broadcast(builder, scalar, lanes: int):
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), None))
 
 
+def pick(builder, a_, b_, lanes):
+    """A vector of these lanes, counted through the vectors a and b."""
+    return builder.shuffle_vector(a_, b_, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
+
+
 def truncated(builder, integer, row_):
     """The integer in the (smaller) type of the row's lanes."""
     return builder.trunc(integer, row_.type.element)

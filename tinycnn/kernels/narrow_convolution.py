@@ -99,7 +99,7 @@ def _task(P: int, B: int, L: int, kernel_w: int, C: int, O: int, stride, spread,
     sums, rows = P * O, B * O
     first_sums, other_sums = min(sums, L), max(0, sums - L)
     all_chunks = ceil(C / L)
-    known_chunks = all_chunks if all_chunks == 1 or kernel_w == 1 else 0  # else LLVM would read w of all of them ahead
+    known_chunks = all_chunks if all_chunks == 1 else 0  # else LLVM would read rows of all of them ahead
     (stride_h, stride_w), (spread_h, spread_w) = stride, spread
 
     @task(dtype, dtype, dtype, dtype)

@@ -64,7 +64,7 @@ def convolve_and_pool(
         winners = empty(shape, BYTE) if remember and pool != NONE else None
         active = empty(shape, BYTE) if remember and with_relu else None
         if columns:
-            w = in_columns(w, columns)
+            w = in_columns(w, *columns)
         run(kernel, parts, sizes, x, w, bias, y, winners, active, scratch=scratch)
         return y, winners, active
     y, winners, active = convolve(x, w, bias, output_size, stride, offset), None, None

@@ -16,6 +16,8 @@ import llvmlite.binding
 import numpy as np
 from numba.core import config
 
+MOST_ROWS = 14  # of a tile: more gain nothing and cost compile time
+
 
 @cache
 def vector_registers() -> tuple[int, int]:
@@ -46,7 +48,7 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = inf, mul
                     because only AVX-512 writes some lanes of a vector as fast as all
 
     Tiles that stick out of the output do work for nothing: 13 rows are better one tile of 13 than two of 7. That is why
-    the best shape depends on the output. P never exceeds `rows`, and 14: more gains nothing and costs compile time.
+    the best shape depends on the output. P never exceeds `rows`, and MOST_ROWS.
     It is a multiple of `multiple`, which must be at most 7.
     """
     lanes = filled_lanes(columns, dtype)
@@ -54,7 +56,7 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = inf, mul
     shapes = [
         (P, V * lanes)
         for V, numbers in ((1, 4), (2, 1), (4, 1))
-        for P in range(multiple, min(rows, 14) + 1, multiple)
+        for P in range(multiple, min(rows, MOST_ROWS) + 1, multiple)
         if P * V + V + numbers <= usable
     ]
     return min(shapes, key=lambda shape: _time(shape, rows, columns, lanes, steps))
@@ -68,10 +70,10 @@ def usable_registers() -> int:
 def holding_tile(rows: int, held: int, multiple: int = 1) -> int:
     """P for a tile of single vectors that holds `held` rows of w in registers beside its sums, and a number of x.
 
-    An `even_tile` of at most 14, a multiple of `multiple`.
+    An `even_tile` of at most MOST_ROWS, a multiple of `multiple`.
     """
     room = usable_registers() - held - 1
-    largest = max(multiple, min(14, room) // multiple * multiple)
+    largest = max(multiple, min(MOST_ROWS, room) // multiple * multiple)
     return ceil(even_tile(rows, largest) / multiple) * multiple
 
 

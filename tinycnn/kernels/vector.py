@@ -10,6 +10,9 @@ in its registers. So a kernel works on *rows*, each L numbers side by side, and 
 
     zeros(like, L)                            a row of zeros
     read_rows, write_rows                     several rows at once, some numbers apart
+    read_repeated(a, i, T, L)                 a row of a[i : i + T], over and over
+    repeated(row, T)                          each number of a row T times, side by side
+    sums_of_neighbours(row, T)                the sums of T numbers each that stand side by side
     transpose(rows)                           a square of rows, its columns as rows
     greater_or_nan, greater, equals           comparisons, lane by lane: a mask
     select(mask, a, b)                        a where the mask is true, else b
@@ -47,7 +50,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, type_callable
 
 from tinycnn.kernels.llvm import (
-    I32,
     I64,
     Row,
     Tile,
@@ -56,6 +58,7 @@ from tinycnn.kernels.llvm import (
     index_type,
     instruction,
     known,
+    pick,
     read_lanes,
     truncated,
     write_lanes,
@@ -173,6 +176,46 @@ def write_rows(typing_context, array, i, step, count, width, rows):
     return types.void(array, types.intp, types.intp, index_type(count), index_type(width), rows), code
 
 
+@intrinsic(prefer_literal=True)
+def read_repeated(typing_context, array, i, count, lanes):
+    """A row of array[i : i + count], over and over."""
+    row = Row(array.dtype, lanes.literal_value)
+
+    def code(context, builder, signature, arguments):
+        if count.literal_value == 1:
+            return broadcast(builder, builder.load(builder.gep(*arguments[:1], [arguments[1]])), row.lanes)
+        few = Row(array.dtype, count.literal_value)
+        numbers_ = read_lanes(context, builder, few, *arguments[:2], few.lanes)
+        return pick(builder, numbers_, numbers_, [lane % few.lanes for lane in range(row.lanes)])
+
+    return row(array, types.intp, count, lanes), code
+
+
+@intrinsic(prefer_literal=True)
+def repeated(typing_context, row, count):
+    """Each number of the row so many times, side by side."""
+    result = Row(row.dtype, row.lanes * count.literal_value)
+
+    def code(context, builder, signature, arguments):
+        return pick(builder, *arguments[:1] * 2, [lane // count.literal_value for lane in range(result.lanes)])
+
+    return result(row, count), code
+
+
+@intrinsic(prefer_literal=True)
+def sums_of_neighbours(typing_context, row, count):
+    """A row of the sums of so many numbers each that stand side by side; a power of two."""
+
+    def code(context, builder, signature, arguments):
+        sums_, lanes = arguments[0], row.lanes
+        while lanes > row.lanes // count.literal_value:
+            even_, odd_ = (pick(builder, sums_, sums_, range(first, lanes, 2)) for first in (0, 1))
+            sums_, lanes = builder.fadd(even_, odd_), lanes // 2
+        return sums_
+
+    return Row(row.dtype, row.lanes // count.literal_value)(row, count), code
+
+
 @intrinsic
 def transpose(typing_context, rows):
     """The transpose of a square of rows: row i of the result holds number i of each.
@@ -186,11 +229,10 @@ def transpose(typing_context, rows):
         for d in [1 << n for n in range(row.lanes.bit_length() - 1)]:
             upper = [lane + row.lanes - d if lane & d else lane for lane in lanes]
             lower = [lane + row.lanes if lane & d else lane + d for lane in lanes]
-            masks = [ir.Constant(ir.VectorType(I32, row.lanes), places) for places in (upper, lower)]
             for i in lanes:
                 if not i & d:
                     pair = values[i], values[i + d]
-                    values[i], values[i + d] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+                    values[i], values[i + d] = (pick(builder, *pair, places) for places in (upper, lower))
         return context.make_tuple(builder, rows, values)
 
     return rows(rows), code
