@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.image import imread
 
@@ -70,6 +71,15 @@ def test_confusion_writes_every_count_and_colours_mistakes():
     np.testing.assert_array_equal(axes.images[0].get_array(), [[0, 2], [0, 0]])
     assert axes.get_title() == "Confusion matrix: 85.71% right"
     assert bar.get_ylabel() == "mistakes"
+
+
+@pytest.mark.parametrize("classes", [10, 62])
+def test_confusion_has_room_for_its_counts(classes):
+    figure = plots.confusion(np.full((classes, classes), 1000))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    axes = figure.axes[0]
+    cell = axes.get_window_extent(renderer).width / classes
+    assert all(text.get_window_extent(renderer).width < cell for text in axes.texts)
 
 
 def test_reliability_shows_what_is_right_beside_what_was_said(tmp_path):

@@ -46,7 +46,8 @@ def learning_curves(history: list[dict]) -> Figure:
 
 def confusion(matrix: np.ndarray) -> Figure:
     """matrix (K, K): counts of true class (row) against predicted class (column). The colours show mistakes only."""
-    figure = Figure(figsize=(6.4, 5.6))
+    size = max(1, len(matrix) / 16)  # there is room for the counts of 16 classes; for more the picture grows
+    figure = Figure(figsize=(6.4 * size, 5.6 * size))
     axes = figure.add_axes((0.08, 0.1, 0.77, 0.8))
     mistakes = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
     image = axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(1, mistakes.max()))

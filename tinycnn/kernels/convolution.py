@@ -160,13 +160,15 @@ def in_columns(w: np.ndarray, L: int, T: int) -> np.ndarray:
     """w (kh, kw, C, O) -> (groups, kh · kw · C / T, L): L output channels in a group (or zeros), row after row.
 
     In w they are O numbers apart, and where that is a power of two they compete for the same places in a CPU's cache.
-    T > 1: each row holds T rows of w, number by number (`terms_at_once`).
+    T > 1: a row is T rows of w, number by number (`terms_at_once`).
     """
-    rows, out_channels = prod(w.shape[:3]) // T, w.shape[3] * T
-    w = w.reshape(rows, T, w.shape[3]).swapaxes(1, 2).reshape(rows, out_channels)
-    if out_channels % L:
-        filled = empty((rows, ceil(out_channels / L) * L), w.dtype)
-        filled[:, :out_channels], filled[:, out_channels:] = w, 0
+    rows, columns = prod(w.shape[:3]) // T, w.shape[3] * T
+    if T > 1:
+        w = copy(w.reshape(rows, T, w.shape[3]).swapaxes(1, 2))
+    w = w.reshape(rows, columns)
+    if columns % L:
+        filled = empty((rows, ceil(columns / L) * L), w.dtype)
+        filled[:, :columns], filled[:, columns:] = w, 0
         w = filled
     return copy(w.reshape(rows, -1, L).transpose(1, 0, 2))
 
@@ -181,7 +183,10 @@ def terms_at_once(K: int, out_channels: int, dtype: np.dtype) -> int:
     """T, so many of the K terms of each sum are added up side by side, where so few channels leave lanes for it.
 
     Lane o · T + t of a row is then the sum over k = t, t + T, t + 2·T, … for channel o, and in the end the T of them
-    become one. A step takes T numbers of x, which stand side by side, and T rows of w in one (`in_columns`).
+    become one. A step takes T numbers of x, which stand side by side, and T rows of w in one (`in_columns`). With two
+    channels in four lanes, T = 2, the first step is
+
+        x0 x1 x0 x1  times  w00 w10 w01 w11      (w[k, o])
     """
     T = 1
     while K % (2 * T) == 0 and 2 * T * out_channels <= register_lanes(dtype):

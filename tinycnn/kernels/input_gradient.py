@@ -101,7 +101,7 @@ def gather(
         parts = parts_for(rows, dy[..., 0].size * w.size)
         sizes = (parts, *dy.shape, *w.shape[:2], *input_size, C, *stride, *padding)
         kernel = _gather_task(P, L, T, C % (L // T) == 0, dy.dtype)
-        run(kernel, parts, sizes, dy, in_columns(w.swapaxes(2, 3), L, T), dx)
+        run(kernel, parts, sizes, dy, in_columns(copy(w.swapaxes(2, 3)), L, T), dx)
     return dx
 
 
