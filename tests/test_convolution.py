@@ -61,6 +61,8 @@ WIDE_PADDING = ((2, 2, 3, 2), (1, 2), 3, (1, 2), (3, 2))
 OVERLAPPING_TILES = ((2, 8, 13, 3), (5, 2), 17, (1, 1), (0, 0))  # with AVX-512 dw is made in tiles of three kernel rows
 
 FEW_FILTERS = ((3, 9, 13, 4), (3, 3), 3, (1, 2), (1, 1))  # two or four terms of a sum at once, in rows not filled up
+ODD_ROWS = ((3, 9, 13, 3), (4, 5), 3, (1, 1), (0, 0))  # whose last step takes what is behind the kernel
+ODD_FIRST_LAYER = ((9, 28, 28, 1), (5, 5), 6, (1, 1), (2, 2))  # the same with rows of w that stay in registers
 FEW_ROWS = ((3, 7, 9, 6), (1, 1), 4, (1, 1), (0, 0))  # and in dw pixels take turns, and one is left over
 FEW_CHANNELS = ((9, 7, 9, 4), (3, 2), 8, (2, 2), (1, 0))  # and in dx, across images
 
@@ -74,6 +76,8 @@ FEW_CHANNELS = ((9, 7, 9, 4), (3, 2), 8, (2, 2), (1, 0))  # and in dx, across im
 @example(MANY_CHANNELS, 0)
 @example(OVERLAPPING_TILES, 0)
 @example(FEW_FILTERS, 0)
+@example(ODD_ROWS, 0)
+@example(ODD_FIRST_LAYER, 0)
 @example(FEW_ROWS, 0)
 @example(FEW_CHANNELS, 0)
 def test_convolution_equals_reference(dtype, case, seed):
@@ -112,7 +116,7 @@ equals_reference = test_convolution_equals_reference.hypothesis.inner_test
 winograd_equals_reference = test_winograd_equals_reference.hypothesis.inner_test
 narrow = test_convolution_from_many_to_few_channels.hypothesis.inner_test
 cases = WHOLE_IMAGE, LEFT_OVER_ROWS, FIRST_LAYER, WIDE_PADDING, MANY_CHANNELS, OVERLAPPING_TILES
-for case in (*cases, FEW_FILTERS, FEW_ROWS, FEW_CHANNELS):
+for case in (*cases, FEW_FILTERS, ODD_ROWS, ODD_FIRST_LAYER, FEW_ROWS, FEW_CHANNELS):
     equals_reference(np.float32, case, 0)
 winograd_equals_reference(np.float32, 2, (10, 13), 17, 40, (1, 0), 0)
 winograd_equals_reference(np.float32, 2, (10, 13), 9, 12, (1, 0), 0)
@@ -135,36 +139,33 @@ def test_convolution_equals_reference_on_another_processor(tmp_path, processor, 
     assert (result.returncode, result.stdout) == (0, f"{registers}\n"), result.stderr
 
 
-def test_two_pixels_as_one_are_the_same_convolution(random, monkeypatch):
-    """The way for few output channels gives the direct sums, also where this processor would not take it."""
-    x, w, b = (random.normal(size=s) for s in ((3, 6, 9, 5), (3, 2, 5, 7), (7,)))
-    dy = random.normal(size=(3, 4, 8, 7))
-    monkeypatch.setattr(convolution, "way_of", convolution.way_of.__wrapped__)  # which remembers nothing
-    results, made, for_pairs = [], [], convolution._for_pairs
-    monkeypatch.setattr(convolution, "_for_pairs", lambda w, stride: made.append(w.shape) or for_pairs(w, stride))
-    for pays in (False, True):
-        for module, name in ((convolution, "_pairs_pay"), (convolution_backward, "pairs_pay_in_dw")):
-            monkeypatch.setattr(module, name, lambda out_w, shape, stride, dtype, pays=pays: pays and shape[3] == 7)
-        results.append([convolve(x, w, b, (4, 8)), *convolve_weight_gradient(x, dy, (3, 2))])
-    assert made == [w.shape]
-    assert (results[0][1] != results[1][1]).any()  # dw is the sum of the two pixels' gradients, in another order
-    exact = [reference.conv2d(x, w, b), *reference.conv2d_backward(dy, x, w)[1:]]
-    for direct, paired, formula in zip(*results, exact, strict=True):
-        np.testing.assert_allclose(direct, formula, rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(paired, formula, rtol=1e-12, atol=1e-12)
-
-
-def test_several_terms_at_once_stay_apart(random):
-    """What is not a number is so where it is seen, and no bias is rounded."""
-    x, w, b = (random.normal(size=s).astype(np.float32) for s in ((2, 6, 9, 4), (2, 3, 4, 3), (3,)))
-    assert convolution.way_of(x.shape, w.shape, x.dtype, (5, 7), (1, 1), (0, 0)) == "direct"
-    x[0, 2, 3, 1], x[1] = np.nan, 0
-    y = convolve(x, w, b, (5, 7))
-    seen = np.zeros((5, 7), bool)
-    seen[1:3, 1:4] = True
+@pytest.mark.parametrize(("kernel", "behind"), [((2, 3), 0), ((3, 3), 0), ((2, 3), 1)])
+def test_several_terms_at_once_stay_apart(random, kernel, behind):
+    """What is not a number is so where it is seen, or in the column behind the kernel, and no bias is rounded."""
+    channels = 4 - behind  # of four, every T divides a row of w
+    x, w, b = (random.normal(size=s).astype(np.float32) for s in ((2, 6, 9, channels), (*kernel, channels, 3), (3,)))
+    out = 7 - kernel[0], 7
+    assert convolution.way_of(x.shape, w.shape, x.dtype, out, (1, 1), (0, 0)) == "direct"
+    x[0, 2, 4, 0], x[1] = np.nan, 0
+    y = convolve(x, w, b, out)
+    seen = np.zeros(out, bool)
+    seen[max(0, 3 - kernel[0]) : 3, 2 - behind : 5] = True
     for o in range(3):
-        np.testing.assert_array_equal(np.isnan(y[0, :, :, o]), seen)
-    np.testing.assert_array_equal(y[1], np.broadcast_to(b, (5, 7, 3)))
+        assert not np.isnan(y[0, :, :, o])[~seen].any()
+        assert np.isnan(y[0, :, :, o])[max(0, 3 - kernel[0]) : 3, 2:5].all()
+    np.testing.assert_array_equal(y[1], np.broadcast_to(b, (*out, 3)))
+
+
+def test_several_terms_at_once_read_nothing_behind_x(random):
+    """Where T does not divide a row of w, the last step takes what comes behind it: zeros."""
+    around = np.full(1000, np.nan, np.float32)
+    x = around[400:463].reshape(1, 7, 9, 1)
+    x[:] = random.normal(size=x.shape)
+    w, b = random.normal(size=(3, 3, 1, 4)).astype(np.float32), np.zeros(4, np.float32)
+    y = convolve(x, w, b, (5, 7))
+    assert np.isfinite(y).all()
+    dw, _ = convolve_weight_gradient(x, y, (3, 3))
+    assert np.isfinite(dw).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -93,24 +93,27 @@ def test_filled_lanes(monkeypatch, registers, columns, expected):
 
 
 @pytest.mark.parametrize(
-    ("registers", "K", "out_channels", "expected"),
+    ("registers", "kernel_w", "channels", "out_channels", "expected"),
     [
-        ((64, 32), 40, 8, 2),  # two terms for each of eight channels fill sixteen lanes
-        ((64, 32), 40, 9, 1),
-        ((64, 32), 40, 5, 2),
-        ((64, 32), 40, 4, 4),
-        ((64, 32), 15, 8, 1),  # fifteen terms can't be halved
-        ((64, 32), 30, 4, 2),
-        ((64, 32), 16, 1, 16),
-        ((32, 16), 40, 8, 1),
-        ((32, 16), 40, 4, 2),
-        ((16, 32), 40, 2, 2),  # NEON
-        ((16, 32), 40, 3, 1),
+        ((64, 32), 5, 8, 8, 2),  # two terms for each of eight channels fill sixteen lanes
+        ((64, 32), 5, 8, 9, 1),
+        ((64, 32), 5, 8, 5, 2),
+        ((64, 32), 5, 8, 4, 4),
+        ((64, 32), 5, 1, 8, 2),  # three steps for five terms
+        ((64, 32), 5, 1, 1, 8),  # one; sixteen at once would be no fewer
+        ((64, 32), 1, 16, 1, 16),
+        ((64, 32), 1, 15, 8, 1),  # behind a single column nothing may be read
+        ((64, 32), 1, 6, 4, 2),
+        ((32, 16), 5, 8, 8, 1),
+        ((32, 16), 5, 8, 4, 2),
+        ((16, 32), 5, 8, 2, 2),  # NEON
+        ((16, 32), 5, 8, 3, 1),
     ],
 )
-def test_terms_at_once(monkeypatch, registers, K, out_channels, expected):
+def test_terms_at_once(monkeypatch, registers, kernel_w, channels, out_channels, expected):
     monkeypatch.setattr(tile_shape, "vector_registers", lambda: registers)
-    assert convolution.terms_at_once(K, out_channels, np.dtype(np.float32)) == expected
+    w_shape = 3, kernel_w, channels, out_channels
+    assert convolution.terms_at_once(w_shape, np.dtype(np.float32)) == expected
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,8 @@ def test_holding_tile_fits_the_registers(monkeypatch, registers, rows, held, mul
         ((64, 32), (3, 3, 1, 32), (3, 3, 32, 1)),  # 18 sums, 8 vectors of dy and a number of x
         ((64, 32), (3, 3, 3, 16), (1, 9, 16, 1)),  # two kernel rows would fit, but the third be alone
         ((64, 32), (3, 3, 2, 8), (3, 3, 16, 2)),  # two terms at once: three rows of dw for each of three kernel rows
-        ((64, 32), (6, 6, 1, 8), (3, 3, 16, 2)),  # 18 rows are more than a tile may have
+        ((64, 32), (6, 6, 1, 8), (6, 3, 16, 2)),
+        ((64, 32), (2, 3, 2, 8), (2, 3, 16, 2)),
         ((64, 32), (5, 5, 8, 8), (1, 10, 16, 2)),  # rows enough in one kernel row
         ((32, 16), (5, 5, 1, 16), (2, 5, 8, 1)),  # three tiles of ten sums, not five of five, which would wait in turn
         ((32, 16), (3, 3, 1, 32), (3, 3, 8, 1)),
@@ -195,6 +199,8 @@ for name, rows, task in (
     ("terms, dx", one[0], input_gradient._gather_task(*one, 2, True, float32)),
     ("held", 12 * 5, convolution._convolve_task(12, S, 1, True, float32, 1, 1, False, 5, 1)),
     ("held, with a pool", 8 * 3, convolution._convolve_task(8, S, 1, False, float32, 2, 2, True, 3, 1)),
+    ("held, terms", 12 * 3, convolution._convolve_task(12, S, 2, True, float32, 2, 2, True, 3, 1)),
+    ("held, terms, dw", 36, convolution_backward._weight_gradient_task(3, 3, S, 2, True, float32, 2, 2, True, 4, 1)),
     ("held, dw", 40, convolution_backward._weight_gradient_task(2, 5, S, 1, True, float32, 2, 2, True, 4, 1)),
     ("its input gradient", P, input_gradient._gather_task(P, L, 1, False, float32)),
     ("narrow", 2 * 2 * 3, narrow_convolution._task(2, 3, S, 3, S + 3, 2, (1, 1), (1, 1), float32)),
@@ -217,7 +223,7 @@ def test_tiles_are_unrolled(tmp_path, processor):
     printed = subprocess.run(
         [sys.executable, "-c", COUNT_MULTIPLY_ADDS], capture_output=True, text=True, env=variables, check=True
     ).stdout
-    assert len(printed.splitlines()) == 16
+    assert len(printed.splitlines()) == 18
     for line in printed.splitlines():
         _, count, rows = line.rsplit(" ", 2)
         assert int(count) >= int(rows), printed

@@ -16,8 +16,7 @@ Some kinds of shapes take another way to the same result, where it is faster:
     3×3 kernels over 8 channels or more     `winograd.py` does with fewer multiplications
     kernels over few channels, in a first   the rows w[a, k, :] of one kernel row a stay in registers, so each number of
     layer                                   x is loaded once a kernel row, for all pixels that see it (`held`)
-    few output channels                     2, 4, … terms of a sum are added up side by side (`terms_at_once`); or
-                                            neighbours are a pixel of as many times the channels (`_pairs_pay`)
+    few output channels                     2, 4, … terms of a sum are added up side by side (`terms_at_once`)
     fewer still, as dx of a first layer     the lanes of a vector are input channels (`narrow_convolution.py`)
     kernels as large as the image           the sum is that of a dense layer, so `dense.py` computes it
 
@@ -45,16 +44,15 @@ from tinycnn.kernels.tile_shape import (
     holding_tile,
     register_lanes,
     tile_shape,
-    tile_time,
 )
 from tinycnn.kernels.vector import (
+    add_neighbours,
     clear_numbers,
     multiply_add,
     read,
     read_repeated,
     read_rows,
     repeated,
-    sums_of_neighbours,
     tile,
     write,
     zeros,
@@ -87,11 +85,6 @@ def convolve(
     if way == "dense":
         flat = w.reshape(-1, len(bias))
         return dense(x.reshape(len(x), len(flat)), flat, bias).reshape(len(x), 1, 1, len(bias))
-    if way == "pairs":
-        pairs = (output_size[0], output_size[1] // 2), (stride[0], 2 * stride[1])
-        return convolve(x, _for_pairs(w, stride[1]), np.concatenate((bias, bias)), *pairs, offset).reshape(
-            len(x), *output_size, len(bias)
-        )
     y = empty((len(x), *output_size, w.shape[3]), x.dtype)
     if y.size:
         kernel, columns, parts, scratch, sizes = plan(x.shape, w.shape, x.dtype, output_size, stride, offset)
@@ -110,8 +103,6 @@ def way_of(x_shape, w_shape, dtype, output_size, stride, offset) -> str:
         return "narrow"
     if covers_image(x_shape, w_shape, output_size, offset):
         return "dense"
-    if _pairs_pay(output_size[1], w_shape, stride[1], dtype):
-        return "pairs"
     return "direct"
 
 
@@ -127,12 +118,14 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, pool=(1, 1), relu
     If there are columns, w goes through `in_columns` with them first. pool, relu, remember: as in
     `pooled_convolution.py`.
     """
-    out_channels, K, held = w_shape[3], w_shape[1] * w_shape[2], 0
-    T = terms_at_once(K, out_channels, dtype)
+    out_channels, held = w_shape[3], 0
+    T = terms_at_once(w_shape, dtype)
+    rows_of_w = ceil(w_shape[1] * w_shape[2] / T)  # for a row of the kernel
     row_of_windows, window = pool[0] * output_size[1], prod(pool)  # so many pixels
-    P, L = tile_shape(row_of_windows, out_channels * T, dtype, K // T, multiple=window)
-    if T == 1 and is_held(w_shape):
-        P, L, held = holding_tile(row_of_windows, K, window), filled_lanes(out_channels, dtype), K
+    P, L = tile_shape(row_of_windows, T * out_channels, dtype, rows_of_w, multiple=window)
+    if is_held(w_shape, T):
+        P, L = holding_tile(row_of_windows, rows_of_w, window), filled_lanes(T * out_channels, dtype)
+        held = rows_of_w
     channels = L // T  # in a group
     whole = out_channels % channels == 0
     known_step = stride[1] * w_shape[2] if L // register_lanes(dtype) <= 1 else 0
@@ -143,7 +136,7 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, pool=(1, 1), relu
     # So few rows can't be shared out evenly, but their groups of output channels can.
     shares = out_channels // channels if 1 < parts < PARTS and whole else 1
     parts *= shares
-    z_size = size_of_z(output_size, w_shape[:2], stride)
+    z_size = size_of_z(output_size, w_shape, stride, T)
     scratch = scratch_size_for(x_shape, z_size, offset)
     # Tile after tile meets the same L columns of w. If there are pixels enough, it pays to move those of a large w to
     # stand side by side, and to fill up too few of them.
@@ -162,9 +155,9 @@ def in_columns(w: np.ndarray, L: int, T: int) -> np.ndarray:
     In w they are O numbers apart, and where that is a power of two they compete for the same places in a CPU's cache.
     T > 1: a row is T rows of w, number by number (`terms_at_once`).
     """
-    rows, columns = prod(w.shape[:3]) // T, w.shape[3] * T
     if T > 1:
-        w = copy(w.reshape(rows, T, w.shape[3]).swapaxes(1, 2))
+        w = _rows_side_by_side(w, T)
+    rows, columns = prod(w.shape[:3]), w.shape[3]
     w = w.reshape(rows, columns)
     if columns % L:
         filled = empty((rows, ceil(columns / L) * L), w.dtype)
@@ -173,13 +166,21 @@ def in_columns(w: np.ndarray, L: int, T: int) -> np.ndarray:
     return copy(w.reshape(rows, -1, L).transpose(1, 0, 2))
 
 
-def is_held(w_shape: tuple[int, ...]) -> bool:
+def _rows_side_by_side(w: np.ndarray, T: int) -> np.ndarray:
+    """w (kh, kw, C, O) -> (kh, kw · C / T, 1, O · T): T rows number by number. Those that are missing are zeros."""
+    kernel_h, K, O = w.shape[0], prod(w.shape[1:3]), w.shape[3]
+    filled = empty((kernel_h, ceil(K / T) * T, O), w.dtype)
+    filled[:, :K], filled[:, K:] = w.reshape(kernel_h, K, O), 0
+    return copy(filled.reshape(kernel_h, -1, T, O).swapaxes(2, 3)).reshape(kernel_h, -1, 1, O * T)
+
+
+def is_held(w_shape: tuple[int, ...], T: int = 1) -> bool:
     """Whether the rows of w of one kernel row, or pixels of dy, are to stay in registers beside the sums."""
     kernel_h, K = w_shape[0], w_shape[1] * w_shape[2]
-    return K <= HELD and kernel_h * K >= WORTH_HOLDING
+    return ceil(K / T) <= HELD and kernel_h * K >= WORTH_HOLDING
 
 
-def terms_at_once(K: int, out_channels: int, dtype: np.dtype) -> int:
+def terms_at_once(w_shape: tuple[int, ...], dtype: np.dtype) -> int:
     """T, so many of the K terms of each sum are added up side by side, where so few channels leave lanes for it.
 
     Lane o · T + t of a row is then the sum over k = t, t + T, t + 2·T, … for channel o, and in the end the T of them
@@ -187,48 +188,22 @@ def terms_at_once(K: int, out_channels: int, dtype: np.dtype) -> int:
     channels in four lanes, T = 2, the first step is
 
         x0 x1 x0 x1  times  w00 w10 w01 w11      (w[k, o])
+
+    If T does not divide K, the last step also takes what comes behind, times zeros (so a NaN in the column to the right
+    of the kernel spoils y: 0 · NaN is NaN). That z has to have; for kernels one column wide it would not pay.
     """
-    T = 1
-    while K % (2 * T) == 0 and 2 * T * out_channels <= register_lanes(dtype):
+    _, kernel_w, channels, out_channels = w_shape
+    T, K = 1, kernel_w * channels
+    while K > T and 2 * T * out_channels <= register_lanes(dtype) and (kernel_w > 1 or K % (2 * T) == 0):
         T *= 2
     return T
 
 
-def _pairs_pay(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dtype) -> bool:
-    """Whether to compute two neighbouring pixels as one with twice the channels.
-
-    In memory they are the same. Few output channels then fill more lanes of a vector, but the kernel that does it is
-    wider, with zeros where one of the two pixels sees nothing: the two see inputs that are `stride_w` apart. (So a NaN
-    in x spoils all the pixels that are one: 0 · NaN is NaN. The pairs may become pairs again.)
-    """
-    _, kernel_w, channels, out_channels = w_shape
-    K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
-    if out_w % 2 or out_w == 0 or terms_at_once(K, out_channels, dtype) > 1:
-        return False
-    if is_held(w_shape):
-        return pairs_fill_vectors(K, K_pairs, out_channels, dtype)
-    pairs = tile_time(out_w // 2, 2 * out_channels, dtype, K_pairs) * K_pairs
-    return pairs < 0.9 * tile_time(out_w, out_channels, dtype, K) * K
-
-
-def pairs_fill_vectors(K: int, K_pairs: int, out_channels: int, dtype: np.dtype) -> bool:
-    """Whether two pixels take clearly fewer multiply-adds of vectors as one pixel than as two."""
-    lanes = register_lanes(dtype)
-    return ceil(2 * out_channels / lanes) * K_pairs / 2 < 0.9 * ceil(out_channels / lanes) * K
-
-
-def _for_pairs(w: np.ndarray, stride_w: int) -> np.ndarray:
-    """w (kh, kw, C, O) -> (kh, kw + stride_w, C, 2·O): the kernel for the left pixel, and moved right for the other."""
-    kernel_h, kernel_w, channels, out_channels = w.shape
-    result = empty((kernel_h, kernel_w + stride_w, channels, 2, out_channels), w.dtype)
-    result[:, :kernel_w, :, 0], result[:, kernel_w:, :, 0] = w, 0
-    result[:, :stride_w, :, 1], result[:, stride_w:, :, 1] = 0, w
-    return result.reshape(*result.shape[:3], -1)
-
-
-def size_of_z(output_size: tuple[int, int], kernel_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
-    """How much of z such an output needs."""
-    return tuple((out - 1) * step + kernel for out, step, kernel in zip(output_size, stride, kernel_size, strict=True))
+def size_of_z(output_size, w_shape, stride, T: int) -> tuple[int, int]:
+    """How much of z such an output needs, also of what comes behind the K terms (`terms_at_once`)."""
+    rows, columns = ((out - 1) * step + k for out, step, k in zip(output_size, stride, w_shape[:2], strict=True))
+    K, channels = w_shape[1] * w_shape[2], w_shape[2]
+    return rows, columns + ceil(-K % T / channels)
 
 
 @in_tasks
@@ -278,8 +253,8 @@ def _convolve_task(
     T: see `terms_at_once`. whole: whether no group of channels is narrower than L / T. The compiler knows it, and then
     needs no masks.
 
-    held: K, if the K rows of w of one kernel row are so few that they stay in registers as well. Then each number of x
-    is loaded once a kernel row, for all pixels that see it.
+    held: the rows of w for one kernel row, if they are so few that they stay in registers as well, or 0. Then each
+    number of x is loaded once a kernel row, for all pixels that see it.
 
     known_step: stride · C, or 0 if the compiler is not to know it, which then need not compile a kernel for each. Where
     rows are single vectors, a number of x is loaded for each multiply-add, and there is no time to look up where its
@@ -294,7 +269,7 @@ def _convolve_task(
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
             z_w, stride_h, stride_w, offset_h, offset_w, scratch_size, columns, shares, remember,
         ) = numbers(sizes, 19)  # fmt: skip
-        rows_of_w, step = kernel_w * C // T, known_step or stride_w * C
+        rows_of_w, step = (kernel_w * C + T - 1) // T, known_step or stride_w * C
         acc, sums = tile(P, L, x), tile(P, channels, x)
         z, start, row_size = x, np.intp(0), W * C
         if scratch_size:
@@ -333,7 +308,7 @@ def _convolve_task(
                             here, there = start + z_i * row_size + j * step, w_start + a * rows_of_w * w_step
                             if held:
                                 w_rows = read_rows(w, there, w_step, held, w_width, held, L)
-                                multiply_add_rows(acc, pool_h, down, across, known_step, z, here, w_rows, 1)
+                                multiply_add_rows(acc, pool_h, down, across, known_step, z, here, w_rows, T, T)
                                 continue
                             for k in range(rows_of_w):
                                 w_row = read(w, there + k * w_step, w_width, L)
@@ -341,8 +316,7 @@ def _convolve_task(
                                     pixel = p // across * down + p % across * step
                                     x_row = read_repeated(z, here + pixel + k * T, T, L)
                                     acc[p] = multiply_add(x_row, w_row, acc[p])
-                        for p in range(P):
-                            sums[p] = sums_of_neighbours(acc[p], T)
+                        add_neighbours(acc, P, T, sums)
                         place_of_tile = (n * out_h + i) // pool_h * (out_w // pool_w) + j // pool_w
                         for q in range(across // pool_w):
                             place, behind = (place_of_tile + q) * O + o, (out_w - j) // pool_w - q - 1

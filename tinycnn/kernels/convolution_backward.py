@@ -26,7 +26,6 @@ from tinycnn.kernels.convolution import (
     NEAR,
     covers_image,
     is_held,
-    pairs_fill_vectors,
     size_of_z,
     terms_at_once,
     way_of,
@@ -44,7 +43,6 @@ from tinycnn.kernels.tile_shape import (
     filled_lanes,
     register_lanes,
     tile_shape,
-    tile_time,
     usable_registers,
 )
 from tinycnn.kernels.vector import (
@@ -94,23 +92,13 @@ def convolve_weight_gradient(
 
     x (N, H, W, C), dy (N, out_h, out_w, O), contiguous and of one dtype -> dw (kh, kw, C, O), db (O,).
     """
-    kernel_h, kernel_w = kernel_size
-    channels, out_channels = x.shape[3], dy.shape[3]
-    w_shape = (*kernel_size, channels, out_channels)
+    w_shape = (*kernel_size, x.shape[3], dy.shape[3])
     if way_of(x.shape, w_shape, x.dtype, dy.shape[1:3], stride, offset) == "winograd":
         return winograd_backward.convolve_backward(x, dy, None, dy.shape[1:3], offset)[1:]
     if covers_image(x.shape, w_shape, dy.shape[1:3], offset):
-        dy = dy.reshape(len(dy), out_channels)
+        dy = dy.reshape(len(dy), -1)
         dw = dense_weight_gradient(x.reshape(len(x), prod(w_shape[:3])), dy)
         return dw.reshape(w_shape), np.add.reduce(dy, axis=0)
-    if pairs_pay_in_dw(dy.shape[2], w_shape, stride[1], x.dtype):
-        dy_pairs = dy.reshape(*dy.shape[:2], dy.shape[2] // 2, 2 * out_channels)
-        dw, db = convolve_weight_gradient(
-            x, dy_pairs, (kernel_h, kernel_w + stride[1]), (stride[0], 2 * stride[1]), offset
-        )
-        dw = dw.reshape(*dw.shape[:3], 2, out_channels)
-        left, right = dw[:, :kernel_w, :, 0], dw[:, stride[1] :, :, 1]
-        return np.add(left, right, out=empty(left.shape, dw.dtype)), np.add.reduce(db.reshape(2, -1), axis=0)
     return direct_weight_gradient(x, dy, dy.shape[1:3], kernel_size, stride, offset)
 
 
@@ -124,12 +112,14 @@ def direct_weight_gradient(
     kernel, T, parts, scratch, sizes = _weight_gradient_plan(
         x.shape, w_shape, x.dtype, output_size, stride, offset, pool, active is not None
     )
-    of_parts = empty((parts, prod(w_shape) + w_shape[3]), x.dtype)  # dw, and db behind it
+    kernel_h, K, O = w_shape[0], prod(w_shape[1:3]), w_shape[3]
+    of_parts = empty((parts, (kernel_h * ceil(K / T) * T + 1) * O), x.dtype)  # dw, and db behind it
     run(kernel, parts, sizes, x, dy, of_parts, winners, active, scratch=scratch)
     gradients = sum_of_parts(of_parts)
-    dw, db = gradients[: -w_shape[3]], gradients[-w_shape[3] :]
-    if T > 1:
-        dw = copy(dw.reshape(-1, w_shape[3], T).swapaxes(1, 2))
+    dw, db = gradients[:-O], gradients[-O:]
+    if T > 1:  # as w in `_rows_side_by_side`
+        rows = copy(dw.reshape(kernel_h, -1, O, T).swapaxes(2, 3))
+        dw = copy(rows.reshape(kernel_h, -1, O)[:, :K])
     return dw.reshape(w_shape), db
 
 
@@ -139,7 +129,7 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
     *kernel_size, channels, out_channels = w_shape
     parts = min(PARTS, x_shape[0])
     A, R, L, T = _weight_gradient_tile(w_shape, dtype)
-    z_size = size_of_z(output_size, kernel_size, stride)
+    z_size = size_of_z(output_size, w_shape, stride, T)
     z_end = scratch_size_for(x_shape, z_size, offset)
     # Tile after tile meets the same rows of z and dy, so only as many at a time as stay near; but at least 32 pixels,
     # or the tile would mostly be fetched and put back. A window of the pool is never cut.
@@ -147,8 +137,8 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
     rows = max(NEAR // row_bytes, ceil(32 / output_size[1]))
     rows = ceil(rows / pool[0]) * pool[0]
     held = (0, 0)
-    if T == 1 and is_held(w_shape):
-        V = L // filled_lanes(out_channels, dtype)
+    if is_held(w_shape, T):
+        V = ceil(L / register_lanes(dtype))
         room = (usable_registers() - 1) // V - A * R
         held = max(n for n in range(1, min(MOST_PIXELS, room) + 1) if output_size[1] % n == 0), stride[1] * channels
     kernel = _weight_gradient_task(A, R, L, T, out_channels % (L // T) == 0, dtype, *pool, relu, *held)
@@ -161,9 +151,9 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
 def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int, int]:
     """(kernel rows, rows of dw below each, numbers in a row, T) of the tile."""
     kernel_h, kernel_w, channels, out_channels = w_shape
-    T, usable = terms_at_once(kernel_w * channels, out_channels, dtype), usable_registers()
-    K, lanes = kernel_w * channels // T, filled_lanes(T * out_channels, dtype)
-    held = T == 1 and is_held(w_shape)
+    T, usable = terms_at_once(w_shape, dtype), usable_registers()
+    K, lanes = ceil(kernel_w * channels / T), filled_lanes(T * out_channels, dtype)
+    held = is_held(w_shape, T)
     if not held and (T == 1 or K >= UNDER_WAY):
         return 1, *tile_shape(K, T * out_channels, dtype), T
     if held and out_channels % (2 * lanes) == 0 and 2 * (kernel_h * K + PIXELS) + 1 <= usable:
@@ -177,18 +167,6 @@ def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[in
 def _bias_sums(L: int, dtype: np.dtype) -> int:
     """How many rows of L channels db is summed in."""
     return SUMS * register_lanes(dtype) // max(L, register_lanes(dtype))
-
-
-@cache
-def pairs_pay_in_dw(out_w: int, w_shape: tuple[int, ...], stride_w: int, dtype: np.dtype) -> bool:
-    """Whether to take two neighbouring pixels for one in dw, which halves the steps; as `_pairs_pay` for y."""
-    _, kernel_w, channels, out_channels = w_shape
-    K, K_pairs = kernel_w * channels, (kernel_w + stride_w) * channels
-    if out_w % 2 or terms_at_once(K, out_channels, dtype) > 1:
-        return False
-    if is_held(w_shape):
-        return pairs_fill_vectors(K, K_pairs, out_channels, dtype)
-    return tile_time(K_pairs, 2 * out_channels, dtype) / 2 < 0.9 * tile_time(K, out_channels, dtype)
 
 
 @in_tasks
@@ -270,7 +248,7 @@ def _weight_gradient_task(
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
             z_h, z_w, stride_h, stride_w, offset_h, offset_w, z_end, sums, rows,
         ) = numbers(sizes, 19)  # fmt: skip
-        K, row, step = kernel_w * C // T, T * O, stride_w * C
+        K, row, step = (kernel_w * C + T - 1) // T, T * O, stride_w * C
         acc = tile(all_sums, L, x)
         z, start, row_size = x, np.intp(0), W * C
         if z_end:
@@ -309,9 +287,10 @@ def _weight_gradient_task(
                                 here = start + (i * stride_h + a) * row_size + k * T
                                 if held_pixels:
                                     for j in range(0, out_w, held_pixels):
-                                        there = dy_start + ((i - i_first) * out_w + j) * O + o
-                                        held = read_rows(dy_rows, there, O, held_pixels, width, held_pixels, L)
-                                        multiply_add_rows(acc, A, row_size, R, 1, z, here + j * step, held, held_step)
+                                        place, there = dy_start + ((i - i_first) * out_w + j) * O + o, here + j * step
+                                        held = read_rows(dy_rows, place, O, held_pixels, width, held_pixels, channels)
+                                        held = repeated(held, T)
+                                        multiply_add_rows(acc, A, row_size, R, T, z, there, held, held_step, T)
                                     continue
                                 for j_first in range(0, out_w, turns):
                                     for turn in range(turns):

@@ -19,19 +19,20 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tinycnn.kernels.llvm import I64, Row, broadcast, instruction, pick, read_lanes
+from tinycnn.kernels.llvm import I64, Row, instruction, pick, read_lanes, read_lanes_repeated
 
 
 @intrinsic(prefer_literal=True)
-def multiply_add_rows(typing_context, acc, groups, group_step, count, step, x, i, rows, row_step):
+def multiply_add_rows(typing_context, acc, groups, group_step, count, step, x, i, rows, row_step, T):
     """acc[g · count + r] += Σ_t x[i + g · group_step + r · step + t · row_step] · rows[t]  for g < groups, r < count.
 
-    Each number of x is loaded once for all the sums that it goes into. All but group_step, i and what the arrays hold
-    must be literals: every multiply-add is written out.
+    x[…] is the number there; or T numbers from there on, over and over (`read_repeated`). Each is loaded once for all
+    the sums that it goes into. All but group_step, i and what the arrays hold must be literals: every multiply-add is
+    written out.
     """
 
     def code(context, builder, signature, arguments):
-        acc_, _, group_step_, _, _, x_, i_, rows_, _ = arguments
+        acc_, _, group_step_, _, _, x_, i_, rows_, _, _ = arguments
         starts = [i_]
         for _ in range(1, groups.literal_value):
             starts.append(builder.add(starts[-1], group_step_))
@@ -41,14 +42,14 @@ def multiply_add_rows(typing_context, acc, groups, group_step, count, step, x, i
                 place = r * step.literal_value + t * row_step.literal_value, g
                 uses.setdefault(place, []).append((g * count.literal_value + r, t))
 
-        def number(place):
-            pointer = builder.gep(x_, [builder.add(starts[place[1]], ir.Constant(I64, place[0]))])
-            return broadcast(builder, builder.load(pointer), rows.dtype.lanes)
+        def row_of_x(place):
+            there_ = builder.add(starts[place[1]], ir.Constant(I64, place[0]))
+            return read_lanes_repeated(context, builder, rows.dtype, x_, there_, T.literal_value)
 
-        _multiply_add_each(context, builder, rows.dtype, acc_, uses, number, rows_)
+        _multiply_add_each(context, builder, rows.dtype, acc_, uses, row_of_x, rows_)
         return context.get_dummy_value()
 
-    return types.void(acc, groups, types.intp, count, step, x, types.intp, rows, row_step), code
+    return types.void(acc, groups, types.intp, count, step, x, types.intp, rows, row_step, T), code
 
 
 @intrinsic(prefer_literal=True)

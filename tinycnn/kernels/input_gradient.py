@@ -38,7 +38,7 @@ from tinycnn.kernels.dense import dense_input_gradient
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import in_tasks, numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import even_tile, tile_shape, tile_time
-from tinycnn.kernels.vector import multiply_add, read, read_repeated, sums_of_neighbours, tile, write, zeros
+from tinycnn.kernels.vector import add_neighbours, multiply_add, read, read_repeated, tile, write, zeros
 
 # At most so many in a tile. The same pixel of all of them goes to the same place of a core's nearest cache where an
 # image is a multiple of 4 KiB long, and there is room for eight.
@@ -82,10 +82,10 @@ def gathering_pays(dy_shape, flipped_shape, dtype, input_size, stride, offset) -
     if way_of(dy_shape, flipped_shape, dtype, input_size, stride, offset) != "direct":
         return False
     products = O * sum(0 <= offset[1] + j - b < W for j in range(out_w) for b in range(kernel_w))
-    P, T = even_tile(N, IMAGES), terms_at_once(O, C, dtype)
+    P, T = even_tile(N, IMAGES), terms_at_once((1, 1, O, C), dtype)
     gathered = ceil(N / P) / N * tile_time(P, T * C, dtype, products / W / T) * products / T
-    K, T = kernel_w * O, terms_at_once(kernel_w * O, C, dtype)
-    return gathered < 0.9 * tile_time(W, T * C, dtype, K / T) * K / T
+    K, T = kernel_w * O, terms_at_once(flipped_shape, dtype)
+    return gathered < 0.9 * tile_time(W, T * C, dtype, ceil(K / T)) * ceil(K / T)
 
 
 def gather(
@@ -95,7 +95,7 @@ def gather(
     C, O = w.shape[2:]
     dx = empty((len(dy), *input_size, C), dy.dtype)
     if dx.size:
-        T = terms_at_once(O, C, dy.dtype)
+        T = terms_at_once((1, 1, O, C), dy.dtype)
         P, L = tile_shape(even_tile(len(dy), IMAGES), T * C, dy.dtype)
         rows = ceil(len(dy) / P) * input_size[0]
         parts = parts_for(rows, dy[..., 0].size * w.size)
@@ -121,7 +121,7 @@ def _gather_task(P: int, L: int, T: int, whole: bool, dtype: np.dtype):
         (
             parts, N, out_h, out_w, O, kernel_h, kernel_w, H, W, C, stride_h, stride_w, padding_h, padding_w,
         ) = numbers(sizes, 14)  # fmt: skip
-        acc = tile(P, L, dy)
+        acc, sums = tile(P, L, dy), tile(P, channels, dy)
         rows, groups, w_rows = (N + P - 1) // P * H, (C + channels - 1) // channels, O // T
         for row in range(part * rows // parts, (part + 1) * rows // parts):
             n, u = min(row // H * P, N - P), row % H  # the last tile may repeat images of the one before it
@@ -144,8 +144,8 @@ def _gather_task(P: int, L: int, T: int, whole: bool, dtype: np.dtype):
                                     dy_p = here + p * out_h * out_w * O + o * T
                                     acc[p] = multiply_add(read_repeated(dy, dy_p, T, L), w_row, acc[p])
                     written = channels if whole else width_before(W - v - 1, C, width, channels)
+                    add_neighbours(acc, P, T, sums)
                     for p in range(P):
-                        result = sums_of_neighbours(acc[p], T)
-                        write(dx, (((n + p) * H + u) * W + v) * C + c, result, written)
+                        write(dx, (((n + p) * H + u) * W + v) * C + c, sums[p], written)
 
     return gather_tiles

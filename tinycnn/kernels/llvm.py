@@ -76,6 +76,14 @@ def read_lanes(context, builder, row: Row, array_, i_, width_):
     return builder.load(slot)
 
 
+def read_lanes_repeated(context, builder, row: Row, array_, i_, count: int):
+    """A row of array[i : i + count], over and over."""
+    if count == 1:
+        return broadcast(builder, builder.load(builder.gep(array_, [i_])), row.lanes)
+    numbers_ = read_lanes(context, builder, Row(row.dtype, count), array_, i_, count)
+    return pick(builder, numbers_, numbers_, [lane % count for lane in range(row.lanes)])
+
+
 def write_lanes(context, builder, row: Row, array_, i_, row_, width_):
     """array[i : i + width] = row. width_: what `known` returned."""
     pointer = builder.bitcast(builder.gep(array_, [i_]), row_.type.as_pointer())

@@ -25,7 +25,6 @@ from tinycnn.kernels.convolution_backward import (
     convolve_backward,
     convolve_weight_gradient,
     direct_weight_gradient,
-    pairs_pay_in_dw,
 )
 from tinycnn.kernels.elementwise import BYTE, relu, relu_backward
 from tinycnn.kernels.memory import empty
@@ -110,11 +109,7 @@ def weight_gradient(
     by_winograd = way_of(x.shape, w_shape, x.dtype, output_size, stride, offset) == "winograd"
     if by_winograd and pool in WINOGRAD_POOLS:
         return winograd_backward.convolve_backward(x, dy, None, output_size, offset, winners, active)[1:]
-    direct = not (
-        by_winograd
-        or covers_image(x.shape, w_shape, output_size, offset)
-        or pairs_pay_in_dw(output_size[1], w_shape, stride[1], x.dtype)
-    )
+    direct = not by_winograd and not covers_image(x.shape, w_shape, output_size, offset)
     possible = active is not None if pool == NONE else winners.dtype == BYTE  # for the kernel to undo them
     if direct and possible:
         return direct_weight_gradient(x, dy, output_size, kernel_size, stride, offset, pool, winners, active)

@@ -11,8 +11,8 @@ in its registers. So a kernel works on *rows*, each L numbers side by side, and 
     zeros(like, L)                            a row of zeros
     read_rows, write_rows                     several rows at once, some numbers apart
     read_repeated(a, i, T, L)                 a row of a[i : i + T], over and over
-    repeated(row, T)                          each number of a row T times, side by side
-    sums_of_neighbours(row, T)                the sums of T numbers each that stand side by side
+    repeated(rows, T)                         each number of one or more rows T times, side by side
+    add_neighbours(acc, P, T, sums)           sums[p] = the sums of T numbers each that stand side by side in acc[p]
     transpose(rows)                           a square of rows, its columns as rows
     greater_or_nan, greater, equals           comparisons, lane by lane: a mask
     select(mask, a, b)                        a where the mask is true, else b
@@ -60,6 +60,7 @@ from tinycnn.kernels.llvm import (
     known,
     pick,
     read_lanes,
+    read_lanes_repeated,
     truncated,
     write_lanes,
 )
@@ -182,38 +183,59 @@ def read_repeated(typing_context, array, i, count, lanes):
     row = Row(array.dtype, lanes.literal_value)
 
     def code(context, builder, signature, arguments):
-        if count.literal_value == 1:
-            return broadcast(builder, builder.load(builder.gep(*arguments[:1], [arguments[1]])), row.lanes)
-        few = Row(array.dtype, count.literal_value)
-        numbers_ = read_lanes(context, builder, few, *arguments[:2], few.lanes)
-        return pick(builder, numbers_, numbers_, [lane % few.lanes for lane in range(row.lanes)])
+        return read_lanes_repeated(context, builder, row, *arguments[:2], count.literal_value)
 
     return row(array, types.intp, count, lanes), code
 
 
 @intrinsic(prefer_literal=True)
-def repeated(typing_context, row, count):
-    """Each number of the row so many times, side by side."""
+def repeated(typing_context, rows, count):
+    """Each number of a row so many times, side by side. rows: one, or a tuple of them."""
+    row = rows if isinstance(rows, Row) else rows.dtype
     result = Row(row.dtype, row.lanes * count.literal_value)
 
     def code(context, builder, signature, arguments):
-        return pick(builder, *arguments[:1] * 2, [lane // count.literal_value for lane in range(result.lanes)])
+        def of_one(row_):
+            return pick(builder, row_, row_, [lane // count.literal_value for lane in range(result.lanes)])
 
-    return result(row, count), code
+        if rows is row:
+            return of_one(arguments[0])
+        values = [of_one(builder.extract_value(arguments[0], number)) for number in range(rows.count)]
+        return context.make_tuple(builder, signature.return_type, values)
+
+    return (result if rows is row else types.UniTuple(result, rows.count))(rows, count), code
 
 
 @intrinsic(prefer_literal=True)
-def sums_of_neighbours(typing_context, row, count):
-    """A row of the sums of so many numbers each that stand side by side; a power of two."""
+def add_neighbours(typing_context, acc, count, T, sums):
+    """sums[p] = the sums of T numbers each that stand side by side in acc[p], for p < count. T: a power of two.
+
+    Of two rows one shuffle picks the even lanes and another the odd ones, and their sum is one row. So T rows become
+    one, which takes half as long as to add them up one by one.
+    """
+    lanes, T_ = acc.dtype.lanes, T.literal_value
 
     def code(context, builder, signature, arguments):
-        sums_, lanes = arguments[0], row.lanes
-        while lanes > row.lanes // count.literal_value:
-            even_, odd_ = (pick(builder, sums_, sums_, range(first, lanes, 2)) for first in (0, 1))
-            sums_, lanes = builder.fadd(even_, odd_), lanes // 2
-        return sums_
+        def slot(rows, rows_, p):
+            pointer = context.get_value_type(rows.dtype).as_pointer()
+            return builder.gep(builder.bitcast(rows_, pointer), [ir.Constant(I64, p)])
 
-    return Row(row.dtype, row.lanes // count.literal_value)(row, count), code
+        def sums_of_two(a_, b_):
+            return builder.fadd(*(pick(builder, a_, b_, range(first, 2 * lanes, 2)) for first in (0, 1)))
+
+        acc_, _, _, sums_ = arguments
+        for first in range(0, count.literal_value, T_):
+            here = range(first, min(first + T_, count.literal_value))
+            rows = [builder.load(slot(acc, acc_, p)) for p in here]
+            rows += rows[:1] * (T_ - len(rows))
+            while len(rows) > 1:
+                rows = [sums_of_two(a_, b_) for a_, b_ in zip(rows[::2], rows[1::2], strict=True)]
+            for t, p in enumerate(here):
+                own = range(t * lanes // T_, (t + 1) * lanes // T_)
+                builder.store(pick(builder, rows[0], rows[0], own), slot(sums, sums_, p))
+        return context.get_dummy_value()
+
+    return types.void(acc, count, T, sums), code
 
 
 @intrinsic
