@@ -10,7 +10,7 @@ With a row x = 1 2 3 of one channel, a kernel of two and so dy = 10 100, it is d
 dw[1] = 2·10 + 3·100.
 
 Some kinds of shapes take another way here as well: `winograd_backward.py`; pixels of dy that stay in registers
-(`held_pixels`); two pixels as one (`pairs_pay_in_dw`); kernels as large as the image (`dense.py`). And the weight
+(`held_pixels`); T rows of dw in one (`terms_at_once`); kernels as large as the image (`dense.py`). And the weight
 gradient can begin with what a ReLU and a pool in front of dy do on the way back (`pooled_convolution.py`).
 
 What this file is not: loops for the gradient by x; they are in `input_gradient.py`.
@@ -96,7 +96,7 @@ def convolve_weight_gradient(
     if way_of(x.shape, w_shape, x.dtype, dy.shape[1:3], stride, offset) == "winograd":
         return winograd_backward.convolve_backward(x, dy, None, dy.shape[1:3], offset)[1:]
     if covers_image(x.shape, w_shape, dy.shape[1:3], offset):
-        dy = dy.reshape(len(dy), -1)
+        dy = dy.reshape(len(dy), w_shape[3])
         dw = dense_weight_gradient(x.reshape(len(x), prod(w_shape[:3])), dy)
         return dw.reshape(w_shape), np.add.reduce(dy, axis=0)
     return direct_weight_gradient(x, dy, dy.shape[1:3], kernel_size, stride, offset)
