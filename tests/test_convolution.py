@@ -62,6 +62,7 @@ OVERLAPPING_TILES = ((2, 8, 13, 3), (5, 2), 17, (1, 1), (0, 0))  # with AVX-512 
 
 FEW_FILTERS = ((3, 9, 13, 4), (3, 3), 3, (1, 2), (1, 1))  # two or four terms of a sum at once, in rows not filled up
 ODD_ROWS = ((3, 9, 13, 3), (4, 5), 3, (1, 1), (0, 0))  # whose last step takes what is behind the kernel
+MANY_ODD_ROWS = ((3, 9, 13, 9), (3, 7), 4, (1, 2), (1, 1))  # so many that they don't stay in registers
 ODD_FIRST_LAYER = ((9, 28, 28, 1), (5, 5), 6, (1, 1), (2, 2))  # the same with rows of w that stay in registers
 FEW_ROWS = ((3, 7, 9, 6), (1, 1), 4, (1, 1), (0, 0))  # and in dw pixels take turns, and one is left over
 FEW_CHANNELS = ((9, 7, 9, 4), (3, 2), 8, (2, 2), (1, 0))  # and in dx, across images
@@ -77,6 +78,7 @@ FEW_CHANNELS = ((9, 7, 9, 4), (3, 2), 8, (2, 2), (1, 0))  # and in dx, across im
 @example(OVERLAPPING_TILES, 0)
 @example(FEW_FILTERS, 0)
 @example(ODD_ROWS, 0)
+@example(MANY_ODD_ROWS, 0)
 @example(ODD_FIRST_LAYER, 0)
 @example(FEW_ROWS, 0)
 @example(FEW_CHANNELS, 0)
@@ -116,7 +118,7 @@ equals_reference = test_convolution_equals_reference.hypothesis.inner_test
 winograd_equals_reference = test_winograd_equals_reference.hypothesis.inner_test
 narrow = test_convolution_from_many_to_few_channels.hypothesis.inner_test
 cases = WHOLE_IMAGE, LEFT_OVER_ROWS, FIRST_LAYER, WIDE_PADDING, MANY_CHANNELS, OVERLAPPING_TILES
-for case in (*cases, FEW_FILTERS, ODD_ROWS, ODD_FIRST_LAYER, FEW_ROWS, FEW_CHANNELS):
+for case in (*cases, FEW_FILTERS, ODD_ROWS, MANY_ODD_ROWS, ODD_FIRST_LAYER, FEW_ROWS, FEW_CHANNELS):
     equals_reference(np.float32, case, 0)
 winograd_equals_reference(np.float32, 2, (10, 13), 17, 40, (1, 0), 0)
 winograd_equals_reference(np.float32, 2, (10, 13), 9, 12, (1, 0), 0)
@@ -141,7 +143,7 @@ def test_convolution_equals_reference_on_another_processor(tmp_path, processor, 
 
 @pytest.mark.parametrize(("kernel", "behind"), [((2, 3), 0), ((3, 3), 0), ((2, 3), 1)])
 def test_several_terms_at_once_stay_apart(random, kernel, behind):
-    """What is not a number is so where it is seen, or in the column behind the kernel, and no bias is rounded."""
+    """What is not a number is so where it is seen, or in a column behind the kernel, and no bias is rounded."""
     channels = 4 - behind  # of four, every T divides a row of w
     x, w, b = (random.normal(size=s).astype(np.float32) for s in ((2, 6, 9, channels), (*kernel, channels, 3), (3,)))
     out = 7 - kernel[0], 7
@@ -156,15 +158,17 @@ def test_several_terms_at_once_stay_apart(random, kernel, behind):
     np.testing.assert_array_equal(y[1], np.broadcast_to(b, (*out, 3)))
 
 
-def test_several_terms_at_once_read_nothing_behind_x(random):
-    """Where T does not divide a row of w, the last step takes what comes behind it: zeros."""
-    around = np.full(1000, np.nan, np.float32)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel_w", [3, 5, 9])
+def test_several_terms_at_once_read_nothing_behind_x(random, dtype, kernel_w):
+    """Where T does not divide a row of w, the last step takes what comes behind it, some columns: zeros."""
+    around = np.full(1000, np.nan, dtype)
     x = around[400:463].reshape(1, 7, 9, 1)
     x[:] = random.normal(size=x.shape)
-    w, b = random.normal(size=(3, 3, 1, 4)).astype(np.float32), np.zeros(4, np.float32)
-    y = convolve(x, w, b, (5, 7))
+    w, b = random.normal(size=(3, kernel_w, 1, 2)).astype(dtype), np.zeros(2, dtype)
+    y = convolve(x, w, b, (5, 10 - kernel_w))
     assert np.isfinite(y).all()
-    dw, _ = convolve_weight_gradient(x, y, (3, 3))
+    dw, _ = convolve_weight_gradient(x, y, (3, kernel_w))
     assert np.isfinite(dw).all()
 
 

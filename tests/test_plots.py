@@ -82,6 +82,14 @@ def test_confusion_has_room_for_its_counts(classes):
     assert all(text.get_window_extent(renderer).width < cell for text in axes.texts)
 
 
+def test_confusion_of_a_thousand_classes_is_no_larger(tmp_path):
+    figure = plots.confusion(np.ones((1000, 1000), int))
+    assert max(figure.get_size_inches()) < 30
+    assert not figure.axes[0].texts
+    assert len(figure.axes[0].get_xticks()) <= 64
+    plots.save(figure, tmp_path / "confusion.png")
+
+
 def test_reliability_shows_what_is_right_beside_what_was_said(tmp_path):
     rows = np.array([[0, 0, 0], [0, 0, 0], [0.7, 0.9, 10], [0.95, 0.8, 1200]])
     figure = plots.reliability(rows, 0.1234)

@@ -102,7 +102,7 @@ def test_filled_lanes(monkeypatch, registers, columns, expected):
         ((64, 32), 5, 1, 8, 2),  # three steps for five terms
         ((64, 32), 5, 1, 1, 8),  # one; sixteen at once would be no fewer
         ((64, 32), 1, 16, 1, 16),
-        ((64, 32), 1, 15, 8, 1),  # behind a single column nothing may be read
+        ((64, 32), 1, 15, 8, 1),  # for a single column T divides them
         ((64, 32), 1, 6, 4, 2),
         ((32, 16), 5, 8, 8, 1),
         ((32, 16), 5, 8, 4, 2),
@@ -195,7 +195,7 @@ for name, rows, task in (
     ("its weight gradient", P, convolution_backward._weight_gradient_task(1, P, L, 1, True, float32)),
     ("terms", one[0], convolution._convolve_task(*one, 2, True, float32, 1, 1, False, 0, 8)),
     ("terms, dw", one[0], convolution_backward._weight_gradient_task(1, *one, 2, True, float32)),
-    ("terms, dw of few", 8, convolution_backward._weight_gradient_task(2, 2, S, 2, False, float32, 2, 2, True)),
+    ("terms, dw by turns", 8, convolution_backward._weight_gradient_task(1, 4, S, 2, False, float32, 2, 2, True)),
     ("terms, dx", one[0], input_gradient._gather_task(*one, 2, True, float32)),
     ("held", 12 * 5, convolution._convolve_task(12, S, 1, True, float32, 1, 1, False, 5, 1)),
     ("held, with a pool", 8 * 3, convolution._convolve_task(8, S, 1, False, float32, 2, 2, True, 3, 1)),

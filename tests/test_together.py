@@ -104,6 +104,13 @@ def test_large_windows(pool, relu, random):
     assert_same_training(model, random.normal(size=(3, *model.input_shape)).astype(np.float32), random)
 
 
+@pytest.mark.parametrize(("channels", "filters"), [(3, 10), (6, 4)])
+def test_images_that_dw_takes_in_pieces(channels, filters, random):
+    """The pieces end elsewhere if no window of a pool may be cut, and in a small tile pixels take turns."""
+    model = Sequential([Conv2D(filters, 1), MaxPool2D(2), ReLU()], (24, 64, channels))
+    assert_same_training(model, random.normal(size=(2, *model.input_shape)).astype(np.float32), random)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @given(
     size=st.tuples(st.integers(5, 14), st.integers(5, 14)),

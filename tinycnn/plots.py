@@ -46,18 +46,20 @@ def learning_curves(history: list[dict]) -> Figure:
 
 def confusion(matrix: np.ndarray) -> Figure:
     """matrix (K, K): counts of true class (row) against predicted class (column). The colours show mistakes only."""
-    size = max(1, len(matrix) / 16)  # there is room for the counts of 16 classes; for more the picture grows
+    # There is room for the counts of 16 classes. For more the picture grows, but not without end: above 64 it has none.
+    size = min(max(1, len(matrix) / 16), 4)
     figure = Figure(figsize=(6.4 * size, 5.6 * size))
     axes = figure.add_axes((0.08, 0.1, 0.77, 0.8))
     mistakes = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
     image = axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(1, mistakes.max()))
     for (i, j), count in np.ndenumerate(matrix):
-        if count:
+        if count and len(matrix) <= 64:
             dark = mistakes[i, j] > 0.6 * max(1, mistakes.max())
             axes.text(j, i, str(count), ha="center", va="center", fontsize=8, color="white" if dark else "black")
     right = np.trace(matrix) / max(1, matrix.sum())
     axes.set(title=f"Confusion matrix: {right:.2%} right", xlabel="taken for", ylabel="true class")
-    axes.set(xticks=range(len(matrix)), yticks=range(len(matrix)))
+    ticks = range(0, len(matrix), ceil(len(matrix) / 64))
+    axes.set(xticks=ticks, yticks=ticks)
     bar = figure.add_axes((0.87, 0.1, 0.025, 0.8))
     figure.colorbar(image, cax=bar, label="mistakes").locator = MaxNLocator(integer=True)
     return figure

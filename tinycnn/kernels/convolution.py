@@ -150,10 +150,10 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, pool=(1, 1), relu
 
 
 def in_columns(w: np.ndarray, L: int, T: int) -> np.ndarray:
-    """w (kh, kw, C, O) -> (groups, kh · kw · C / T, L): L output channels in a group (or zeros), row after row.
+    """w (kh, kw, C, O) -> (groups, rows, L): L output channels in a group (or zeros), row after row.
 
     In w they are O numbers apart, and where that is a power of two they compete for the same places in a CPU's cache.
-    T > 1: a row is T rows of w, number by number (`terms_at_once`).
+    T > 1: L / T channels, in rows of which each is T rows of w, number by number (`terms_at_once`).
     """
     if T > 1:
         w = _rows_side_by_side(w, T)
@@ -167,14 +167,14 @@ def in_columns(w: np.ndarray, L: int, T: int) -> np.ndarray:
 
 
 def _rows_side_by_side(w: np.ndarray, T: int) -> np.ndarray:
-    """w (kh, kw, C, O) -> (kh, kw · C / T, 1, O · T): T rows number by number. Those that are missing are zeros."""
+    """w (kh, kw, C, O) -> (kh, ⌈kw · C / T⌉, 1, O · T): T rows number by number. Those that are missing are zeros."""
     kernel_h, K, O = w.shape[0], prod(w.shape[1:3]), w.shape[3]
     filled = empty((kernel_h, ceil(K / T) * T, O), w.dtype)
     filled[:, :K], filled[:, K:] = w.reshape(kernel_h, K, O), 0
     return copy(filled.reshape(kernel_h, -1, T, O).swapaxes(2, 3)).reshape(kernel_h, -1, 1, O * T)
 
 
-def is_held(w_shape: tuple[int, ...], T: int = 1) -> bool:
+def is_held(w_shape: tuple[int, ...], T: int) -> bool:
     """Whether the rows of w of one kernel row, or pixels of dy, are to stay in registers beside the sums."""
     kernel_h, K = w_shape[0], w_shape[1] * w_shape[2]
     return ceil(K / T) <= HELD and kernel_h * K >= WORTH_HOLDING
@@ -189,8 +189,9 @@ def terms_at_once(w_shape: tuple[int, ...], dtype: np.dtype) -> int:
 
         x0 x1 x0 x1  times  w00 w10 w01 w11      (w[k, o])
 
-    If T does not divide K, the last step also takes what comes behind, times zeros (so a NaN in the column to the right
-    of the kernel spoils y: 0 · NaN is NaN). That z has to have; for kernels one column wide it would not pay.
+    If T does not divide K, the last step also takes what comes behind, times zeros, and z has to have it (`size_of_z`).
+    (So a NaN or an infinity there, in columns to the right of the kernel, spoils y: 0 · NaN is NaN.) With a kernel of
+    one column that would not pay: there T always divides K, which `input_gradient.gather` relies on.
     """
     _, kernel_w, channels, out_channels = w_shape
     T, K = 1, kernel_w * channels
@@ -294,8 +295,9 @@ def _convolve_task(
                 # group repeats channels of the one before it, if there is one.
                 o = group if columns else min(group, max(0, O - channels))
                 width = channels if whole else min(channels, O - o)
-                w_start, w_step, w_width = (o * kernel_h * rows_of_w, L, L) if T > 1 or columns else (o, O, width)
-                bias_row = 1 / T * repeated(read(bias, o, width, channels), T)  # T of these are the bias, exactly
+                # (If T > 1, there are columns. The compiler is to know that.)
+                w_start, w_step, w_width = (o * kernel_h * rows_of_w, L, L) if columns or T > 1 else (o, O, width)
+                bias_row = 1 / T * repeated(read(bias, o, width, channels), T)  # T of these are the bias
                 for i in range(i_first, i_last, pool_h):
                     for tile_j in range(0, out_w, across):
                         j = min(tile_j, out_w - across)  # the last tile may repeat pixels of the one before it

@@ -2,7 +2,7 @@
 `convolve_backward`. The formulas are in `tinycnn/reference.py`.
 
 The weight gradient is the forward's sum read the other way: the tile is A rows of the kernel × R of the rows of dw that
-belong to each × L output channels, and each row of dy that is loaded serves all of them:
+belong to each × some output channels, and each row of dy that is loaded serves all of them:
 
     dw[a, k, :] = Σ_{n,i,j}  x[n, i·stride + a, j·stride·C + k] · dy[n, i, j, :]
 
@@ -39,7 +39,6 @@ from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.padding import scratch_size_for, set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.tile_shape import (
-    MOST_ROWS,
     filled_lanes,
     register_lanes,
     tile_shape,
@@ -117,7 +116,7 @@ def direct_weight_gradient(
     run(kernel, parts, sizes, x, dy, of_parts, winners, active, scratch=scratch)
     gradients = sum_of_parts(of_parts)
     dw, db = gradients[:-O], gradients[-O:]
-    if T > 1:  # as w in `_rows_side_by_side`
+    if T > 1:  # back from how w is in `_rows_side_by_side`
         rows = copy(dw.reshape(kernel_h, -1, O, T).swapaxes(2, 3))
         dw = copy(rows.reshape(kernel_h, -1, O)[:, :K])
     return dw.reshape(w_shape), db
@@ -153,14 +152,12 @@ def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[in
     kernel_h, kernel_w, channels, out_channels = w_shape
     T, usable = terms_at_once(w_shape, dtype), usable_registers()
     K, lanes = ceil(kernel_w * channels / T), filled_lanes(T * out_channels, dtype)
-    held = is_held(w_shape, T)
-    if not held and (T == 1 or K >= UNDER_WAY):
+    if not is_held(w_shape, T):
         return 1, *tile_shape(K, T * out_channels, dtype), T
-    if held and out_channels % (2 * lanes) == 0 and 2 * (kernel_h * K + PIXELS) + 1 <= usable:
+    if out_channels % (2 * lanes) == 0 and 2 * (kernel_h * K + PIXELS) + 1 <= usable:
         return kernel_h, K, 2 * lanes, T
-    room = usable - PIXELS - 1
-    most = min(kernel_h, (room if held else min(room, MOST_ROWS)) // K)
-    A = min(range(1, most + 1), key=lambda A: (ceil(kernel_h / A) * max(A * K, UNDER_WAY), -A))
+    most = (usable - PIXELS - 1) // K
+    A = min(range(1, min(kernel_h, most) + 1), key=lambda A: (ceil(kernel_h / A) * max(A * K, UNDER_WAY), -A))
     return A, K, lanes, T
 
 
@@ -230,7 +227,7 @@ def _weight_gradient_task(
     held_pixels: int = 0,
     held_step: int = 0,
 ):
-    """The tile of convolution.py the other way round: A × R rows of dw × L output channels, a few image rows at a time.
+    """The tile of convolution.py the other way round: A × R·T rows of dw × L / T channels, a few image rows at a time.
 
     With a pool of more than 1 × 1 or a ReLU, dy is the gradient by their output.
     T, whole: as in convolution.py. A row of dw is T · O numbers here, and has T of its rows side by side.
@@ -281,8 +278,6 @@ def _weight_gradient_task(
                             k = min(tile_k, K - R)
                             for p in range(P):
                                 acc[p] = read(of_parts, dw + ((a + p // R) * K + k + p % R) * row + o, T * width, L)
-                            for p in range(P, all_sums):
-                                acc[p] = zeros(x, L)
                             for i in range(i_first, i_last):
                                 here = start + (i * stride_h + a) * row_size + k * T
                                 if held_pixels:
@@ -292,20 +287,21 @@ def _weight_gradient_task(
                                         held = repeated(held, T)
                                         multiply_add_rows(acc, A, row_size, R, T, z, there, held, held_step, T)
                                     continue
+                                for p in range(P, all_sums):
+                                    acc[p] = zeros(x, L)
                                 for j_first in range(0, out_w, turns):
                                     for turn in range(turns):
                                         j = j_first + turn
-                                        if turn > 0 and j >= out_w:
+                                        if turn > 0 and j >= out_w:  # the first one's turn always comes
                                             continue
                                         place = dy_start + ((i - i_first) * out_w + j) * O + o
                                         dy_row = repeated(read(dy_rows, place, width, channels), T)
-                                        for p in range(P):
-                                            there = here + j * step + p // R * row_size + p % R * T
-                                            x_row = read_repeated(z, there, T, L)
+                                        for p in range(P):  # A is 1
+                                            x_row = read_repeated(z, here + j * step + p * T, T, L)
                                             acc[turn * P + p] = multiply_add(x_row, dy_row, acc[turn * P + p])
-                            for turn in range(1, turns):
-                                for p in range(P):
-                                    acc[p] = acc[p] + acc[turn * P + p]
+                                for turn in range(1, turns):
+                                    for p in range(P):
+                                        acc[p] = acc[p] + acc[turn * P + p]
                             for p in range(P):
                                 # The rows before were already summed by the tile before.
                                 if a + p // R >= tile_a and k + p % R >= tile_k:

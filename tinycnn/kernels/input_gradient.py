@@ -16,7 +16,7 @@ with zeros between.
 Here the tile (see vector.py) is the same pixel of P images × L channels of x. All of it sees the same dy and the same
 w, so zeros are neither made nor multiplied: the loops go over the dy that are there.
 
-What this file is not: it has no way of its own to few channels; `narrow_convolution.py` has.
+What this file is not: it has no way of its own to very few channels; `narrow_convolution.py` has.
 """
 
 from functools import cache, lru_cache
@@ -77,15 +77,16 @@ def gathering_pays(dy_shape, flipped_shape, dtype, input_size, stride, offset) -
     (N, _, out_w, _), (_, kernel_w, O, C), W = dy_shape, flipped_shape, input_size[1]
     if stride != (1, 1):
         return True
-    if min(N, out_w) == 0 or is_held(flipped_shape):
+    T = terms_at_once(flipped_shape, dtype)
+    if min(N, out_w) == 0 or is_held(flipped_shape, T):
         return False
     if way_of(dy_shape, flipped_shape, dtype, input_size, stride, offset) != "direct":
         return False
     products = O * sum(0 <= offset[1] + j - b < W for j in range(out_w) for b in range(kernel_w))
-    P, T = even_tile(N, IMAGES), terms_at_once((1, 1, O, C), dtype)
-    gathered = ceil(N / P) / N * tile_time(P, T * C, dtype, products / W / T) * products / T
-    K, T = kernel_w * O, terms_at_once(flipped_shape, dtype)
-    return gathered < 0.9 * tile_time(W, T * C, dtype, ceil(K / T)) * ceil(K / T)
+    P, T_gathered, K = even_tile(N, IMAGES), terms_at_once((1, 1, O, C), dtype), ceil(kernel_w * O / T)
+    steps = products / T_gathered
+    gathered = ceil(N / P) / N * tile_time(P, T_gathered * C, dtype, steps / W) * steps
+    return gathered < 0.9 * tile_time(W, T * C, dtype, K) * K
 
 
 def gather(

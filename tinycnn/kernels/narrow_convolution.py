@@ -1,7 +1,8 @@
 """Convolution to few output channels, as the input gradient of a first layer is one: `convolve`.
 
-The tile of convolution.py has output channels side by side, and would leave most lanes of a vector empty. Here a row
-is L channels of the input, a *chunk*, and each sum is a row as well, whose lanes are added up at its end:
+The tile of convolution.py has output channels side by side, and of each perhaps some terms of its sum. Here there are
+terms only: a row is L channels of the input, a *chunk*, and each sum is a row as well, whose lanes are added up at its
+end:
 
     acc[p, o] = Σ_a Σ_chunks Σ_t  z[n, i·stride_h + a, (j + p)·stride_w + t, chunk] · w[a, t, chunk, o]    (rows)
     y[n, i, j + p, o] = bias[o] + the sum of the lanes of acc[p, o]
@@ -29,11 +30,14 @@ MOST_SUMS = 16  # in a tile: more gain nothing
 
 @cache
 def pays(w_shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    """Whether a pixel takes less than half the multiply-adds of rows: to add up lanes takes time as well.
+    """Whether this is faster than the tile of convolution.py; the limits are measured.
 
-    Here they are one for each chunk and output channel, in convolution.py one for each channel.
+    Here a chunk takes a multiply-add of rows for each output channel, there so many channels would take at least half
+    as many as they are. And a tile of a kernel with one column is over so soon that adding up the lanes counts.
     """
-    channels, out_channels = w_shape[2:]
+    _, kernel_w, channels, out_channels = w_shape
+    if kernel_w == 1 and out_channels > 1:
+        return False
     return 2 * ceil(channels / filled_lanes(channels, dtype)) * out_channels < channels
 
 

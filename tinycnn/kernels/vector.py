@@ -217,8 +217,7 @@ def add_neighbours(typing_context, acc, count, T, sums):
 
     def code(context, builder, signature, arguments):
         def slot(rows, rows_, p):
-            pointer = context.get_value_type(rows.dtype).as_pointer()
-            return builder.gep(builder.bitcast(rows_, pointer), [ir.Constant(I64, p)])
+            return _slot(context, builder, rows, rows_, ir.Constant(I64, p))
 
         def sums_of_two(a_, b_):
             return builder.fadd(*(pick(builder, a_, b_, range(first, 2 * lanes, 2)) for first in (0, 1)))
