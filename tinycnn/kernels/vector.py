@@ -213,7 +213,7 @@ def add_neighbours(typing_context, acc, count, T, sums):
     Of two rows one shuffle picks the even lanes and another the odd ones, and their sum is one row. So T rows become
     one, which takes half as long as to add them up one by one.
     """
-    lanes, T_ = acc.dtype.lanes, T.literal_value
+    lanes, together = acc.dtype.lanes, T.literal_value
 
     def code(context, builder, signature, arguments):
         def slot(rows, rows_, p):
@@ -223,14 +223,14 @@ def add_neighbours(typing_context, acc, count, T, sums):
             return builder.fadd(*(pick(builder, a_, b_, range(first, 2 * lanes, 2)) for first in (0, 1)))
 
         acc_, _, _, sums_ = arguments
-        for first in range(0, count.literal_value, T_):
-            here = range(first, min(first + T_, count.literal_value))
+        for first in range(0, count.literal_value, together):
+            here = range(first, min(first + together, count.literal_value))
             rows = [builder.load(slot(acc, acc_, p)) for p in here]
-            rows += rows[:1] * (T_ - len(rows))
+            rows += rows[:1] * (together - len(rows))  # any will do
             while len(rows) > 1:
                 rows = [sums_of_two(a_, b_) for a_, b_ in zip(rows[::2], rows[1::2], strict=True)]
             for t, p in enumerate(here):
-                own = range(t * lanes // T_, (t + 1) * lanes // T_)
+                own = range(t * lanes // together, (t + 1) * lanes // together)
                 builder.store(pick(builder, rows[0], rows[0], own), slot(sums, sums_, p))
         return context.get_dummy_value()
 
