@@ -295,7 +295,7 @@ def _convolve_task(
                 # group repeats channels of the one before it, if there is one.
                 o = group if columns else min(group, max(0, O - channels))
                 width = channels if whole else min(channels, O - o)
-                # (If T > 1, there are columns. The compiler is to know that.)
+                # If T > 1, there are columns: to ask for T as well lets the compiler know it.
                 w_start, w_step, w_width = (o * kernel_h * rows_of_w, L, L) if columns or T > 1 else (o, O, width)
                 bias_row = 1 / T * repeated(read(bias, o, width, channels), T)  # T of these are the bias
                 for i in range(i_first, i_last, pool_h):

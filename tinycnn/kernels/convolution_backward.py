@@ -38,12 +38,7 @@ from tinycnn.kernels.input_gradient import convolve_input_gradient
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.padding import scratch_size_for, set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
-from tinycnn.kernels.tile_shape import (
-    filled_lanes,
-    register_lanes,
-    tile_shape,
-    usable_registers,
-)
+from tinycnn.kernels.tile_shape import filled_lanes, register_lanes, tile_shape, usable_registers
 from tinycnn.kernels.vector import (
     clear_numbers,
     equals,

@@ -48,8 +48,8 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = inf, mul
                     because only AVX-512 writes some lanes of a vector as fast as all
 
     Tiles that stick out of the output do work for nothing: 13 rows are better one tile of 13 than two of 7. That is why
-    the best shape depends on the output. P never exceeds `rows`, and MOST_ROWS.
-    It is a multiple of `multiple`, which must be at most 7.
+    the best shape depends on the output. P never exceeds `rows` and MOST_ROWS. It is a multiple of `multiple`, which
+    must be at most 7.
     """
     lanes = filled_lanes(columns, dtype)
     usable = usable_registers()
