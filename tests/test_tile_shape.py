@@ -203,7 +203,7 @@ for name, rows, task in (
     ("held, terms, dw", 36, convolution_backward._weight_gradient_task(3, 3, S, 2, True, float32, 2, 2, True, 4, 1)),
     ("held, dw", 40, convolution_backward._weight_gradient_task(2, 5, S, 1, True, float32, 2, 2, True, 4, 1)),
     ("its input gradient", P, input_gradient._gather_task(P, L, 1, False, float32)),
-    ("narrow", 2 * 2 * 3, narrow_convolution._task(2, 3, S, 3, S + 3, 2, (1, 1), (1, 1), float32)),
+    ("narrow", 2 * 2 * 3, narrow_convolution._task(2, 3, S, 3, S + 3, 2, (1, 1), (1, 1), (1, 2), float32)),
     ("dense", P, dense._product_task(P, L, float32)),
     ("its weight gradient", P, dense._product_task(P, L, float32, True)),
     ("patches", dx[0], winograd._convolve_task(*dx, True, S, float32)),

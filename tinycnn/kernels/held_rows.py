@@ -16,7 +16,6 @@ from itertools import product
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tinycnn.kernels.llvm import I64, Row, instruction, pick, read_lanes, read_lanes_repeated
@@ -46,50 +45,62 @@ def multiply_add_rows(typing_context, acc, groups, group_step, count, step, x, i
             there_ = builder.add(starts[place[1]], ir.Constant(I64, place[0]))
             return read_lanes_repeated(context, builder, rows.dtype, x_, there_, T.literal_value)
 
-        _multiply_add_each(context, builder, rows.dtype, acc_, uses, row_of_x, rows_)
+        rows_of_w = [builder.extract_value(rows_, t) for t in range(rows.count)]
+        _multiply_add_each(context, builder, rows.dtype, acc_, uses, row_of_x, rows_of_w)
         return context.get_dummy_value()
 
     return types.void(acc, groups, types.intp, count, step, x, types.intp, rows, row_step, T), code
 
 
 @intrinsic(prefer_literal=True)
-def multiply_add_windows(typing_context, acc, count, stride, outputs, x, i, column, width, spread, pixel, lanes, rows):
-    """acc[p · outputs + o] += Σ_t z[column + p · stride + t] · rows[t · outputs + o]  for p < count.
+def multiply_add_windows(
+    typing_context, acc, count, stride, outputs, x, i, column, width, spread, pixel, lanes, no_pixel, first, end,
+    w, j, columns, held,
+):  # fmt: skip
+    """acc[p · outputs + o] += Σ_t z[column + p · stride + t] · w_row[t · outputs + o]  for p < count, t < columns.
 
     z is a line of pixels, a row each: pixel v of x, `lanes` numbers from x[i + v · pixel] on, is z[v · spread] for
-    0 <= v < width; all else is zeros, of the padding or between pixels that stand apart.
-    Each row of z is loaded once for all the sums that it goes into, as a number by `multiply_add_rows`: with count = 2,
-    a stride of 1 and three t, z[0] for (p, t) = (0, 0), z[1] for (0, 1) and (1, 0), z[2] for (0, 2) and (1, 1), z[3]
-    for (1, 2).
+    0 <= v < width; all else is no_pixel, of the padding or between pixels that stand apart. no_pixel points at zeros.
+    (If the compiler knew that, it would branch rather than read them, with all rows of z in registers at once.)
+    first, end: from z[column + first] on and before z[column + end] all are pixels, whatever the column is.
+
+    The rows of w stand one behind the other at w[j]; those of so many t stay in registers together (`held`), and
+    meanwhile each row of z is loaded once for all the sums that it goes into, as a number by `multiply_add_rows`: with
+    count = 2, a stride of 1 and three t, z[0] for (p, t) = (0, 0), z[1] for (0, 1) and (1, 0), z[2] for (0, 2) and
+    (1, 1), z[3] for (1, 2).
     """
+    row = acc.dtype
 
     def code(context, builder, signature, arguments):
-        acc_, _, _, _, x_, i_, column_, width_, _, _, _, rows_ = arguments
-        uses = {}  # of each row of z: (which sum, which of rows)
-        for p, r in product(range(count.literal_value), range(rows.count)):
-            t, o = divmod(r, outputs.literal_value)
-            uses.setdefault(p * stride.literal_value + t, []).append((p * outputs.literal_value + o, r))
+        acc_, _, _, _, x_, i_, column_, width_, _, _, _, no_pixel_, _, _, w_, j_, _, _ = arguments
         spread_, pixel_ = (ir.Constant(I64, literal.literal_value) for literal in (spread, pixel))
-        zeros = ir.Constant(context.get_value_type(rows.dtype), None)
-        zeros_ = builder.bitcast(cgutils.alloca_once_value(builder, zeros), x_.type)
 
-        def row(place):
+        def row_of_z(place):
             here_ = builder.add(column_, ir.Constant(I64, place))
             v_ = builder.sdiv(here_, spread_)
-            inside = builder.icmp_unsigned("<", v_, width_)  # a negative number would be a large one
-            inside = builder.and_(inside, builder.icmp_signed("==", builder.mul(v_, spread_), here_))
             pointer = builder.gep(x_, [builder.add(i_, builder.mul(v_, pixel_))])
-            pointer = builder.select(inside, pointer, zeros_)
-            return read_lanes(context, builder, rows.dtype, pointer, ir.Constant(I64, 0), lanes.literal_value)
+            if not first.literal_value <= place < end.literal_value:
+                inside = builder.icmp_unsigned("<", v_, width_)  # a negative number would be a large one
+                inside = builder.and_(inside, builder.icmp_signed("==", builder.mul(v_, spread_), here_))
+                pointer = builder.select(inside, pointer, no_pixel_)
+            return read_lanes(context, builder, row, pointer, ir.Constant(I64, 0), lanes.literal_value)
 
-        _multiply_add_each(context, builder, rows.dtype, acc_, uses, row, rows_)
+        for first_t in range(0, columns.literal_value, held.literal_value):
+            uses, rows = {}, []  # of each row of z: (which sum, which of rows)
+            for t, o in product(range(first_t, first_t + held.literal_value), range(outputs.literal_value)):
+                for p in range(count.literal_value):
+                    use = p * outputs.literal_value + o, len(rows)
+                    uses.setdefault(p * stride.literal_value + t, []).append(use)
+                there_ = builder.add(j_, ir.Constant(I64, (t * outputs.literal_value + o) * row.lanes))
+                rows.append(read_lanes(context, builder, row, w_, there_, row.lanes))
+            _multiply_add_each(context, builder, row, acc_, uses, row_of_z, rows)
         return context.get_dummy_value()
 
-    x_types = x, types.intp, types.intp, types.intp
-    return types.void(acc, count, stride, outputs, *x_types, spread, pixel, lanes, rows), code
+    z_types = x, types.intp, types.intp, types.intp, spread, pixel, lanes, no_pixel, first, end
+    return types.void(acc, count, stride, outputs, *z_types, w, types.intp, columns, held), code
 
 
-def _multiply_add_each(context, builder, row: Row, acc_, uses: dict, load, rows_) -> None:
+def _multiply_add_each(context, builder, row: Row, acc_, uses: dict, load, rows: list) -> None:
     """acc[q] += load(place) · rows[t] for all (q, t) in uses[place], place after place."""
     vector = context.get_value_type(row)
     fma = instruction(builder, "llvm.fmuladd", vector, [vector] * 3)
@@ -98,7 +109,7 @@ def _multiply_add_each(context, builder, row: Row, acc_, uses: dict, load, rows_
         x_row = load(place)
         for q, t in uses[place]:
             slot = builder.gep(sums, [ir.Constant(I64, q)])
-            builder.store(builder.call(fma, [x_row, builder.extract_value(rows_, t), builder.load(slot)]), slot)
+            builder.store(builder.call(fma, [x_row, rows[t], builder.load(slot)]), slot)
 
 
 @intrinsic(prefer_literal=True)

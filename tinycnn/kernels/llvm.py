@@ -90,6 +90,9 @@ def write_lanes(context, builder, row: Row, array_, i_, row_, width_):
     if width_ == row.lanes:
         builder.store(row_, pointer, align=_alignment(row))
         return
+    if isinstance(width_, int) and not masks_are_free():
+        _write_pieces(builder, row, array_, i_, row_, width_)
+        return
     with builder.if_else(_is_whole(builder, row, width_)) as (whole, narrower):
         with whole:
             builder.store(row_, pointer, align=_alignment(row))
@@ -99,6 +102,18 @@ def write_lanes(context, builder, row: Row, array_, i_, row_, width_):
                 builder, "llvm.masked.store", ir.VoidType(), [row_.type, pointer.type, I32, mask.type], ".p0"
             )
             builder.call(store, [row_, pointer, ir.Constant(I32, _alignment(row)), mask])
+
+
+def _write_pieces(builder, row: Row, array_, i_, row_, width: int):
+    """array[i : i + width] = row, in pieces of 1, 2, 4, … numbers."""
+    first, size = 0, row.lanes // 2
+    while first < width:
+        if first + size <= width:
+            piece_ = pick(builder, row_, row_, range(first, first + size))
+            there_ = builder.gep(array_, [builder.add(i_, ir.Constant(I64, first))])
+            builder.store(piece_, builder.bitcast(there_, piece_.type.as_pointer()), align=_alignment(row))
+            first += size
+        size //= 2
 
 
 def _alignment(row: Row) -> int:

@@ -9,7 +9,7 @@ end:
 
 The tile is P pixels × all output channels. The rows of w for a chunk and a kernel row stay in registers beside it (or
 those for one t, where they are too many), so every row of z is loaded once for all pixels and channels that see it.
-Nothing is set inside zeros: what lies outside of x is a row of zeros that is read instead.
+Nothing is set inside zeros: where it may lie outside of x, a row of zeros is read instead if it does.
 
 What this file is not: another operation. `convolution.convolve` comes here where it is faster.
 """
@@ -23,7 +23,7 @@ from tinycnn.kernels.held_rows import multiply_add_windows, sums_of_lanes
 from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.parallel import numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import even_tile, filled_lanes, usable_registers
-from tinycnn.kernels.vector import read, read_rows, tile, write, zeros
+from tinycnn.kernels.vector import read, tile, write, zeros
 
 MOST_SUMS = 16  # in a tile: more gain nothing
 
@@ -57,8 +57,9 @@ def convolve(
     y = empty((len(x), *output_size, w.shape[3]), x.dtype)
     if y.size:
         kernel, parts, sizes, P, L = _plan(x.shape, w.shape, x.dtype, output_size, stride, offset, spread)
-        biases = np.tile(bias, P)  # one for each sum of the tile
-        run(kernel, parts, sizes, x, in_chunks(w, L), biases, y)
+        biases, no_pixel = empty((P, len(bias)), x.dtype), np.zeros(L, x.dtype)
+        biases[:] = bias  # one for each sum of the tile
+        run(kernel, parts, sizes, x, in_chunks(w, L), biases, no_pixel, y)
     return y
 
 
@@ -78,7 +79,11 @@ def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
     kernel_h, kernel_w, channels, out_channels = w_shape
     L = filled_lanes(channels, dtype)
     P, B = _tile(output_size[1], kernel_w, out_channels, L)
-    kernel = _task(P, B, L, kernel_w, channels, out_channels, stride, spread, dtype)
+    # The columns of z, counted from the first that a tile sees, which are x's own in the first tile and in the last one
+    # and so in all. Where pixels stand apart, none is sure to be one.
+    first, end = offset[1], offset[1] + x_shape[2] - (output_size[1] - P) * stride[1]
+    inside = (first, end) if spread[1] == 1 else (0, 0)
+    kernel = _task(P, B, L, kernel_w, channels, out_channels, stride, spread, inside, dtype)
     rows = x_shape[0] * output_size[0]
     parts = parts_for(rows, rows * output_size[1] * prod(w_shape))
     sizes = (parts, *x_shape[:3], kernel_h, *output_size, *offset, ceil(channels / L))
@@ -98,16 +103,16 @@ def _tile(out_w: int, kernel_w: int, out_channels: int, L: int) -> tuple[int, in
 
 
 @cache
-def _task(P: int, B: int, L: int, kernel_w: int, C: int, O: int, stride, spread, dtype: np.dtype):
+def _task(P: int, B: int, L: int, kernel_w: int, C: int, O: int, stride, spread, inside, dtype: np.dtype):
     chunks, rest = C // L, C % L  # whole ones, and channels of one more
-    sums, rows = P * O, B * O
+    sums = P * O
     first_sums, other_sums = min(sums, L), max(0, sums - L)
     all_chunks = ceil(C / L)
     known_chunks = all_chunks if all_chunks == 1 else 0  # else LLVM would read rows of all of them ahead
-    (stride_h, stride_w), (spread_h, spread_w) = stride, spread
+    (stride_h, stride_w), (spread_h, spread_w), (first_inside, end_inside) = stride, spread, inside
 
-    @task(dtype, dtype, dtype, dtype)
-    def convolve_narrow_tiles(part, sizes, x, w, biases, y):
+    @task(dtype, dtype, dtype, dtype, dtype)
+    def convolve_narrow_tiles(part, sizes, x, w, biases, no_pixel, y):
         parts, N, H, W, kernel_h, out_h, out_w, offset_h, offset_w, run_time_chunks = numbers(sizes, 10)
         acc = tile(sums, L, x)
         w_step = all_chunks * kernel_w * O * L  # from one row of the kernel to the next
@@ -127,15 +132,17 @@ def _task(P: int, B: int, L: int, kernel_w: int, C: int, O: int, stride, spread,
                         continue  # a row of zeros
                     here, there = (n * H + z_i // spread_h) * W * C, a * w_step
                     for chunk in range(known_chunks or run_time_chunks):
-                        for t in range(0, kernel_w, B):
-                            w_rows = read_rows(w, there + (chunk * kernel_w + t) * O * L, L, rows, L, rows, L)
-                            place, column = here + chunk * L, first_column + t
-                            if rest and chunk == chunks:
-                                multiply_add_windows(
-                                    acc, P, stride_w, O, x, place, column, W, spread_w, C, rest, w_rows
-                                )
-                            else:
-                                multiply_add_windows(acc, P, stride_w, O, x, place, column, W, spread_w, C, L, w_rows)
+                        place, w_place = here + chunk * L, there + chunk * kernel_w * O * L
+                        if rest and chunk == chunks:
+                            multiply_add_windows(
+                                acc, P, stride_w, O, x, place, first_column, W, spread_w, C, rest, no_pixel,
+                                first_inside, end_inside, w, w_place, kernel_w, B,
+                            )  # fmt: skip
+                        else:
+                            multiply_add_windows(
+                                acc, P, stride_w, O, x, place, first_column, W, spread_w, C, L, no_pixel,
+                                first_inside, end_inside, w, w_place, kernel_w, B,
+                            )  # fmt: skip
                 place = (line * out_w + j) * O
                 write(y, place, read(biases, 0, first_sums, L) + sums_of_lanes(acc, 0, first_sums), first_sums)
                 if other_sums:
