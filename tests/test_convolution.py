@@ -221,6 +221,23 @@ def test_narrow_convolution_pays(monkeypatch, registers, many, few, pays):
     assert narrow_convolution.pays.__wrapped__((3, 3, many, few), np.dtype(np.float32)) is pays
 
 
+@pytest.mark.parametrize(
+    ("registers", "kernel", "many", "few", "pays"),
+    [
+        ((64, 32), (1, 1), 64, 3, True),  # four chunks
+        ((64, 32), (1, 1), 48, 3, False),
+        ((64, 32), (1, 1), 16, 1, True),
+        ((64, 32), (2, 2), 16, 3, True),
+        ((64, 32), (1, 3), 16, 3, False),
+        ((32, 16), (1, 1), 32, 3, True),
+        ((32, 16), (1, 1), 24, 3, False),
+    ],
+)
+def test_narrow_convolution_pays_if_it_is_not_over_soon(monkeypatch, registers, kernel, many, few, pays):
+    monkeypatch.setattr(tile_shape, "vector_registers", lambda: registers)
+    assert narrow_convolution.pays.__wrapped__((*kernel, many, few), np.dtype(np.float32)) is pays
+
+
 def test_narrow_convolution_shows_not_a_number_where_it_is_seen(random):
     """Nowhere else, though what lies outside of the image, and beyond the last channel, is read as zeros."""
     for value in (np.nan, np.inf):

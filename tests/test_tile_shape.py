@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from tinycnn.kernels import convolution, convolution_backward, narrow_convolution, tile_shape
+from tinycnn.kernels import convolution, convolution_backward, narrow_convolution, tile_shape, winograd
 
 X86 = platform.machine() == "x86_64"  # for which others of the family can be compiled as well
 
@@ -179,6 +179,24 @@ def test_narrow_tile_fits_the_registers(monkeypatch, registers, out_w, kernel_w,
     assert P * out_channels + B * out_channels + 3 <= registers[1] * 15 // 16
 
 
+@pytest.mark.parametrize(
+    ("registers", "columns", "rows", "expected"),
+    [
+        ((64, 32), 32, 10, (10, 32)),
+        ((64, 32), 16, 10, (10, 16)),  # ten sums, ten numbers of V and one row of U in 30 registers
+        ((32, 16), 32, 10, (5, 16)),
+        ((32, 16), 24, 10, (7, 8)),  # seven, seven and one in 15
+        ((32, 16), 8, 8, (7, 8)),
+        ((32, 16), 8, 6, (6, 8)),
+        ((16, 32), 4, 10, (10, 4)),  # NEON
+    ],
+)
+def test_tile_of_winograd_products_fits_the_registers(monkeypatch, registers, columns, rows, expected):
+    monkeypatch.setattr(tile_shape, "vector_registers", lambda: registers)
+    monkeypatch.setattr(winograd, "tile_shape", tile_shape.tile_shape.__wrapped__)
+    assert winograd.products_tile(columns, np.dtype(np.float32), rows) == expected
+
+
 # Tiles of every kind of task, the first the largest: 13 × 32 numbers with AVX-512, 6 × 16 with AVX2.
 COUNT_MULTIPLY_ADDS = """
 import numpy as np
@@ -197,6 +215,7 @@ for name, rows, task in (
     ("terms, dw", one[0], convolution_backward._weight_gradient_task(1, *one, 2, True, float32)),
     ("terms, dw by turns", 8, convolution_backward._weight_gradient_task(1, 4, S, 2, False, float32, 2, 2, True)),
     ("terms, dx", one[0], input_gradient._gather_task(*one, 2, True, float32)),
+    ("few rows", 3 * P, convolution._convolve_task(P, L, 1, True, float32, 1, 1, False, 0, 3, 3)),
     ("held", 12 * 5, convolution._convolve_task(12, S, 1, True, float32, 1, 1, False, 5, 1)),
     ("held, with a pool", 8 * 3, convolution._convolve_task(8, S, 1, False, float32, 2, 2, True, 3, 1)),
     ("held, terms", 12 * 3, convolution._convolve_task(12, S, 2, True, float32, 2, 2, True, 3, 1)),
@@ -223,7 +242,7 @@ def test_tiles_are_unrolled(tmp_path, processor):
     printed = subprocess.run(
         [sys.executable, "-c", COUNT_MULTIPLY_ADDS], capture_output=True, text=True, env=variables, check=True
     ).stdout
-    assert len(printed.splitlines()) == 18
+    assert len(printed.splitlines()) == 19
     for line in printed.splitlines():
         _, count, rows = line.rsplit(" ", 2)
         assert int(count) >= int(rows), printed

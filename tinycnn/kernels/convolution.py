@@ -60,6 +60,7 @@ from tinycnn.kernels.vector import (
 
 HELD = 9  # rows of w that belong to one row of the kernel: no more than these stay in registers,
 WORTH_HOLDING = 8  # and only if the whole kernel has at least these
+FEW = 4  # rows of w under one row of the kernel: their loop would be over before it is under way, so it is written out
 NEAR = 24 << 10  # bytes that stay in a core's nearest cache (32 to 64 KiB), beside what else a loop needs
 
 
@@ -123,13 +124,14 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, pool=(1, 1), relu
     rows_of_w = ceil(w_shape[1] * w_shape[2] / T)  # for a row of the kernel
     row_of_windows, window = pool[0] * output_size[1], prod(pool)  # so many pixels
     P, L = tile_shape(row_of_windows, T * out_channels, dtype, rows_of_w, multiple=window)
-    if is_held(w_shape, T):
+    if is_held(w_shape, T) and (w_shape[1] > 1 or T > 1):  # with one column no two pixels see the same number of x
         P, L = holding_tile(row_of_windows, rows_of_w, window), filled_lanes(T * out_channels, dtype)
         held = rows_of_w
     channels = L // T  # in a group
     whole = out_channels % channels == 0
-    known_step = stride[1] * w_shape[2] if L // register_lanes(dtype) <= 1 else 0
-    kernel = _convolve_task(P, L, T, whole, dtype, *pool, relu, held, known_step)
+    known_rows = rows_of_w if rows_of_w <= FEW else 0
+    known_step = stride[1] * w_shape[2] if known_rows or L // register_lanes(dtype) <= 1 else 0
+    kernel = _convolve_task(P, L, T, whole, dtype, *pool, relu, held, known_step, known_rows)
     rows = x_shape[0] * output_size[0] // pool[0]
     pixels = rows * pool[0] * output_size[1]
     parts = parts_for(rows, pixels * prod(w_shape))
@@ -248,6 +250,7 @@ def _convolve_task(
     relu: bool = False,
     held: int = 0,
     known_step: int = 0,
+    known_rows: int = 0,
 ):
     """The tile is pool_h rows of pixels, a few whole windows. With windows of 1 × 1 and no ReLU it is the convolution.
 
@@ -261,6 +264,8 @@ def _convolve_task(
     rows are single vectors, a number of x is loaded for each multiply-add, and there is no time to look up where its
     pixel stands. For P places there are too few scalar registers, for one place and known distances from it there are
     enough.
+
+    known_rows: the rows of w under one row of the kernel if they are few, or 0.
     """
     pool, across, channels = (pool_h, pool_w), P // pool_h, L // T
 
@@ -270,7 +275,7 @@ def _convolve_task(
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
             z_w, stride_h, stride_w, offset_h, offset_w, scratch_size, columns, shares, remember,
         ) = numbers(sizes, 19)  # fmt: skip
-        rows_of_w, step = (kernel_w * C + T - 1) // T, known_step or stride_w * C
+        rows_of_w, step = known_rows or (kernel_w * C + T - 1) // T, known_step or stride_w * C
         acc, sums = tile(P, L, x), tile(P, channels, x)
         z, start, row_size = x, np.intp(0), W * C
         if scratch_size:

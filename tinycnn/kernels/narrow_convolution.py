@@ -33,12 +33,13 @@ def pays(w_shape: tuple[int, ...], dtype: np.dtype) -> bool:
     """Whether this is faster than the tile of convolution.py; the limits are measured.
 
     Here a chunk takes a multiply-add of rows for each output channel, there so many channels would take at least half
-    as many as they are. And a tile of a kernel with one column is over so soon that adding up the lanes counts.
+    as many as they are. And adding up the lanes counts if a tile is over sooner than four chunks.
     """
-    _, kernel_w, channels, out_channels = w_shape
-    if kernel_w == 1 and out_channels > 1:
+    kernel_h, kernel_w, channels, out_channels = w_shape
+    chunks = ceil(channels / filled_lanes(channels, dtype))
+    if kernel_h * kernel_w * chunks < 4 and out_channels > 1:
         return False
-    return 2 * ceil(channels / filled_lanes(channels, dtype)) * out_channels < channels
+    return 2 * chunks * out_channels < channels
 
 
 def convolve(

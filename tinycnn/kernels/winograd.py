@@ -54,7 +54,7 @@ from tinycnn.kernels.minimal_filtering import A_transposed, B_transposed, G
 from tinycnn.kernels.padding import scratch_size_for, set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.pooling import lead
-from tinycnn.kernels.tile_shape import masks_are_free, register_lanes, tile_shape
+from tinycnn.kernels.tile_shape import masks_are_free, register_lanes, tile_shape, usable_registers
 from tinycnn.kernels.vector import (
     clear_numbers,
     multiply_add,
@@ -138,8 +138,14 @@ def channels_at_once(C: int, O: int, dtype: np.dtype) -> int:
     return lanes if min(C, O) >= lanes else lanes // 2
 
 
-def products_tile(columns: int, dtype: np.dtype) -> tuple[int, int]:
-    return tile_shape(10, columns, dtype)  # groups of about 30 patches fill tiles of 10 well; one shape compiles once
+def products_tile(columns: int, dtype: np.dtype, rows: int = 10) -> tuple[int, int]:
+    """(P, L) for `products`. Groups of about 30 patches fill tiles of 10 well; one shape compiles once.
+
+    Where rows are single vectors, each number of V is used only once, and LLVM reads all P of them ahead: with the P
+    sums and the row of U, 16 registers hold 7.
+    """
+    P, L = tile_shape(rows, columns, dtype)
+    return (min(P, (usable_registers() - 1) // 2) if register_lanes(dtype) >= L else P), L
 
 
 def fills_rows(columns: int, L: int) -> bool:

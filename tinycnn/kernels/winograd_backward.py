@@ -21,7 +21,7 @@ from tinycnn.kernels.memory import empty
 from tinycnn.kernels.minimal_filtering import A, B, G_transposed
 from tinycnn.kernels.padding import set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
-from tinycnn.kernels.tile_shape import tile_shape
+from tinycnn.kernels.tile_shape import even_tile
 from tinycnn.kernels.vector import (
     clear_numbers,
     copy_numbers,
@@ -102,8 +102,8 @@ def _plan(x_shape, y_shape, dtype, offset):
     S, (P, L) = channels_at_once(C, O, dtype), products_tile(C, dtype)
     _, sizes, scratch = layout(x_shape, y_shape, offset, S, P)
     parts = min(PARTS, x_shape[0])  # of whole images: the patches of one overlap in dx
-    # rows of dw fill tiles of 8 well: the usual numbers of channels are multiples of it
-    R, L_out = tile_shape(8, O, dtype)
+    R, L_out = products_tile(O, dtype, 8)  # rows of dw: the usual numbers of channels are multiples of 8
+    R = even_tile(C, R)
     kernel = _backward_task(R, L_out, O % L_out == 0, P, L, C % L == 0, fills_rows(C, L), S, dtype)
     return kernel, parts, (parts, *sizes), scratch + 36 * (C * O + ODD)  # the last are the sums behind dw
 
