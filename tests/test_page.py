@@ -102,7 +102,7 @@ def test_a_drawn_digit_is_recognised_and_looked_into(page, digit):
     assert page.find_element(By.CSS_SELECTOR, ".bar.best span").text == str(digit)
     page.find_element(By.ID, "clear").click()
     wait(page, lambda d: "Nothing drawn" in answer(d))
-    assert inked(page, "draw") == inked(page, "seen") == 1
+    assert inked(page, "draw") == inked(page, "seen") == inked(page, "glance") == 1
 
 
 def test_undo_takes_the_last_stroke(page):
@@ -133,6 +133,25 @@ def test_pointing_at_a_feature_shows_its_field_and_its_sum(page):
     assert sum(numbers[2]) == pytest.approx(float(products), abs=25 * 0.005 + 1e-3)
     shown = re.search(r"about (-?[\d.]+\d)", page.find_element(By.ID, "place").text)
     assert float(shown[1]) == pytest.approx(float(result), abs=0.05)
+    page.find_element(By.ID, "clear").click()
+    wait(page, lambda d: d.find_element(By.ID, "place").text.startswith("Point at a pixel"))
+    assert page.find_element(By.ID, "sum-title").text.startswith("Point at a pixel")
+
+
+def test_what_a_pixel_sees_is_in_sight_while_a_deep_layer_is_pointed_at(page):
+    draw(page, 7)
+    wait(page, lambda d: "It is a 7" in answer(d))
+    plain = inked(page, "glance")
+    layer = page.find_element(By.ID, "layer-14")
+    ActionChains(page).scroll_to_element(layer).move_to_element_with_offset(layer, 20, 20).perform()
+    wait(page, lambda d: "relu_15" in d.find_element(By.ID, "near-place").text)
+    assert inked(page, "glance") > plain > 2
+    for name in ("glance", "near-place"):
+        top, bottom = page.execute_script(
+            "const box = document.getElementById(arguments[0]).getBoundingClientRect(); return [box.top, box.bottom]",
+            name,
+        )
+        assert 0 <= top < bottom <= page.execute_script("return innerHeight")
 
 
 def test_teaching_changes_the_answer_and_reset_returns_it(page):
@@ -172,8 +191,11 @@ def test_the_pen_is_up_after_a_test_image(page):
     page.find_element(By.ID, "sample").click()
     wait(page, lambda d: "It is a" in answer(d) and answer(d) != dot)
     before = answer(page)
+    assert re.search(r"Its label is \d\.$", before)
     page.find_element(By.ID, "draw").send_keys(*[Keys.ARROW_DOWN] * 9)
     assert answer(page) == before
+    page.find_element(By.ID, "draw").send_keys(Keys.SPACE)  # what is drawn over is not a test image any more
+    wait(page, lambda d: "It is a" in answer(d) and "label" not in answer(d))
 
 
 def test_it_fits_a_phone(page):
@@ -182,7 +204,11 @@ def test_it_fits_a_phone(page):
         "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     )
     try:
+        page.refresh()
+        wait(page, lambda d: d.find_element(By.TAG_NAME, "body").get_attribute("data-ready") == "yes")
         assert page.execute_script("return document.documentElement.scrollWidth") <= 360
+        pixels_of_a_channel = page.execute_script("return document.getElementById('layer-1').clientWidth / 8")
+        assert pixels_of_a_channel > 24  # as many as its numbers
         draw(page, 1)
         wait(page, lambda d: "It is a 1" in answer(d))
     finally:
