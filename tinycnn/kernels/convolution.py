@@ -124,7 +124,8 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, pool=(1, 1), relu
     rows_of_w = ceil(w_shape[1] * w_shape[2] / T)  # for a row of the kernel
     row_of_windows, window = pool[0] * output_size[1], prod(pool)  # so many pixels
     P, L = tile_shape(row_of_windows, T * out_channels, dtype, rows_of_w, multiple=window)
-    if is_held(w_shape, T) and (w_shape[1] > 1 or T > 1):  # with one column no two pixels see the same number of x
+    # With one column no two pixels see the same number of x. (If T > 1 rows are so few that it pays nevertheless.)
+    if is_held(w_shape, T) and (w_shape[1] > 1 or T > 1):
         P, L = holding_tile(row_of_windows, rows_of_w, window), filled_lanes(T * out_channels, dtype)
         held = rows_of_w
     channels = L // T  # in a group
@@ -177,7 +178,7 @@ def _rows_side_by_side(w: np.ndarray, T: int) -> np.ndarray:
 
 
 def is_held(w_shape: tuple[int, ...], T: int) -> bool:
-    """Whether the rows of w of one kernel row, or pixels of dy, are to stay in registers beside the sums."""
+    """Whether the rows of w of one kernel row, or pixels of dy, are few enough to stay in registers beside the sums."""
     kernel_h, K = w_shape[0], w_shape[1] * w_shape[2]
     return ceil(K / T) <= HELD and kernel_h * K >= WORTH_HOLDING
 

@@ -60,8 +60,8 @@ def multiply_add_windows(
     """acc[p · outputs + o] += Σ_t z[column + p · stride + t] · w_row[t · outputs + o]  for p < count, t < columns.
 
     z is a line of pixels, a row each: pixel v of x, `lanes` numbers from x[i + v · pixel] on, is z[v · spread] for
-    0 <= v < width; all else is no_pixel, of the padding or between pixels that stand apart. no_pixel points at zeros.
-    (If the compiler knew that, it would branch rather than read them, with all rows of z in registers at once.)
+    0 <= v < width; all else is zeros, of the padding or between pixels that stand apart. They are read from no_pixel:
+    if the compiler knew that they are zeros, it would branch instead, and load all rows of z before their first use.
     first, end: from z[column + first] on and before z[column + end] all are pixels, whatever the column is.
 
     The rows of w stand one behind the other at w[j]; those of so many t stay in registers together (`held`), and

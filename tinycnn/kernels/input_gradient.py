@@ -72,7 +72,7 @@ def convolve_input_gradient(
 def gathering_pays(dy_shape, flipped_shape, dtype, input_size, stride, offset) -> bool:
     """Whether `gather` is faster than to convolve dy inside zeros, by the model of `tile_shape.py`.
 
-    With a stride no other is left. Where the rows of w stay in registers (`is_held`), the other way is faster.
+    With a stride no other is left. Where w has so few rows (`is_held`), the other way is faster than the model says.
     """
     (N, _, out_w, _), (_, kernel_w, O, C), W = dy_shape, flipped_shape, input_size[1]
     if stride != (1, 1):

@@ -105,7 +105,7 @@ def write_lanes(context, builder, row: Row, array_, i_, row_, width_):
 
 
 def _write_pieces(builder, row: Row, array_, i_, row_, width: int):
-    """array[i : i + width] = row, in pieces of 1, 2, 4, … numbers."""
+    """array[i : i + width] = row, in halves, quarters, … of a row. width: below its lanes."""
     first, size = 0, row.lanes // 2
     while first < width:
         if first + size <= width:

@@ -9,7 +9,7 @@ end:
 
 The tile is P pixels × all output channels. The rows of w for a chunk and a kernel row stay in registers beside it (or
 those for one t, where they are too many), so every row of z is loaded once for all pixels and channels that see it.
-Nothing is set inside zeros: where it may lie outside of x, a row of zeros is read instead if it does.
+Nothing is set inside zeros: where a row of z may lie outside of x, the kernel asks, and reads zeros if it does.
 
 What this file is not: another operation. `convolution.convolve` comes here where it is faster.
 """
@@ -33,7 +33,8 @@ def pays(w_shape: tuple[int, ...], dtype: np.dtype) -> bool:
     """Whether this is faster than the tile of convolution.py; the limits are measured.
 
     Here a chunk takes a multiply-add of rows for each output channel, there so many channels would take at least half
-    as many as they are. And adding up the lanes counts if a tile is over sooner than four chunks.
+    as many as they are. And adding up the lanes counts if a tile is over sooner than four chunks; but not for one
+    channel, to which the other tile would add up as many.
     """
     kernel_h, kernel_w, channels, out_channels = w_shape
     chunks = ceil(channels / filled_lanes(channels, dtype))
@@ -83,7 +84,8 @@ def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
     # The columns of z, counted from the first that a tile sees, which are x's own in the first tile and in the last one
     # and so in all. Where pixels stand apart, none is sure to be one.
     first, end = offset[1], offset[1] + x_shape[2] - (output_size[1] - P) * stride[1]
-    inside = (first, end) if spread[1] == 1 else (0, 0)
+    seen = (P - 1) * stride[1] + kernel_w
+    inside = (max(0, first), min(end, seen)) if spread[1] == 1 else (0, 0)
     kernel = _task(P, B, L, kernel_w, channels, out_channels, stride, spread, inside, dtype)
     rows = x_shape[0] * output_size[0]
     parts = parts_for(rows, rows * output_size[1] * prod(w_shape))

@@ -139,10 +139,11 @@ def channels_at_once(C: int, O: int, dtype: np.dtype) -> int:
 
 
 def products_tile(columns: int, dtype: np.dtype, rows: int = 10) -> tuple[int, int]:
-    """(P, L) for `products`. Groups of about 30 patches fill tiles of 10 well; one shape compiles once.
+    """(P, L) for the 36 products of matrices, where so many rows are to be filled well.
 
-    Where rows are single vectors, each number of V is used only once, and LLVM reads all P of them ahead: with the P
-    sums and the row of U, 16 registers hold 7.
+    Groups of about 30 patches fill tiles of 10 well; one shape compiles once. Where rows are single vectors, a number
+    of the left matrix is used only once, and in these loops LLVM reads all P of them ahead, more than `tile_shape`
+    leaves room for: with P sums and the row of the right matrix, 16 registers hold 7.
     """
     P, L = tile_shape(rows, columns, dtype)
     return (min(P, (usable_registers() - 1) // 2) if register_lanes(dtype) >= L else P), L
