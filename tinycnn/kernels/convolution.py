@@ -125,7 +125,7 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, pool=(1, 1), relu
     row_of_windows, window = pool[0] * output_size[1], prod(pool)  # so many pixels
     P, L = tile_shape(row_of_windows, T * out_channels, dtype, rows_of_w, multiple=window)
     # With one column no two pixels see the same number of x. (If T > 1 rows are so few that it pays nevertheless.)
-    if is_held(w_shape, T) and (w_shape[1] > 1 or T > 1):
+    if few_enough_to_hold(w_shape, T) and (w_shape[1] > 1 or T > 1):
         P, L = holding_tile(row_of_windows, rows_of_w, window), filled_lanes(T * out_channels, dtype)
         held = rows_of_w
     channels = L // T  # in a group
@@ -177,8 +177,8 @@ def _rows_side_by_side(w: np.ndarray, T: int) -> np.ndarray:
     return copy(filled.reshape(kernel_h, -1, T, O).swapaxes(2, 3)).reshape(kernel_h, -1, 1, O * T)
 
 
-def is_held(w_shape: tuple[int, ...], T: int) -> bool:
-    """Whether the rows of w of one kernel row, or pixels of dy, are few enough to stay in registers beside the sums."""
+def few_enough_to_hold(w_shape: tuple[int, ...], T: int) -> bool:
+    """Whether one kernel row has so few rows of w that they, or pixels of dy, can stay in registers beside the sums."""
     kernel_h, K = w_shape[0], w_shape[1] * w_shape[2]
     return ceil(K / T) <= HELD and kernel_h * K >= WORTH_HOLDING
 
@@ -266,7 +266,7 @@ def _convolve_task(
     pixel stands. For P places there are too few scalar registers, for one place and known distances from it there are
     enough.
 
-    known_rows: the rows of w under one row of the kernel if they are few, or 0.
+    known_rows: the rows of w under one row of the kernel, if the compiler is to write out their loop, or 0.
     """
     pool, across, channels = (pool_h, pool_w), P // pool_h, L // T
 

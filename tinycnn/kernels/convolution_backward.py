@@ -25,7 +25,7 @@ from tinycnn.kernels import winograd_backward
 from tinycnn.kernels.convolution import (
     NEAR,
     covers_image,
-    is_held,
+    few_enough_to_hold,
     size_of_z,
     terms_at_once,
     way_of,
@@ -131,7 +131,7 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
     rows = max(NEAR // row_bytes, ceil(32 / output_size[1]))
     rows = ceil(rows / pool[0]) * pool[0]
     held = (0, 0)
-    if is_held(w_shape, T):
+    if few_enough_to_hold(w_shape, T):
         V = ceil(L / register_lanes(dtype))
         room = (usable_registers() - 1) // V - A * R
         held = max(n for n in range(1, min(MOST_PIXELS, room) + 1) if output_size[1] % n == 0), stride[1] * channels
@@ -147,7 +147,7 @@ def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[in
     kernel_h, kernel_w, channels, out_channels = w_shape
     T, usable = terms_at_once(w_shape, dtype), usable_registers()
     K, lanes = ceil(kernel_w * channels / T), filled_lanes(T * out_channels, dtype)
-    if not is_held(w_shape, T):
+    if not few_enough_to_hold(w_shape, T):
         return 1, *tile_shape(K, T * out_channels, dtype), T
     if out_channels % (2 * lanes) == 0 and 2 * (kernel_h * K + PIXELS) + 1 <= usable:
         return kernel_h, K, 2 * lanes, T

@@ -28,8 +28,8 @@ from tinycnn.kernels import narrow_convolution, winograd_backward
 from tinycnn.kernels.convolution import (
     convolve,
     covers_image,
+    few_enough_to_hold,
     in_columns,
-    is_held,
     terms_at_once,
     way_of,
     width_before,
@@ -72,13 +72,13 @@ def convolve_input_gradient(
 def gathering_pays(dy_shape, flipped_shape, dtype, input_size, stride, offset) -> bool:
     """Whether `gather` is faster than to convolve dy inside zeros, by the model of `tile_shape.py`.
 
-    With a stride no other is left. Where w has so few rows (`is_held`), the other way is faster than the model says.
+    With a stride no other is left. With few rows of w (`few_enough_to_hold`) the other is faster than the model says.
     """
     (N, _, out_w, _), (_, kernel_w, O, C), W = dy_shape, flipped_shape, input_size[1]
     if stride != (1, 1):
         return True
     T = terms_at_once(flipped_shape, dtype)
-    if min(N, out_w) == 0 or is_held(flipped_shape, T):
+    if min(N, out_w) == 0 or few_enough_to_hold(flipped_shape, T):
         return False
     if way_of(dy_shape, flipped_shape, dtype, input_size, stride, offset) != "direct":
         return False

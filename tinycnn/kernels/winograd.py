@@ -146,7 +146,9 @@ def products_tile(columns: int, dtype: np.dtype, rows: int = 10) -> tuple[int, i
     leaves room for: with P sums and the row of the right matrix, 16 registers hold 7.
     """
     P, L = tile_shape(rows, columns, dtype)
-    return (min(P, (usable_registers() - 1) // 2) if register_lanes(dtype) >= L else P), L
+    if register_lanes(dtype) >= L:
+        P = min(P, (usable_registers() - 1) // 2)
+    return P, L
 
 
 def fills_rows(columns: int, L: int) -> bool:

@@ -102,7 +102,8 @@ def _plan(x_shape, y_shape, dtype, offset):
     S, (P, L) = channels_at_once(C, O, dtype), products_tile(C, dtype)
     _, sizes, scratch = layout(x_shape, y_shape, offset, S, P)
     parts = min(PARTS, x_shape[0])  # of whole images: the patches of one overlap in dx
-    R, L_out = products_tile(O, dtype, 8)  # the usual numbers of channels, which are rows of dw, are multiples of 8
+    # rows of dw fill tiles of 8 well: the usual numbers of channels are multiples of it; smaller tiles are even ones
+    R, L_out = products_tile(O, dtype, 8)
     R = even_tile(C, R)
     kernel = _backward_task(R, L_out, O % L_out == 0, P, L, C % L == 0, fills_rows(C, L), S, dtype)
     return kernel, parts, (parts, *sizes), scratch + 36 * (C * O + ODD)  # the last are the sums behind dw
