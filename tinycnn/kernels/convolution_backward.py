@@ -131,7 +131,7 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
     rows = max(NEAR // row_bytes, ceil(32 / output_size[1]))
     rows = ceil(rows / pool[0]) * pool[0]
     held = (0, 0)
-    if few_enough_to_hold(w_shape, T):
+    if _holds_pixels(w_shape, T):
         V = ceil(L / register_lanes(dtype))
         room = (usable_registers() - 1) // V - A * R
         held = max(n for n in range(1, min(MOST_PIXELS, room) + 1) if output_size[1] % n == 0), stride[1] * channels
@@ -147,13 +147,18 @@ def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[in
     kernel_h, kernel_w, channels, out_channels = w_shape
     T, usable = terms_at_once(w_shape, dtype), usable_registers()
     K, lanes = ceil(kernel_w * channels / T), filled_lanes(T * out_channels, dtype)
-    if not few_enough_to_hold(w_shape, T):
+    if not _holds_pixels(w_shape, T):
         return 1, *tile_shape(K, T * out_channels, dtype), T
     if out_channels % (2 * lanes) == 0 and 2 * (kernel_h * K + PIXELS) + 1 <= usable:
         return kernel_h, K, 2 * lanes, T
     most = (usable - PIXELS - 1) // K
     A = min(range(1, min(kernel_h, most) + 1), key=lambda A: (ceil(kernel_h / A) * max(A * K, UNDER_WAY), -A))
     return A, K, lanes, T
+
+
+def _holds_pixels(w_shape: tuple[int, ...], T: int) -> bool:
+    """Whether a few pixels of dy stay in registers. With one place in the kernel no two of them meet a number of x."""
+    return prod(w_shape[:2]) > 1 and few_enough_to_hold(w_shape, T)
 
 
 def _bias_sums(L: int, dtype: np.dtype) -> int:
@@ -226,7 +231,7 @@ def _weight_gradient_task(
 
     With a pool of more than 1 × 1 or a ReLU, dy is the gradient by their output.
     T, whole: as in convolution.py. A row of dw is T · O numbers here, and has T of its rows side by side.
-    held_pixels: so many of dy that stay in registers as well, if R is all of K and little; held_step = stride · C.
+    held_pixels: so many of dy that stay in registers as well, if `_holds_pixels`, or 0; held_step = stride · C.
     """
     P, channels, S = A * R, L // T, _bias_sums(L // T, dtype)
     # Where the tile is small, a pixel would wait for the one before: so pixels take turns with a few of them.
