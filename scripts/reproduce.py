@@ -20,12 +20,11 @@ from train_mnist import whole
 from tinycnn import command_line
 from tinycnn.experiment import Settings, run
 from tinycnn.files import replacing
-from tinycnn.metrics import cross_entropy
 from tinycnn.mnist import load_mnist
 from tinycnn.model import Sequential
 from tinycnn.presets import PRESETS
 
-HEADER = ("preset", "parameters", "multiply-adds", "epochs", "seconds", "test accuracy", "test loss")
+HEADER = ("preset", "parameters", "multiply-adds", "epochs", "seconds", "test accuracy", "test loss", "together")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         for preset in options.presets:
             models = [options.out / f"{preset}-{seed}" / "model.npz" for seed in range(options.seeds)]
             metrics = [train(options, preset, seed) for seed in range(options.seeds)]
-            rows += [row(preset, metrics, Sequential.load(models[0])), average_row(preset, models, options.data_dir)]
+            rows.append(row(preset, metrics, [Sequential.load(path) for path in models], options.data_dir))
             with replacing(options.out / "table.md") as file:
                 file.write(markdown(rows).encode())
     except (ValueError, OSError) as error:
@@ -56,30 +55,24 @@ def train(options: argparse.Namespace, preset: str, seed: int) -> dict:
     return run(settings, say=lambda line: None, progress=not options.quiet)
 
 
-def row(preset: str, metrics: list[dict], model: Sequential) -> tuple[str, ...]:
-    """Means over the seeds, with the standard deviation of the accuracy; the median of the seconds."""
+def row(preset: str, metrics: list[dict], models: list[Sequential], data_dir: Path | None) -> tuple[str, ...]:
+    """Means over the seeds, with the accuracy's standard deviation; the median of the seconds; the mean of all models."""
     accuracy, loss, seconds = (
         np.array([m[name] for m in metrics]) for name in ("test_accuracy", "test_loss", "seconds_training")
     )
     spread = f" ± {100 * accuracy.std(ddof=1):.2f}" if len(metrics) > 1 else ""
+    images, labels = load_mnist(data_dir)[1]
+    together = (mean_probabilities(models, images).argmax(axis=1) == labels).mean()
     return (
         f"`{preset}`",
         f"{metrics[0]['parameters']:,}",
-        f"{sum(layer.multiply_adds() for layer in model.layers):,}",
+        f"{sum(layer.multiply_adds() for layer in models[0].layers):,}",
         str(metrics[0]["epochs"]),
         f"{np.median(seconds):,.0f}",
-        f"{100 * accuracy.mean():.2f}{spread} % ({100 * accuracy.min():.2f} – {100 * accuracy.max():.2f})",
+        f"**{100 * accuracy.mean():.2f} %**{spread} ({100 * accuracy.min():.2f}–{100 * accuracy.max():.2f})",
         f"{loss.mean():.4f}",
+        f"{100 * together:.2f} %",
     )
-
-
-def average_row(preset: str, models: list[Path], data_dir: Path | None) -> tuple[str, ...]:
-    """All the preset's networks together: the mean of their probabilities."""
-    images, labels = load_mnist(data_dir)[1]
-    probabilities = mean_probabilities([Sequential.load(path) for path in models], images)
-    accuracy = (probabilities.argmax(axis=1) == labels).mean()
-    name, loss = f"mean of {len(models)} `{preset}`", cross_entropy(labels, probabilities)
-    return name, "", "", "", "", f"{100 * accuracy:.2f} %", f"{loss:.4f}"
 
 
 def markdown(rows: list[tuple[str, ...]]) -> str:

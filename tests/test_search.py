@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_mnist import bright_quarters, write_files
 
-from tinycnn import read_idx, write_idx
+from tinycnn import Sequential, load_mnist, read_idx, write_idx
 from tinycnn.presets import PRESETS, lenet
 
 
@@ -156,8 +156,11 @@ def test_reproduce(script, tmp_path, data_dir, monkeypatch, capsys):
     first = capsys.readouterr().out
     metrics = [json.loads((out / f"lenet-{seed}" / "metrics.json").read_text()) for seed in (0, 1)]
     accuracy = np.array([m["test_accuracy"] for m in metrics])
-    assert f"{100 * accuracy.mean():.2f} ± {100 * accuracy.std(ddof=1):.2f} %" in first
-    assert "mean of 2 `lenet`" in first
+    assert f"**{100 * accuracy.mean():.2f} %** ± {100 * accuracy.std(ddof=1):.2f}" in first
+    models = [Sequential.load(out / f"lenet-{seed}" / "model.npz") for seed in (0, 1)]
+    images, labels = load_mnist(data_dir)[1]
+    together = sum(model.predict_proba(images) for model in models).argmax(axis=1) == labels
+    assert f"| {100 * together.mean():.2f} % |\n" in first
     assert (out / "table.md").read_text("utf-8") == first
     weights = (out / "lenet-1" / "model.npz").read_bytes()
     assert module.main(command) == 0
