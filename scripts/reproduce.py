@@ -56,7 +56,7 @@ def train(options: argparse.Namespace, preset: str, seed: int) -> dict:
 
 
 def row(preset: str, metrics: list[dict], models: list[Sequential], data_dir: Path | None) -> tuple[str, ...]:
-    """Means over the seeds, with the accuracy's standard deviation; the median of the seconds; the mean of all models."""
+    """Means over the seeds, with the accuracy's standard deviation; the median of the seconds; all models together."""
     accuracy, loss, seconds = (
         np.array([m[name] for m in metrics]) for name in ("test_accuracy", "test_loss", "seconds_training")
     )

@@ -49,12 +49,16 @@ def test_a_block_is_used_again(nothing_waits):
     assert (first.shape, first.dtype, address(first) % memory.ALIGNMENT) == (SHAPE, FLOAT32, 0)
     assert first.flags.c_contiguous
     assert first.flags.writeable
-    place = address(first)
+    place, middle = address(first), address(first) + first.nbytes // 2
     del first
     assert address(memory.empty(SHAPE, FLOAT32)) == place
-    assert address(memory.empty((99, 999), FLOAT32)) == place  # a little smaller
-    assert address(memory.empty((50, 500), np.dtype(np.float64))) == place
-    assert address(memory.empty((10, 1700), FLOAT32)) != place  # not a fifth of it
+    # Smaller ones: their halves are in the same halves of the block, where the same core has written.
+    for shape, dtype in (((99, 999), FLOAT32), ((50, 500), np.dtype(np.float64)), ((55, 1000), FLOAT32)):
+        smaller = memory.empty(shape, dtype)
+        assert address(smaller) % memory.ALIGNMENT == 0
+        assert abs(address(smaller) + smaller.nbytes // 2 - middle) < memory.ALIGNMENT
+        del smaller
+    assert not place <= address(memory.empty((10, 1700), FLOAT32)) < place + 400_000  # not a fifth of it
 
 
 def test_a_thread_gets_the_same_scratch_memory_again(nothing_waits):

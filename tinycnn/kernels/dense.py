@@ -25,6 +25,8 @@ from tinycnn.kernels.parallel import numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import register_lanes, tile_shape
 from tinycnn.kernels.vector import multiply_add, read, read_rows, tile, transpose, write, write_rows
 
+FEW = 16  # terms of a sum: as many units as a classifier ends in, when dx is made
+
 
 def dense(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
     """y = x · w + b.  x (N, K), w (K, O), b (O,), contiguous and of one dtype -> y (N, O)."""
@@ -50,7 +52,7 @@ def _product(x, w, b, x_transposed: bool = False, w_transposed: bool = False, ou
         down, across = ceil(N / P), ceil(O / L)
         parts = parts_for(down * across, K * y.size)
         copied = w_transposed or (down > 1 and across > 1)
-        sizes = (parts, N, K, O, w_transposed, copied)
+        sizes = (parts, N, K, O, w_transposed, copied, K <= FEW)
         run(_product_task(P, L, x.dtype, x_transposed), parts, sizes, x, w, b, y, scratch=K * L if copied else 0)
     return y
 
@@ -61,13 +63,15 @@ def _product_task(P: int, L: int, dtype: np.dtype, x_transposed: bool = False):
 
     @task(dtype, dtype, dtype, dtype, dtype)
     def product_tiles(part, sizes, columns, x, w, b, y):
-        parts, N, K, O, w_transposed, copied = numbers(sizes, 6)
+        parts, N, K, O, w_transposed, copied, images_first = numbers(sizes, 7)
         acc = tile(P, L, x)
         down, across, last_o = (N + P - 1) // P, (O + L - 1) // L, -1
-        # Down first: all the images meet the same columns of w.
         for t in range(part * down * across // parts, (part + 1) * down * across // parts):
-            n = min(t % down * P, N - P)  # the last tile may repeat rows of the one before it: the same values, twice
-            o = t // down * L
+            # Down first: all the images meet the same columns of w. But a part of some images whole stays in the core
+            # that has them, and if there are few terms, it costs little to copy the columns anew for each tile.
+            tile_n, tile_o = (t // across, t % across) if images_first else (t % down, t // down)
+            n = min(tile_n * P, N - P)  # the last tile may repeat rows of the one before it: the same values, twice
+            o = tile_o * L
             width = min(L, O - o)
             source, start, step = (columns, 0, L) if copied else (w, o, O)
             if copied and o != last_o:

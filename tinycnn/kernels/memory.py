@@ -37,7 +37,11 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     size = prod(shape) * dtype.itemsize
     if size < SMALL or dtype.hasobject:
         return np.empty(shape, dtype)
-    return np.ndarray(shape, dtype, _block(size).view(_Owner))
+    block = _block(size)
+    # In the middle: of every array a thread writes its part, the first half for example. What it has of the block in
+    # its core's cache then is its part of this array as well, whatever the size of the one before.
+    begin = (block.size - size) // 2 // ALIGNMENT * ALIGNMENT
+    return np.ndarray(shape, dtype, block.view(_Owner), begin)
 
 
 def copy(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
