@@ -63,13 +63,13 @@ def _product_task(P: int, L: int, dtype: np.dtype, x_transposed: bool = False):
 
     @task(dtype, dtype, dtype, dtype, dtype)
     def product_tiles(part, sizes, columns, x, w, b, y):
-        parts, N, K, O, w_transposed, copied, images_first = numbers(sizes, 7)
+        parts, N, K, O, w_transposed, copied, across_first = numbers(sizes, 7)
         acc = tile(P, L, x)
         down, across, last_o = (N + P - 1) // P, (O + L - 1) // L, -1
         for t in range(part * down * across // parts, (part + 1) * down * across // parts):
-            # Down first: all the images meet the same columns of w. But a part of some images whole stays in the core
-            # that has them, and if there are few terms, it costs little to copy the columns anew for each tile.
-            tile_n, tile_o = (t // across, t % across) if images_first else (t % down, t // down)
+            # Down first: all the images meet the same columns of w. Across first: a part has some images whole, which
+            # stay in one core; but the columns are copied anew for each tile, which costs little if terms are few.
+            tile_n, tile_o = (t // across, t % across) if across_first else (t % down, t // down)
             n = min(tile_n * P, N - P)  # the last tile may repeat rows of the one before it: the same values, twice
             o = tile_o * L
             width = min(L, O - o)
