@@ -1,6 +1,7 @@
 """Draw a digit in the browser and look into the network: python scripts/draw.py"""
 
 import argparse
+import errno
 import sys
 import threading
 import webbrowser
@@ -20,7 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         server = make_server(Studio(load_model(options.model), test_set(options.data_dir)), options.port)
     except (ValueError, OSError, OverflowError) as error:  # the last for a port over 65535
-        print(f"error: {error}", file=sys.stderr)
+        taken = getattr(error, "errno", None) == errno.EADDRINUSE
+        why = f"port {options.port} is in use; without --port a free one is taken" if taken else error
+        print(f"error: {why}", file=sys.stderr)
         return 1
     address = f"http://127.0.0.1:{server.server_address[1]}/"
     print(f"draw a digit at {address}  (Ctrl-C ends it)", flush=True)

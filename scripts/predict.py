@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from train_mnist import show
 
-from tinycnn import Sequential, command_line
+from tinycnn import Normalize, Sequential, command_line
 from tinycnn.digits import NoDigitFound, to_mnist
 from tinycnn.pictures import read_picture
 from tinycnn.trained import TRAINED
@@ -25,8 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.plot and not options.plot.name:
         parser().error(f"--plot needs the name of a file, got {options.plot}")
     plots = [plot_path(options.plot, i, len(options.pictures)) for i in range(len(options.pictures)) if options.plot]
-    if replaced := {path.resolve() for path in plots} & {Path(path).resolve() for path in options.pictures}:
-        parser().error(f"--plot would replace the picture {min(replaced)}; it needs the name of a new file")
+    read = {Path(options.model).resolve(): "model"} | {Path(path).resolve(): "picture" for path in options.pictures}
+    for path in map(Path.resolve, plots):
+        if path in read:
+            parser().error(f"--plot would replace the {read[path]} {path}; it needs the name of a new file")
     try:
         model = load_model(options.model)
     except (ValueError, OSError) as error:
@@ -61,10 +63,12 @@ def load_model(path: str | Path) -> Sequential:
 
 
 def load_classifier(path: str | Path) -> Sequential:
-    """A model for images of any kind that ends in a number for each class. Raises ValueError or FileNotFoundError."""
+    """A model for raw images that ends in a number for each class. Raises ValueError or FileNotFoundError."""
     model = Sequential.load(path)
     if len(model.output_shapes[-1]) != 1:
         raise ValueError(f"{path} ends in {model.output_shapes[-1]} numbers, not in one for each class")
+    if not isinstance(model.layers[0], Normalize):
+        raise ValueError(f"{path} does not begin with Normalize, so it is not for raw images, whose pixels are 0 … 255")
     return model
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from small_mnist import noise, write_files
 
-from tinycnn import Conv2D, Sequential, load_mnist
+from tinycnn import Conv2D, Dense, Flatten, Sequential, load_mnist
 from tinycnn.trained import TRAINED
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -54,6 +55,9 @@ def test_predict_does_not_draw_over_a_picture_that_it_was_given(script, pictures
         script("predict").main([path, "--plot", path])
     assert f"--plot would replace the picture {path}" in capsys.readouterr().err
     assert Path(path).read_bytes() == before
+    with pytest.raises(SystemExit):
+        script("predict").main([path, "--model", "model.npz", "--plot", "model.npz"])
+    assert "--plot would replace the model" in capsys.readouterr().err
 
 
 def test_without_a_display_show_says_so(script, pictures, capsys, tmp_path, monkeypatch):
@@ -95,6 +99,16 @@ def test_a_model_without_classes_is_refused(script, pictures, capsys, tmp_path, 
     Sequential([Conv2D(2, 3)], (28, 28, 1)).save(model)
     assert script(name).main([str(pictures[0][0]), "--model", str(model)] if name == "predict" else [str(model)]) == 1
     assert "ends in (26, 26, 2) numbers, not in one for each class" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate", "draw"])
+def test_a_model_for_other_numbers_than_pixels_is_refused(script, pictures, capsys, tmp_path, name):
+    """Its answers to raw images would be nonsense."""
+    model = str(tmp_path / "model.npz")
+    Sequential([Flatten(), Dense(10)], (28, 28)).save(model)
+    arguments = {"predict": [str(pictures[0][0]), "--model", model], "draw": ["--no-browser", "--model", model]}
+    assert script(name).main(arguments.get(name, [model])) == 1
+    assert "model.npz does not begin with Normalize" in capsys.readouterr().err
 
 
 def test_predict_shows_only_what_it_has_drawn(script, pictures, tmp_path, monkeypatch):
@@ -173,6 +187,10 @@ def test_draw_serves_a_browser_that_stays_in_the_foreground(tmp_path):
 
 
 def test_draw_refuses_a_port_that_cannot_be(script, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert script("draw").main(["--no-browser", "--port", str(port)]) == 1
+    assert f"port {port} is in use; without --port a free one is taken" in capsys.readouterr().err
     assert script("draw").main(["--no-browser", "--port", "70000"]) == 1
     assert "port must be 0-65535" in capsys.readouterr().err
 
