@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.no_augment:
         changes |= {"shift": 0, "distortion": None}
     out = options.out or f"runs/{options.preset}"
+    earlier = when_saved(out)
     settings = Settings(
         preset=options.preset,
         changes=changes,
@@ -45,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nstopped. {how_to_resume(sys.argv[1:] if arguments is None else arguments, out)}", file=sys.stderr)
+        how = how_to_resume(sys.argv[1:] if arguments is None else arguments, out, earlier)
+        print(f"\nstopped. {how}", file=sys.stderr)
         return 130
     print(
         f"test accuracy {metrics['test_accuracy']:.2%}, test loss {metrics['test_loss']:.4f} "
@@ -55,12 +57,22 @@ def main(arguments: list[str] | None = None) -> int:
     return show([picture for name in PICTURES if (picture := Path(out) / name).exists()]) if options.show else 0
 
 
-def how_to_resume(arguments: list[str], out: str) -> str:
-    """The command that goes on."""
-    if not (Path(out) / "checkpoint.npz").exists():
-        return "It had not begun, so there is nothing to go on from."
+def when_saved(out: str) -> int | None:
+    """When the checkpoint was written, if there is one."""
+    path = Path(out) / "checkpoint.npz"
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def how_to_resume(arguments: list[str], out: str, earlier: int | None) -> str:
+    """The command that goes on. earlier: when a checkpoint had been saved before the training began."""
+    saved = when_saved(out)
+    if saved is None:
+        return "Nothing was saved yet, so there is nothing to go on from."
     again = [*arguments, *(["--resume"] if "--resume" not in arguments else [])]
-    return f"To go on: {shlex.join(['python', sys.argv[0], *again])}"
+    command = shlex.join(["python", sys.argv[0], *again])
+    if saved == earlier and "--resume" not in arguments:
+        return f"Nothing was saved yet. To go on from an earlier training with the same settings: {command}"
+    return f"To go on: {command}"
 
 
 def show(pictures: list[Path]) -> int:

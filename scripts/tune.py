@@ -27,6 +27,7 @@ from train_mnist import whole
 
 from tinycnn import command_line
 from tinycnn.augment import Distortion
+from tinycnn.experiment import ctrl_c_noted
 from tinycnn.files import alone_in, fault, open_file
 from tinycnn.loss import SoftmaxCrossEntropy
 from tinycnn.mnist import load_mnist
@@ -105,11 +106,13 @@ def tune(options: argparse.Namespace, path: Path) -> list[dict]:
     job["preset_and_data"] = digest(PRESETS[options.preset](classes), training)
     rows = read_rows(path, job)
     train_set, held_out, _ = split((training, None), options.validation, options.images)
-    with tqdm(total=options.trials, initial=len(rows), unit=" trials", disable=options.quiet) as bar:
+    bar = tqdm(total=options.trials, initial=len(rows), unit=" trials", disable=options.quiet)
+    with bar, ctrl_c_noted() as interrupted:
         for trial in range(len(rows), options.trials):
             drawn = draw(options.seed, trial)
             started = time.perf_counter()
-            judged = judge(recipe_of(options.preset, drawn, classes, options.epochs), train_set, held_out, options.seed)
+            recipe = recipe_of(options.preset, drawn, classes, options.epochs)
+            judged = judge(recipe, train_set, held_out, options.seed, interrupted)
             rows.append({**job, "trial": trial, **drawn, **judged, "seconds": time.perf_counter() - started})
             write_rows(path, COLUMNS, rows)
             bar.update()
@@ -154,8 +157,16 @@ def stronger(distortion: Distortion, factor: float) -> Distortion:
     return Distortion(**{name: s * (factor if name != "smoothness" else 1) for name, s in asdict(distortion).items()})
 
 
-def judge(recipe: Recipe, train_set, held_out, seed: int) -> dict:
-    """Train on the one, judge on the other. A training that diverges knows nothing."""
+def judge(recipe: Recipe, train_set, held_out, seed: int, interrupted: Callable[[], bool] = lambda: False) -> dict:
+    """Train on the one, judge on the other. A training that diverges knows nothing.
+
+    interrupted: asked after each step; if it says so, KeyboardInterrupt is raised.
+    """
+
+    def after_step(_) -> None:
+        if interrupted():
+            raise KeyboardInterrupt
+
     model = make_model(recipe, train_set[0], seed)
     optimizer, average = make_optimizer(recipe, model), make_average(recipe, model)
     shuffling, augmentation = (np.random.default_rng([seed, stream]) for stream in (1, 2))
@@ -173,6 +184,7 @@ def judge(recipe: Recipe, train_set, held_out, seed: int) -> dict:
             loss=SoftmaxCrossEntropy(recipe.label_smoothing),
             average=average,
             validation=held_out,
+            after_step=after_step,
         )
     except TrainingDiverged:
         classes = model.output_shapes[-1][0]

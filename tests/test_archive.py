@@ -36,3 +36,8 @@ def test_a_file_is_on_the_disk_before_it_takes_the_olds_place(tmp_path, monkeypa
     with replacing(tmp_path / "a") as file:
         file.write(b"new")
     assert done == ["fsync", "replace"]
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/a\.npz'"), replacing(tmp_path / "nowhere" / "a.npz"):
+        pass

@@ -238,7 +238,7 @@ def test_two_trainings_into_the_same_directory(job):
         second = train(job, job / "out", stderr=subprocess.PIPE)
         said = second.communicate()[1].decode()
     assert second.returncode == 1
-    assert f"another training is writing to {job / 'out'}" in said
+    assert f"another process is writing to {job / 'out'}" in said
     assert "Traceback" not in said
 
 
@@ -260,14 +260,16 @@ def test_a_directory_is_free_again_after_the_block(tmp_path):
             code = "import sys, pathlib, tinycnn.files as f\nwith f.alone_in(pathlib.Path(sys.argv[1])): pass"
             command = [sys.executable, "-c", code, tmp_path]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert "another training is writing" in result.stderr
+            assert "another process is writing" in result.stderr
 
 
 def test_leftovers_of_a_killed_process_are_cleared_away(tmp_path):
-    (tmp_path / ".model.npz.123.part").write_bytes(b"half")
-    (tmp_path / "kept.part").write_bytes(b"whole")
+    """And nobody else's files."""
+    (tmp_path / ".model.npz.0123456789abcdef.part").write_bytes(b"half")
+    for name in ("kept.part", ".film.part"):
+        (tmp_path / name).write_bytes(b"whole")
     with alone_in(tmp_path):
-        assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "kept.part"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".film.part", ".lock", "kept.part"]
 
 
 def test_two_may_replace_a_file_at_once(tmp_path):

@@ -1,5 +1,6 @@
 """The main job and its command line, on small data: what it writes, and what its options do."""
 
+import json
 import math
 import os
 import subprocess
@@ -69,6 +70,18 @@ def test_what_is_trained_is_what_the_settings_say(tmp_path, monkeypatch):
     assert (seen["loss"].label_smoothing, seen["average"].share) == (0.25, 0.5)
     assert (seen["epochs"], seen["batch_size"]) == (3, 4)
     assert (seen["augment"](arrays[0]) != arrays[0]).any()
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    """Also where they come to be saved as JSON."""
+    write_files(tmp_path / "data", noise(20, 10, size=(28, 28)))
+    changes = {"epochs": np.int64(1), "learning_rate": np.float32(0.25), "batch_size": np.int32(8)}
+    settings = Settings("fast", changes, seed=np.int64(3), limit=np.int64(16), data_dir=tmp_path / "data", out=tmp_path)
+    metrics = run(settings, print, progress=False)
+    assert (metrics["seed"], metrics["limit"], metrics["epochs"]) == (3, 16, 1)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    same = replace(settings, changes={"epochs": 1, "learning_rate": 0.25, "batch_size": 8}, seed=3, limit=16)
+    assert run(replace(same, resume=True), print, progress=False)["test_loss"] == metrics["test_loss"]
 
 
 def test_the_model_that_is_kept_is_the_average(tmp_path):

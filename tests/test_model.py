@@ -113,8 +113,9 @@ def test_a_layer_that_does_not_fit_is_named_with_what_came_and_what_it_needs(lay
 def test_other_misuse(model):
     with pytest.raises(ValueError, match="at least one layer"):
         Sequential([], (8, 8, 1))
-    with pytest.raises(ValueError, match="sizes of at least 1"):
-        Sequential([Flatten()], (8, 0, 1))
+    for shape in ((8, 0, 1), (8.5, 8, 1), (None, 8, 8), (), None):
+        with pytest.raises(ValueError, match="input_shape must have sizes of at least 1, whole numbers"):
+            Sequential([Flatten()], shape)
     with pytest.raises(ValueError, match="float32 or float64, got int32"):
         Sequential([Flatten()], (8, 8, 1), dtype=np.int32)
     with pytest.raises(ValueError, match="layer 1, flatten_7, is already in a model"):
@@ -135,6 +136,25 @@ def test_other_misuse(model):
         Layer().forward(np.zeros(1))
     with pytest.raises(TypeError, match="Layer has no backward"):
         Layer().backward(np.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.full((2, 4, 4, 1), np.nan), "NaN or infinite"),
+        (np.full((2, 4, 4, 1), np.nan, object), "Cannot cast"),
+        (np.zeros((2, 4, 4, 1), "M8[s]"), "Cannot cast"),
+        (np.zeros((2, 4, 4, 1), np.complex64), "Cannot cast"),
+        (np.zeros((300, 4, 5, 1)), r"needs images of shape \(N, 4, 4, 1\), got \(300, 4, 5, 1\)"),
+        (5, r"needs images of shape \(N, 4, 4, 1\), got \(\)"),
+    ],
+)
+def test_what_are_no_images_has_no_class(pixels, message):
+    for first in (Flatten(), Normalize(0, 1)):
+        with pytest.raises((ValueError, TypeError), match=message):
+            Sequential([first, Flatten(), Dense(3)], (4, 4, 1)).predict(pixels)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        Sequential([Flatten(), Dense(3)], (4, 4, 1)).predict(np.full((2, 4, 4, 1), 1e300))  # in float32
 
 
 def test_layers_that_did_not_fit_may_be_tried_in_another_model():
@@ -379,6 +399,30 @@ def test_own_layers(tmp_path, random):
         Sequential.load(tmp_path / "m.npz")
     loaded = Sequential.load(tmp_path / "m.npz", own_layers=(Twice,))
     np.testing.assert_array_equal(loaded.forward(x), model.forward(x))
+
+
+class Times(Twice):
+    """It keeps its argument as it comes, or forgets it."""
+
+    def __init__(self, factor, forgetful=False):
+        self.factor = factor
+        if not forgetful:
+            self.forgetful = forgetful
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [(Times(b"2"), "bytes is not JSON"), (Times(float("nan")), "not JSON"), (Times(2, True), "'forgetful'")],
+)
+def test_arguments_that_can_not_be_saved(layer, why, tmp_path):
+    with pytest.raises(ValueError, match=f"m.npz is not written.*{why}"):
+        Sequential([layer], (3,)).save(tmp_path / "m.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_number_of_numpy_is_saved_as_a_number(tmp_path):
+    Sequential([Times(np.float32(0.5))], (3,)).save(tmp_path / "m.npz")
+    assert Sequential.load(tmp_path / "m.npz", own_layers=(Times,)).layers[0].factor == 0.5
 
 
 def saved_array(array) -> bytes:

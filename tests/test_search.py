@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -75,6 +76,32 @@ def test_what_is_drawn_reaches_the_training(script, monkeypatch, random):
     assert seen["loss"].label_smoothing == 0.1
     assert seen["average"].share == 0.5
     assert (seen["augment"](train_set[0]) != train_set[0]).any()
+
+
+def test_ctrl_c_stops_it_after_the_step(script, tmp_path, data_dir, monkeypatch, capsys):
+    """Not at any moment: Numba swallows a KeyboardInterrupt while it compiles."""
+    module, steps = script("tune"), []
+    real = module.train
+
+    def train(*arguments, after_step, **how):
+        def pressed(position):
+            signal.raise_signal(signal.SIGINT)
+            steps.append(position.step)
+            after_step(position)
+
+        return real(*arguments, after_step=pressed, **how)
+
+    monkeypatch.setattr(module, "train", train)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
+    try:
+        out = ["--out", str(tmp_path / "out"), "--data-dir", str(data_dir)]
+        assert (
+            module.main([*out, "--preset", "small", "--epochs", "1", "--images", "200", "--validation", "100"]) == 130
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(steps) == 1
+    assert "stopped; the same command goes on" in capsys.readouterr().err
 
 
 def test_rows_of_another_search_are_refused(script, tmp_path, data_dir, capsys):

@@ -34,6 +34,12 @@ def test_a_diverged_training_keeps_what_was_saved_before(options, tmp_path, monk
     assert len(history_of(tmp_path / "out")) == 1
     assert all(np.isfinite(array).all() for _, array in Sequential.load(tmp_path / "out" / "model.npz").state())
 
+    # The same again, but it goes wrong before it saves anything: then the first one's checkpoint is still there.
+    monkeypatch.setattr(experiment, "make_schedule", lambda recipe, steps_an_epoch: lambda step: 1e30)
+    assert main([*options, "--epochs", "3", "--optimizer", "sgd"]) == 1
+    assert f"the last good checkpoint is {tmp_path / 'out' / 'checkpoint.npz'}" in capsys.readouterr().err
+    assert (tmp_path / "out" / "checkpoint.npz").exists()
+
 
 def test_a_training_that_is_done_resumes_to_the_same_and_another_is_refused_by_name(
     options, data_dir, tmp_path, capsys
@@ -133,7 +139,7 @@ def own_ctrl_c():
 
 def test_a_second_ctrl_c_ends_it_at_once(own_ctrl_c):
     """The first one is noted, for the step that is being made to end."""
-    with experiment._ctrl_c_noted() as noted:
+    with experiment.ctrl_c_noted() as noted:
         assert not noted()
         signal.raise_signal(signal.SIGINT)
         assert noted()
@@ -142,7 +148,9 @@ def test_a_second_ctrl_c_ends_it_at_once(own_ctrl_c):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_the_same_training_begun_again_keeps_its_checkpoint_until_it_has_a_newer_one(options, tmp_path, monkeypatch):
+def test_the_same_training_begun_again_keeps_its_checkpoint_until_it_has_a_newer_one(
+    options, tmp_path, monkeypatch, capsys
+):
     """Who forgets --resume has not lost anything yet."""
     assert main([*options, "--epochs", "1", "--quiet"]) == 0
     before = (tmp_path / "out" / "checkpoint.npz").read_bytes()
@@ -153,6 +161,13 @@ def test_the_same_training_begun_again_keeps_its_checkpoint_until_it_has_a_newer
     monkeypatch.setattr(experiment, "train", killed)
     assert main([*options, "--epochs", "1"]) == 130
     assert (tmp_path / "out" / "checkpoint.npz").read_bytes() == before
+    said = capsys.readouterr().err
+    assert "stopped. Nothing was saved yet. To go on from an earlier training with the same settings: python" in said
+    assert main([*options, "--epochs", "1", "--resume"]) == 130
+    assert "stopped. To go on: python" in capsys.readouterr().err
+    (tmp_path / "out" / "checkpoint.npz").unlink()
+    assert main([*options, "--epochs", "1"]) == 130
+    assert "stopped. Nothing was saved yet, so there is nothing to go on from." in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_the_results_that_are_there(options, tmp_path, monkeypatch, capsys):
@@ -170,14 +185,14 @@ def test_a_full_disk_leaves_the_results_that_are_there(options, tmp_path, monkey
 
 def test_a_training_may_run_in_any_thread_and_leaves_somebody_elses_ctrl_c():
     def noted() -> bool:
-        with experiment._ctrl_c_noted() as interrupted:
+        with experiment.ctrl_c_noted() as interrupted:
             return interrupted()
 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(noted).result() is False
     before = signal.signal(signal.SIGINT, own := lambda *_: None)
     try:
-        with experiment._ctrl_c_noted():
+        with experiment.ctrl_c_noted():
             assert signal.getsignal(signal.SIGINT) is own
         assert signal.getsignal(signal.SIGINT) is own
     finally:

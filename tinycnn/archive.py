@@ -4,7 +4,7 @@ It is an .npz archive, a zip file with a .npy file for each array, none of them 
 JSON. It is written whole or not at all, so that a full disk or a lost process costs nothing that was there before.
 
 It is read with distrust. Only what `write` makes is taken, and an array is read only when it is known to be wanted:
-unless all its arrays are what they should be, a file of any size costs only a few megabytes of memory.
+unless all its arrays are what they should be, a file of any size costs no more than some hundred megabytes.
 
 What this file is not: it knows no model and no training, and never unpickles anything.
 """
@@ -37,7 +37,8 @@ def write(path: str | Path, format: str, description: dict, arrays: dict[str, np
     format: MODEL or CHECKPOINT; `reading` wants the same. description: anything JSON can hold, numbers finite.
     Raises ValueError for what `reading` would refuse.
     """
-    text = json.dumps({"format": format, **description}, allow_nan=False)
+    with why_not_written(path):
+        text = json.dumps({"format": format, **description}, allow_nan=False)
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{path} is not written: {name} holds NaN or infinite numbers")
@@ -66,11 +67,11 @@ def reading(path: str | Path, format: str) -> Iterator[tuple[dict, dict[str, "St
 
 @contextmanager
 def why_not_written(path: str | Path) -> Iterator[None]:
-    """A ValueError in the with block is why the file is not written."""
+    """An error in the with block is why the file is not written."""
     try:
         yield
-    except ValueError as error:
-        raise ValueError(f"{path} is not written, for it could not be read again: {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not written, for it could not be read again: {fault(error)}") from error
 
 
 def by_name(pairs: list[tuple[str, np.ndarray]], dtype: np.dtype) -> dict[str, np.ndarray]:

@@ -35,10 +35,15 @@ def pair(value, name: str, minimum: int = 1) -> tuple[int, int]:
 
 def sizes(value, name: str) -> tuple[int, ...]:
     """A shape: whole numbers of at least 1, or one of them."""
-    found = tuple(int(n) for n in np.atleast_1d(value))
-    if not found or min(found) < 1:
-        raise ValueError(f"{name} must have sizes of at least 1, got {value!r}")
-    return found
+    found = tuple(value) if np.iterable(value) else (value,)
+    if not found or not all(isinstance(n, (int, np.integer)) and n >= 1 for n in found):
+        raise ValueError(f"{name} must have sizes of at least 1, whole numbers, got {value!r}")
+    return tuple(map(int, found))
+
+
+def plain(values: dict) -> dict:
+    """The same, NumPy's numbers as Python's: JSON knows no others."""
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
 
 def new_layers(layers, kind: type) -> list:

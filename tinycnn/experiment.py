@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinycnn.arguments import plain
 from tinycnn.checkpoint import Checkpoint
 from tinycnn.files import alone_in, replacing
 from tinycnn.kernels.memory import free_unused
@@ -70,6 +71,7 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: bool =
     model.npz and history.csv are those of the last whole epoch, or what was there before the first.
     """
     started = time.perf_counter()
+    settings = replace(settings, **plain(vars(settings) | {"changes": plain(settings.changes)}))
     recipe_of = preset(settings.preset)
     out = writable_directory(Path(settings.out or f"runs/{settings.preset}"))
     with alone_in(out):
@@ -156,12 +158,12 @@ def _train(
     loss = SoftmaxCrossEntropy(recipe.label_smoothing)
     if not checkpoint.is_there():
         checkpoint.path.unlink(missing_ok=True)  # another training's, from which this one could not go on
-    saved, saved_at = position != Position(), time.monotonic()
+    saved_at = time.monotonic()
 
     def save(position: Position) -> None:
-        nonlocal saved, saved_at
+        nonlocal saved_at
         checkpoint.save(position)
-        saved, saved_at = True, time.monotonic()
+        saved_at = time.monotonic()
 
     def after_step(position: Position) -> None:
         if interrupted() or time.monotonic() - saved_at > SAVE_EVERY:
@@ -178,7 +180,7 @@ def _train(
         if interrupted():
             raise KeyboardInterrupt
 
-    with _ctrl_c_noted() as interrupted:
+    with ctrl_c_noted() as interrupted:
         try:
             return train(
                 model,
@@ -198,7 +200,8 @@ def _train(
                 progress=progress,
             )
         except TrainingDiverged as error:
-            last = f"the last good checkpoint is {checkpoint.path}" if saved else "there is no checkpoint yet"
+            there = checkpoint.path.exists()  # perhaps of a training with the same settings before this one
+            last = f"the last good checkpoint is {checkpoint.path}" if there else "there is no checkpoint yet"
             raise TrainingDiverged(f"{error}; {last}") from None
 
 
@@ -215,7 +218,7 @@ def _restored(checkpoint: Checkpoint, out: Path, say: Callable[[str], None]) -> 
 
 
 @contextmanager
-def _ctrl_c_noted() -> Iterator[Callable[[], bool]]:
+def ctrl_c_noted() -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether Ctrl-C was pressed. Pressed once more it does what it always does."""
     pressed = []
 

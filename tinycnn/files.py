@@ -67,7 +67,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())  # or the new name might reach the disk before the content does
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno and not error.filename:  # as where the disk is full
+        if error.errno and error.filename in (None, str(temporary)):  # as where the disk is full
             error.filename = str(path)
         raise
     finally:
@@ -88,8 +88,8 @@ def alone_in(directory: Path) -> Iterator[None]:
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except (BlockingIOError, PermissionError) as error:
             raise ValueError(
-                f"another training is writing to {directory}: wait for it, or name another directory"
+                f"another process is writing to {directory}: wait for it, or name another directory"
             ) from error
-        for leftover in directory.glob(".*.part"):
+        for leftover in directory.glob(f".*.{'[0-9a-f]' * 16}.part"):  # as `replacing` names them
             leftover.unlink(missing_ok=True)
         yield

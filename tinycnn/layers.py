@@ -20,7 +20,7 @@ from math import prod, sqrt
 
 import numpy as np
 
-from tinycnn.arguments import pair, real_dtype, whole
+from tinycnn.arguments import pair, plain, real_dtype, whole
 from tinycnn.kernels.convolution import convolve
 from tinycnn.kernels.convolution_backward import convolve_backward, convolve_weight_gradient
 from tinycnn.kernels.dense import dense, dense_input_gradient, dense_weight_gradient
@@ -80,7 +80,7 @@ class Layer:
 
         A layer keeps each argument of its __init__ as an attribute of that name.
         """
-        return {name: getattr(self, name) for name in signature(type(self)).parameters}
+        return plain({name: getattr(self, name) for name in signature(type(self)).parameters})
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one image's forward pass."""

@@ -146,8 +146,8 @@ class Sequential:
 
     def save(self, path: str | Path) -> None:
         """Write architecture and weights to an .npz file, whole or not at all; ValueError if `load` would refuse it."""
-        description, arrays = self.description(), archive.by_name(self.state(), self.dtype)
         with archive.why_not_written(path):  # Somebody may have changed layers: build them again, as `load` does.
+            description, arrays = self.description(), archive.by_name(self.state(), self.dtype)
             layers = layers_from(description, arrays, (*LAYERS, *map(type, self.layers)))
             Sequential(layers, self.input_shape, dtype=self.dtype)
         archive.write(path, archive.MODEL, description, arrays)
@@ -170,15 +170,16 @@ class Sequential:
         shapes = [self.input_shape]
         if raw and self.input_shape[2:] == (1,):
             shapes.append(self.input_shape[:2])
-        if x.shape[1:] not in shapes:
+        if x.shape[1:] not in shapes or not x.shape:
             raise ValueError(f"the model needs images of shape (N, {str(self.input_shape)[1:-1]}), got {x.shape}")
         return x if raw or x.dtype == self.dtype else copy(x, self.dtype)
 
     def _logits(self, x: np.ndarray, batch_size: int) -> np.ndarray:
-        x, logits = np.asarray(x), []
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is said below
+            x, logits = self._check(x), []
         # Pieces of nearly one size: for a small last one other kernels may be faster, and have to be compiled.
         for batch in np.array_split(x, max(1, ceil(len(x) / whole(batch_size, "batch_size")))):
-            if np.issubdtype(x.dtype, np.floating) and not np.isfinite(batch).all():
+            if batch.dtype.kind == "f" and not np.isfinite(batch).all():
                 raise ValueError("the images hold NaN or infinite pixels")
             logits.append(self.forward(batch))
         if logits[0].ndim != 2:

@@ -45,9 +45,9 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def copy(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
-    """The array again, contiguous, in another place; converted if a dtype is given."""
+    """The array again, contiguous, in another place; converted if a dtype is given. Raises TypeError for no numbers."""
     result = empty(array.shape, array.dtype if dtype is None else dtype)
-    np.copyto(result, array, casting="unsafe")
+    np.copyto(result, array, casting="same_kind")
     return result
 
 
