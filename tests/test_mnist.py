@@ -145,6 +145,17 @@ def test_own_directory_without_any_of_the_files_goes_on_and_says_so(tmp_path, ca
     assert "holds none of the four files" in capsys.readouterr().err
 
 
+def test_own_directory_with_other_files(tmp_path, cache, originals):
+    """Whoever gave them other names does not mean MNIST."""
+    contents, _ = originals
+    cache.mkdir(parents=True)
+    for name, content in contents.items():
+        (cache / name).write_bytes(content)
+    (tmp_path / "training-images").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} lacks {', '.join(file.name for file in FILES)}"):
+        load_mnist(tmp_path)
+
+
 def test_own_directory_with_a_damaged_file(tmp_path, cache):
     write_files(tmp_path, noise())
     path = tmp_path / FILES[2].name
@@ -214,6 +225,8 @@ def test_which_mirrors(cache, originals, monkeypatch):
             load_mnist()
         with pytest.raises(FileNotFoundError, match=r"any mirror: none was given"):
             load_mnist(mirrors=())
+        with pytest.raises(FileNotFoundError, match=f"  {nowhere}: .*404"):
+            load_mnist(mirrors=nowhere)
         monkeypatch.setenv("TINYCNN_MIRRORS", f"{one.url} {two.url.rstrip('/')}")
         assert_same(load_mnist(), arrays)
 

@@ -82,9 +82,15 @@ def test_labels_and_images_that_can_not_be(options, tmp_path, capsys):
     for name, arrays, message in (
         ("a", [images, labels, images, labels + 1], "label 3 is outside 0 … 2"),
         ("b", [images, labels.astype(np.int8) - 1, images, labels], "label -1 is outside"),
-        ("c", [images[:0], labels[:0], images, labels], "there are no images"),
+        ("c", [images[:0], labels[:0], images, labels], "the training data: there are no images"),
+        ("h", [images, labels, images[:0], labels[:0]], "the test data: there are no images"),
+        ("i", [images, labels, images / np.float32(255), labels], "are (12, 12) of uint8, but test images (12, 12) of"),
         ("d", [bad_pixels, labels, images, labels], "NaN or infinite pixels"),
-        ("e", [images, labels, images[:, :10], labels], "training images are (12, 12), but test images (10, 12)"),
+        (
+            "e",
+            [images, labels, images[:, :10], labels],
+            "training images are (12, 12) of uint8, but test images (10, 12)",
+        ),
         ("f", [images, labels.astype(np.int32) * 10**9, images, labels], "label 1000000000 is outside"),
         ("g", [images, labels.astype(np.float32), images, labels], "labels must be whole numbers"),
     ):
@@ -107,7 +113,7 @@ def test_a_result_that_can_not_be_replaced_is_said_before_training(options, tmp_
 def test_images_that_can_not_be_distorted_are_refused_before_any_training(tmp_path):
     """And before an earlier checkpoint is removed."""
     arrays = noise(20, 10, size=(28, 28))
-    write_files(tmp_path / "data", [arrays[0].astype(np.int16), *arrays[1:]])
+    write_files(tmp_path / "data", [a.astype(np.int16) if a.ndim == 3 else a for a in arrays])
     (tmp_path / "checkpoint.npz").write_bytes(b"earlier")
     with pytest.raises(ValueError, match="images must be uint8"):
         run(Settings("small", data_dir=tmp_path / "data", out=tmp_path), print, progress=False)
@@ -130,3 +136,9 @@ def test_settings_that_can_not_work_are_refused_before_any_training(tmp_path, ch
     write_files(tmp_path / "data", noise(20, 10))
     with pytest.raises(ValueError, match=f"{next(iter(changes))} must be a whole number"):
         run(Settings("classic", changes, data_dir=tmp_path / "data", out=tmp_path), print, progress=False)
+
+
+def test_a_change_of_nothing_that_a_recipe_has_is_refused(tmp_path):
+    write_files(tmp_path / "data", noise(20, 10))
+    with pytest.raises(ValueError, match="a recipe has no rate to change"):
+        run(Settings("classic", {"rate": 1}, data_dir=tmp_path / "data", out=tmp_path), print, progress=False)

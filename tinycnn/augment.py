@@ -58,7 +58,9 @@ def random_distortion(images: np.ndarray, distortion: Distortion, generator: np.
     Raises ValueError for other images.
     """
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise ValueError(f"images must be uint8, (N, H, W) or (N, H, W, C), got {images.dtype} {images.shape}")
+        raise ValueError(
+            f"to be distorted, images must be uint8, (N, H, W) or (N, H, W, C), got {images.dtype} {images.shape}"
+        )
     count, height, width = images.shape[:3]
     maps = random_maps(count, (height, width), distortion, generator)
     displacements = random_displacements(count, (height, width), distortion, generator) if distortion.elastic else None

@@ -70,27 +70,31 @@ FILES = (
 )
 
 
-def load_mnist(directory: str | Path | None = None, mirrors: Sequence[str] | None = None) -> Data:
+def load_mnist(directory: str | Path | None = None, mirrors: str | Sequence[str] | None = None) -> Data:
     """(train_images, train_labels), (test_images, test_labels).
 
     Images are uint8 (N, 28, 28), 0 is background; labels are uint8 (N,), 0 … 9. There are 60,000 and 10,000.
-    In a directory, the files may be packed or not, and named with a dash or a dot before "idx". mirrors: directories on
-    the web that hold them packed; none of them, (), means that nothing is downloaded.
+    In a directory, the files may be packed or not, and named with a dash or a dot before "idx"; if it is empty, a line
+    says so, and they come from elsewhere. mirrors: directories on the web that hold them packed; none of them, (),
+    means that nothing is downloaded.
 
-    Raises FileNotFoundError if a directory was named that is not there or holds only some of the four files, ValueError
-    if a file can't be read, images and labels don't match or a mirror is no address, and FileNotFoundError, saying why,
-    if all the places failed.
+    Raises FileNotFoundError if a directory was named that is not there or has something in it, but not all of the four
+    files, ValueError if a file can't be read, images and labels don't match or a mirror is no address, and
+    FileNotFoundError, saying why, if all the places failed.
     """
     if mirrors is None:
         mirrors = os.environ.get("TINYCNN_MIRRORS", "").replace(",", " ").split() or MIRRORS
+    if isinstance(mirrors, str):
+        mirrors = [mirrors]
     for mirror in mirrors:
         check_address(mirror)
-    directory = directory or os.environ.get("TINYCNN_DATA")
-    if directory:
+    if directory is None:
+        directory = os.environ.get("TINYCNN_DATA") or None
+    if directory is not None:
         paths = _files_in_own_directory(Path(directory))
         if paths:
             return _read(paths)
-        print(f"{directory} holds none of the four files of MNIST; looking elsewhere", file=sys.stderr)
+        print(f"{directory} is empty: it holds none of the four files of MNIST; looking elsewhere", file=sys.stderr)
     for places in (_in_cache, _in_wheel):
         paths = [places(file) for file in FILES]
         if all(paths):
@@ -114,12 +118,12 @@ def _read(paths: list[Path]) -> Data:
 
 
 def _files_in_own_directory(directory: Path) -> list[Path]:
-    """The four files, or none; some of them only is an error, not a reason to take other data."""
+    """The four files; none if it is empty. Some of them only, or only others, are no reason to take other data."""
     if not directory.is_dir():
         raise FileNotFoundError(f"there is no directory {directory}")
     found = [next(_candidates(directory, file.name), None) for file in FILES]
     missing = [file.name for file, path in zip(FILES, found, strict=True) if path is None]
-    if missing and len(missing) < len(FILES):
+    if missing and any(directory.iterdir()):
         raise FileNotFoundError(f"{directory} lacks {', '.join(missing)} (packed as .gz or not)")
     return [] if missing else found
 

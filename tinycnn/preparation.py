@@ -38,6 +38,8 @@ def preset(name: str) -> Callable[[int], Recipe]:
 
 def change(recipe: Recipe, changes: dict) -> Recipe:
     """The recipe with some numbers replaced. Another optimizer does not inherit the weight decay: its sense differs."""
+    if unknown := changes.keys() - vars(recipe).keys():
+        raise ValueError(f"a recipe has no {', '.join(sorted(unknown))} to change")
     if changes.get("optimizer", recipe.optimizer) != recipe.optimizer:
         changes = {"weight_decay": 0.0} | changes
     recipe = replace(recipe, **changes)
@@ -50,13 +52,17 @@ def change(recipe: Recipe, changes: dict) -> Recipe:
 
 def count_classes(data: Data) -> int:
     """The largest training label + 1. Raises ValueError unless all images and labels fit that and each other."""
-    (images, labels), (test_images, test_labels) = data
-    most = 5000  # a larger label is no class, and the table of all pairs of classes might not fit into memory
-    check_data(images, labels, classes=most)
-    classes = int(labels.max()) + 1
-    check_data(test_images, test_labels, classes)
-    if images.shape[1:] != test_images.shape[1:]:
-        raise ValueError(f"training images are {images.shape[1:]}, but test images {test_images.shape[1:]}")
+    classes = 5000  # a larger label is no class, and the table of all pairs of classes might not fit into memory
+    for part, (images, labels) in zip(("training", "test"), data, strict=True):
+        try:
+            check_data(images, labels, classes)
+        except ValueError as error:
+            raise ValueError(f"the {part} data: {error}") from error
+        if part == "training":
+            classes = int(labels.max()) + 1
+    kinds = [f"{images.shape[1:]} of {images.dtype}" for images, _ in data]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"training images are {kinds[0]}, but test images {kinds[1]}")
     return classes
 
 
