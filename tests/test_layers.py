@@ -421,6 +421,9 @@ def test_normalize_takes_raw_images(random):
         assert y.shape == (3, 5, 4, 1)
         np.testing.assert_allclose(y[..., 0], expected, atol=1e-6)
     assert Normalize(0, 1).forward(images).dtype == np.float32  # also on its own
+    flat = Sequential([Normalize(0.25, 0.5), Dense(3)], (20,))
+    np.testing.assert_array_equal(flat.layers[0].forward(images.reshape(3, 20)), y.reshape(3, 20))
+    assert flat.forward(images.reshape(3, 20)).shape == (3, 3)
 
 
 def test_relu_on_its_own_follows_the_input(random):

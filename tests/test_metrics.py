@@ -12,6 +12,7 @@ from tinycnn.metrics import (
     expected_calibration_error,
     precision_recall_f1,
 )
+from tinycnn.tables import table
 
 LABELS, GUESSES = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 0])
 
@@ -37,6 +38,7 @@ def test_tables():
     matrix = confusion_matrix(LABELS, GUESSES, 3)
     assert class_table(matrix).splitlines()[2].split() == ["0", "3", "50.00%", "66.67%", "57.14%"]
     assert confusion_table(matrix).splitlines()[2].split() == ["0", "2", "1", "·"]
+    assert table([("of nothing",)]).splitlines() == ["of nothing", "──────────"]
 
 
 def test_cross_entropy():

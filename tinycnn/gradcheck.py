@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from tinycnn.arguments import whole
 from tinycnn.layers import Layer, Parameter
 from tinycnn.model import Sequential
 from tinycnn.tables import table
@@ -108,6 +109,7 @@ class Report:
     tolerance: float
     rows: list[Row] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    reason: str = ""  # for the tolerance
 
     @property
     def passed(self) -> bool:
@@ -121,7 +123,7 @@ class Report:
     def __str__(self) -> str:
         cells = [("array", "elements", "worst error", "where", "analytic", "numeric", "")]
         for r in self.rows:
-            elements = f"{r.checked} of {r.size}" + (f", {r.kinks} at kinks" if r.kinks else "")
+            elements = f"{r.checked} of {r.size}" + (f", kinks met: {r.kinks}" if r.kinks else "")
             verdict = "pass" if r.passed else "FAIL"
             cells.append(
                 (r.name, elements, f"{r.error:.1e}", r.where, f"{r.analytic:.9g}", f"{r.numeric:.9g}", verdict)
@@ -139,8 +141,8 @@ class Report:
             )
         lines += [f"FAIL: {fault}" for fault in self.faults]
         verdict = "passed" if self.passed else "FAILED"
-        reason = "differences in float64 keep about ten digits, and a wrong term changes the first ones"
-        lines.append(f"{self.subject} {verdict} with tolerance {self.tolerance:g}: {reason}.")
+        reason = f": {self.reason}" if self.reason else ""
+        lines.append(f"{self.subject} {verdict} with tolerance {self.tolerance:g}{reason}.")
         return "\n".join(lines)
 
 
@@ -162,14 +164,21 @@ def check_gradients(subject: Any, x: np.ndarray, tolerance: float = 1e-7, sample
     """
     random = np.random.default_rng(seed)
     name = getattr(subject, "name", "") or type(subject).__name__
-    report = Report(name, tolerance)
+    reason = "differences in float64 keep about ten digits, and a wrong term changes the first ones"
+    report = Report(name, tolerance, reason=reason)
     x = np.array(x, np.float64)
+    if not x.size:
+        raise ValueError(f"an input of shape {x.shape} has no numbers: nothing would be checked")
+    whole(samples, "samples")
     copied = _in_dtype(subject, x, np.float64)
     parameters = _parameters(copied)
     for p in parameters:
         p.value += 0.3 * random.standard_normal(p.value.shape)
     forward = _repeatable(copied)
-    dy = _cotangent(forward(x.copy()).shape, random)
+    y = forward(x.copy())
+    if not isinstance(y, np.ndarray):
+        raise TypeError(f"{name}: its forward must return an array, got {y!r}")
+    dy = _cotangent(y.shape, random)
     gradients = _try_promises(copied, forward, x, dy, report)
     report.faults += _dtype_faults(subject, x)
     if gradients is None:

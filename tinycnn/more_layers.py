@@ -31,7 +31,7 @@ class Normalize(Layer):
 
     def build(self, input_shape, generator, dtype, gain):
         super().build(input_shape, generator, dtype, gain)
-        shape = input_shape if len(input_shape) == 3 else (*input_shape, 1)
+        shape = (*input_shape, 1) if len(input_shape) == 2 else input_shape
         if not {np.size(self.mean), np.size(self.std)} <= {1, shape[-1]}:
             raise ValueError(
                 f"{self.label()}: got images of shape {shape}, but has {np.size(self.mean)} means and "
@@ -41,7 +41,7 @@ class Normalize(Layer):
 
     def forward(self, x, training=False):
         x = np.asarray(x)
-        images = contiguous(x if x.ndim == 4 else x[..., None], x.dtype if x.dtype == np.uint8 else self.dtype)
+        images = contiguous(x[..., None] if x.ndim == 3 else x, x.dtype if x.dtype == np.uint8 else self.dtype)
         mean, std = (np.full(images.shape[-1], of_channel, self.dtype) for of_channel in (self.mean, self.std))
         y = normalize(images, mean, std)
         if training:
@@ -61,7 +61,7 @@ class BatchNorm(Layer):
     x (..., C) -> y (..., C). In training, mean and variance are those of the batch, over all axes but the last, and
     running = momentum · running + (1 − momentum) · batch keeps their average, which inference then uses. (That is the
     sense of momentum in Keras; PyTorch's is 1 − ours. The variance is the biased one, also in the running average.)
-    A frozen BatchNorm uses the running ones in training as well, and leaves them as they are.
+    A frozen BatchNorm uses the running ones in training as well, and leaves them as they are. (`frozen` is not saved.)
     """
 
     frozen = False

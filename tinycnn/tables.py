@@ -21,6 +21,6 @@ def table(rows: list[tuple[str, ...]], right: Iterable[int] = (), rules: tuple[i
         cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
     rule = "─" * max(map(len, lines))
-    for place in sorted((place % len(rows) for place in rules), reverse=True):
+    for place in sorted((place + len(rows) if place < 0 else place for place in rules), reverse=True):
         lines.insert(place, rule)
     return "\n".join(lines)
