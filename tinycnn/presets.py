@@ -23,7 +23,8 @@ class Recipe:
     """How to train: the layers, and every number that the settings of a training can change.
 
     layers: of the network, without the Normalize that every network here begins with. schedule: "constant", "step",
-    "cosine" or "one-cycle". shift: augmentation, in whole pixels; distortion: augmentation of every other kind.
+    "cosine" or "one-cycle". shift: augmentation, in whole pixels; distortion: turned, stretched, slanted, rumpled, and
+    moved by parts of pixels.
     """
 
     layers: list[Layer]
@@ -146,8 +147,7 @@ def lenet(classes: int) -> Recipe:
 def best(classes: int, width: float = 1.0) -> Recipe:
     """The most accurate, 244,666 parameters: seven layers that grow wider slowly, trained on distorted images.
 
-    Its loss on the held-out images was the lowest of the networks that were tried, with the average of the weights over
-    the last tenth of the steps; the README has their table.
+    The README says what it was chosen from; its weights are averaged over about the last tenth of the steps.
     """
     return Recipe(
         layers=[

@@ -5,7 +5,7 @@ in its registers. So a kernel works on *rows*, each L numbers side by side, and 
 
     acc = tile(P, L, like)                    P rows of L numbers each, in registers (a Tile)
     row = read(a, i, width, L)                row = a[i : i + width] (a Row)
-    acc[p] = multiply_add(x, row, acc[p])     acc[p] += x · row, if the CPU can rounded once; x: a number, or a row
+    acc[p] = multiply_add(x, row, acc[p])     acc[p] += x · row (rounded once, if the CPU can); x: a number, or a row
     write(a, i, acc[p], width)                a[i : i + width] = acc[p]
 
     zeros(like, L)                            a row of zeros
