@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from predict import load_classifier
+from predict import check_takes_bytes, load_classifier
 from train_mnist import show
 
 from tinycnn import Sequential, command_line, load_mnist
@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
         data = load_mnist(options.data_dir, options.mirror)
         count_classes(data)
         images, labels = data[1]
+        for model, path in zip(models, options.models, strict=True):
+            if images.dtype == np.uint8:
+                check_takes_bytes(model, path)
         probabilities = mean_probabilities(models, images)
         if labels.max() >= probabilities.shape[1]:
             raise ValueError(

@@ -5,6 +5,7 @@ python scripts/predict.py *.png --plot runs/seen.png        also draw what the n
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -25,8 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.plot and not options.plot.name:
         parser().error(f"--plot needs the name of a file, got {options.plot}")
     plots = [plot_path(options.plot, i, len(options.pictures)) for i in range(len(options.pictures)) if options.plot]
-    read = {Path(options.model).resolve(): "model"} | {Path(path).resolve(): "picture" for path in options.pictures}
-    for path in map(Path.resolve, plots):
+    read = {os.path.realpath(options.model): "model"} | {os.path.realpath(p): "picture" for p in options.pictures}
+    for path in map(os.path.realpath, plots):
         if path in read:
             parser().error(f"--plot would replace the {read[path]} {path}; it needs the name of a new file")
     try:
@@ -59,17 +60,22 @@ def load_model(path: str | Path) -> Sequential:
     model = load_classifier(path)
     if model.input_shape != (28, 28, 1):
         raise ValueError(f"{path} is for images of {model.input_shape}, not of 28 × 28 grey pixels")
+    check_takes_bytes(model, path)
     return model
 
 
 def load_classifier(path: str | Path) -> Sequential:
-    """A model for raw images that ends in a number for each class. Raises ValueError or FileNotFoundError."""
+    """A model for images of any kind that ends in a number for each class. Raises ValueError or FileNotFoundError."""
     model = Sequential.load(path)
     if len(model.output_shapes[-1]) != 1:
         raise ValueError(f"{path} ends in {model.output_shapes[-1]} numbers, not in one for each class")
+    return model
+
+
+def check_takes_bytes(model: Sequential, path: str | Path) -> None:
+    """Raises ValueError if the model is not for raw images."""
     if not isinstance(model.layers[0], Normalize):
         raise ValueError(f"{path} does not begin with Normalize, so it is not for raw images, whose pixels are 0 … 255")
-    return model
 
 
 def parser() -> argparse.ArgumentParser:

@@ -59,8 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def when_saved(out: str) -> int | None:
     """When the checkpoint was written, if there is one."""
-    path = Path(out) / "checkpoint.npz"
-    return path.stat().st_mtime_ns if path.exists() else None
+    try:
+        return (Path(out) / "checkpoint.npz").stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def how_to_resume(arguments: list[str], out: str, earlier: int | None) -> str:
@@ -71,7 +73,7 @@ def how_to_resume(arguments: list[str], out: str, earlier: int | None) -> str:
     again = [*arguments, *(["--resume"] if "--resume" not in arguments else [])]
     command = shlex.join(["python", sys.argv[0], *again])
     if saved == earlier and "--resume" not in arguments:
-        return f"Nothing was saved yet. To go on from an earlier training with the same settings: {command}"
+        return f"Nothing was saved yet. To go on from the training before, if it had the same settings: {command}"
     return f"To go on: {command}"
 
 

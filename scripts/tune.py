@@ -185,6 +185,7 @@ def judge(recipe: Recipe, train_set, held_out, seed: int, interrupted: Callable[
             average=average,
             validation=held_out,
             after_step=after_step,
+            after_epoch=after_step,  # the last step of an epoch
         )
     except TrainingDiverged:
         classes = model.output_shapes[-1][0]

@@ -113,7 +113,7 @@ def test_a_layer_that_does_not_fit_is_named_with_what_came_and_what_it_needs(lay
 def test_other_misuse(model):
     with pytest.raises(ValueError, match="at least one layer"):
         Sequential([], (8, 8, 1))
-    for shape in ((8, 0, 1), (8.5, 8, 1), (None, 8, 8), (), None):
+    for shape in ((8, 0, 1), (8.5, 8, 1), (None, 8, 8), (), None, True, {8: 1}):
         with pytest.raises(ValueError, match="input_shape must have sizes of at least 1, whole numbers"):
             Sequential([Flatten()], shape)
     with pytest.raises(ValueError, match="float32 or float64, got int32"):
@@ -153,8 +153,6 @@ def test_what_are_no_images_has_no_class(pixels, message):
     for first in (Flatten(), Normalize(0, 1)):
         with pytest.raises((ValueError, TypeError), match=message):
             Sequential([first, Flatten(), Dense(3)], (4, 4, 1)).predict(pixels)
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        Sequential([Flatten(), Dense(3)], (4, 4, 1)).predict(np.full((2, 4, 4, 1), 1e300))  # in float32
 
 
 def test_layers_that_did_not_fit_may_be_tried_in_another_model():

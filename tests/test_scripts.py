@@ -105,10 +105,18 @@ def test_a_model_without_classes_is_refused(script, pictures, capsys, tmp_path, 
 def test_a_model_for_other_numbers_than_pixels_is_refused(script, pictures, capsys, tmp_path, name):
     """Its answers to raw images would be nonsense."""
     model = str(tmp_path / "model.npz")
-    Sequential([Flatten(), Dense(10)], (28, 28)).save(model)
+    Sequential([Flatten(), Dense(10)], (28, 28, 1) if name != "evaluate" else (28, 28)).save(model)
     arguments = {"predict": [str(pictures[0][0]), "--model", model], "draw": ["--no-browser", "--model", model]}
     assert script(name).main(arguments.get(name, [model])) == 1
     assert "model.npz does not begin with Normalize" in capsys.readouterr().err
+
+
+def test_evaluate_takes_such_a_model_for_data_of_its_kind(script, capsys, tmp_path):
+    arrays = [a.astype(np.float32) / 255 if a.ndim == 3 else a for a in noise(20, 10, size=(28, 28))]
+    write_files(tmp_path / "data", arrays)
+    Sequential([Flatten(), Dense(10)], (28, 28)).save(tmp_path / "model.npz")
+    assert script("evaluate").main([str(tmp_path / "model.npz"), "--data-dir", str(tmp_path / "data")]) == 0
+    assert "on 10 test images" in capsys.readouterr().out
 
 
 def test_predict_shows_only_what_it_has_drawn(script, pictures, tmp_path, monkeypatch):

@@ -162,7 +162,9 @@ def test_the_same_training_begun_again_keeps_its_checkpoint_until_it_has_a_newer
     assert main([*options, "--epochs", "1"]) == 130
     assert (tmp_path / "out" / "checkpoint.npz").read_bytes() == before
     said = capsys.readouterr().err
-    assert "stopped. Nothing was saved yet. To go on from an earlier training with the same settings: python" in said
+    assert (
+        "stopped. Nothing was saved yet. To go on from the training before, if it had the same settings: python" in said
+    )
     assert main([*options, "--epochs", "1", "--resume"]) == 130
     assert "stopped. To go on: python" in capsys.readouterr().err
     (tmp_path / "out" / "checkpoint.npz").unlink()

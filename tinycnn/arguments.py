@@ -35,14 +35,14 @@ def pair(value, name: str, minimum: int = 1) -> tuple[int, int]:
 
 def sizes(value, name: str) -> tuple[int, ...]:
     """A shape: whole numbers of at least 1, or one of them."""
-    found = tuple(value) if np.iterable(value) else (value,)
-    if not found or not all(isinstance(n, (int, np.integer)) and n >= 1 for n in found):
+    found = tuple(value) if isinstance(value, (tuple, list, np.ndarray)) else (value,)
+    if not found or not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1 for n in found):
         raise ValueError(f"{name} must have sizes of at least 1, whole numbers, got {value!r}")
     return tuple(map(int, found))
 
 
 def plain(values: dict) -> dict:
-    """The same, NumPy's numbers as Python's: JSON knows no others."""
+    """The same, but a value that is a number of NumPy's becomes one of Python's: JSON knows no others."""
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
 

@@ -55,7 +55,7 @@ class Settings:
     limit: int | None = None  # train on the first so many of the others only
     data_dir: str | Path | None = None
     out: str | Path | None = None  # default: runs/<preset>
-    mirrors: Sequence[str] | None = None  # to download from; default: as `load_mnist`
+    mirrors: str | Sequence[str] | None = None  # to download from; default: as `load_mnist`
     resume: bool = False  # go on with the training that stopped in `out`, if there is one
 
 

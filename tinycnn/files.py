@@ -67,7 +67,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())  # or the new name might reach the disk before the content does
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno and error.filename in (None, str(temporary)):  # as where the disk is full
+        if error.errno and not error.filename2 and error.filename in (None, str(temporary)):  # as if the disk is full
             error.filename = str(path)
         raise
     finally:

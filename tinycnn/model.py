@@ -73,6 +73,8 @@ class Sequential:
         Without training no image depends on another, and a large batch goes through in pieces, which need less memory.
         """
         x = self._check(x)
+        if x.dtype != self.dtype and not isinstance(self.layers[0], Normalize):  # which wants the raw images
+            x = copy(x, self.dtype)
         if training:
             before_training_step(self, len(x))  # it may let a second process compile backward's kernels
             # Memory that is freed last is used again first (`kernels/memory.py`): so each layer gets its own once more.
@@ -165,18 +167,16 @@ class Sequential:
         return model
 
     def _check(self, x: np.ndarray) -> np.ndarray:
-        """x in the model's dtype (Normalize wants the raw images), after checking its shape."""
-        x, raw = np.asarray(x), isinstance(self.layers[0], Normalize)
-        shapes = [self.input_shape]
-        if raw and self.input_shape[2:] == (1,):
+        """x as an array, after checking its shape."""
+        x, shapes = np.asarray(x), [self.input_shape]
+        if isinstance(self.layers[0], Normalize) and self.input_shape[2:] == (1,):
             shapes.append(self.input_shape[:2])
-        if x.shape[1:] not in shapes or not x.shape:
+        if x.shape[1:] not in shapes:
             raise ValueError(f"the model needs images of shape (N, {str(self.input_shape)[1:-1]}), got {x.shape}")
-        return x if raw or x.dtype == self.dtype else copy(x, self.dtype)
+        return x
 
     def _logits(self, x: np.ndarray, batch_size: int) -> np.ndarray:
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is said below
-            x, logits = self._check(x), []
+        x, logits = self._check(x), []
         # Pieces of nearly one size: for a small last one other kernels may be faster, and have to be compiled.
         for batch in np.array_split(x, max(1, ceil(len(x) / whole(batch_size, "batch_size")))):
             if batch.dtype.kind == "f" and not np.isfinite(batch).all():

@@ -24,7 +24,7 @@ class Recipe:
 
     layers: of the network, without the Normalize that every network here begins with. schedule: "constant", "step",
     "cosine" or "one-cycle". shift: augmentation, in whole pixels; distortion: turned, stretched, slanted, rumpled, and
-    moved by parts of pixels.
+    moved, not only by whole pixels.
     """
 
     layers: list[Layer]

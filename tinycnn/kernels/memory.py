@@ -45,7 +45,10 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def copy(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
-    """The array again, contiguous, in another place; converted if a dtype is given. Raises TypeError for no numbers."""
+    """The array again, contiguous, in another place; converted if a dtype is given.
+
+    Raises TypeError if that is of another kind: complex numbers or objects, say, become no real numbers.
+    """
     result = empty(array.shape, array.dtype if dtype is None else dtype)
     np.copyto(result, array, casting="same_kind")
     return result
