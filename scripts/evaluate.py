@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         data = load_mnist(options.data_dir, options.mirror)
         count_classes(data)
         images, labels = data[1]
-        for model, path in zip(models, options.models, strict=True):
-            if images.dtype == np.uint8:
+        if images.dtype == np.uint8:
+            for model, path in zip(models, options.models, strict=True):
                 check_takes_bytes(model, path)
         probabilities = mean_probabilities(models, images)
         if labels.max() >= probabilities.shape[1]:

@@ -141,6 +141,7 @@ def test_own_directory_without_any_of_the_files_goes_on_and_says_so(tmp_path, ca
     for name, content in contents.items():
         (cache / name).write_bytes(content)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".hidden").write_bytes(b"")
     assert_same(load_mnist(tmp_path / "empty", mirrors=()), arrays)
     assert "holds none of the four files" in capsys.readouterr().err
 

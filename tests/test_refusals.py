@@ -83,8 +83,6 @@ def test_labels_and_images_that_can_not_be(options, tmp_path, capsys):
         ("a", [images, labels, images, labels + 1], "label 3 is outside 0 … 2"),
         ("b", [images, labels.astype(np.int8) - 1, images, labels], "label -1 is outside"),
         ("c", [images[:0], labels[:0], images, labels], "the training data: there are no images"),
-        ("h", [images, labels, images[:0], labels[:0]], "the test data: there are no images"),
-        ("i", [images, labels, images / np.float32(255), labels], "are (12, 12) of uint8, but test images (12, 12) of"),
         ("d", [bad_pixels, labels, images, labels], "NaN or infinite pixels"),
         (
             "e",
@@ -93,6 +91,8 @@ def test_labels_and_images_that_can_not_be(options, tmp_path, capsys):
         ),
         ("f", [images, labels.astype(np.int32) * 10**9, images, labels], "label 1000000000 is outside"),
         ("g", [images, labels.astype(np.float32), images, labels], "labels must be whole numbers"),
+        ("h", [images, labels, images[:0], labels[:0]], "the test data: there are no images"),
+        ("i", [images, labels, images / np.float32(255), labels], "are (12, 12) of uint8, but test images (12, 12) of"),
     ):
         write_files(tmp_path / name, arrays)
         assert main([*options, "--data-dir", str(tmp_path / name), "--epochs", "1"]) == 1, name

@@ -105,7 +105,7 @@ def test_a_model_without_classes_is_refused(script, pictures, capsys, tmp_path, 
 def test_a_model_for_other_numbers_than_pixels_is_refused(script, pictures, capsys, tmp_path, name):
     """Its answers to raw images would be nonsense."""
     model = str(tmp_path / "model.npz")
-    Sequential([Flatten(), Dense(10)], (28, 28, 1) if name != "evaluate" else (28, 28)).save(model)
+    Sequential([Flatten(), Dense(10)], (28, 28, 1)).save(model)
     arguments = {"predict": [str(pictures[0][0]), "--model", model], "draw": ["--no-browser", "--model", model]}
     assert script(name).main(arguments.get(name, [model])) == 1
     assert "model.npz does not begin with Normalize" in capsys.readouterr().err

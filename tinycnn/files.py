@@ -67,7 +67,8 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())  # or the new name might reach the disk before the content does
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno and not error.filename2 and error.filename in (None, str(temporary)):  # as if the disk is full
+        # Not the temporary one, which nobody has heard of. (os.replace names both.)
+        if error.errno and not error.filename2 and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     finally:

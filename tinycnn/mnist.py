@@ -123,7 +123,8 @@ def _files_in_own_directory(directory: Path) -> list[Path]:
         raise FileNotFoundError(f"there is no directory {directory}")
     found = [next(_candidates(directory, file.name), None) for file in FILES]
     missing = [file.name for file, path in zip(FILES, found, strict=True) if path is None]
-    if missing and any(not path.name.startswith(".") for path in directory.iterdir()):
+    visible = [path for path in directory.iterdir() if not path.name.startswith(".")]  # file managers leave others
+    if missing and visible:
         raise FileNotFoundError(f"{directory} lacks {', '.join(missing)} (packed as .gz or not)")
     return [] if missing else found
 

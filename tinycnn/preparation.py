@@ -52,18 +52,22 @@ def change(recipe: Recipe, changes: dict) -> Recipe:
 
 def count_classes(data: Data) -> int:
     """The largest training label + 1. Raises ValueError unless all images and labels fit that and each other."""
-    classes = 5000  # a larger label is no class, and the table of all pairs of classes might not fit into memory
-    for part, (images, labels) in zip(("training", "test"), data, strict=True):
-        try:
-            check_data(images, labels, classes)
-        except ValueError as error:
-            raise ValueError(f"the {part} data: {error}") from error
-        if part == "training":
-            classes = int(labels.max()) + 1
-    kinds = [f"{images.shape[1:]} of {images.dtype}" for images, _ in data]
-    if kinds[0] != kinds[1]:
-        raise ValueError(f"training images are {kinds[0]}, but test images {kinds[1]}")
+    training, test = data
+    most = 5000  # a larger label is no class, and the table of all pairs of classes might not fit into memory
+    _check_part("training", training, most)
+    classes = int(training[1].max()) + 1
+    _check_part("test", test, classes)
+    kind, test_kind = (f"{images.shape[1:]} of {images.dtype}" for images, _ in data)
+    if kind != test_kind:
+        raise ValueError(f"training images are {kind}, but test images {test_kind}")
     return classes
+
+
+def _check_part(part: str, data: ImagesAndLabels, classes: int) -> None:
+    try:
+        check_data(*data, classes)
+    except ValueError as error:
+        raise ValueError(f"the {part} data: {error}") from error
 
 
 def split(
