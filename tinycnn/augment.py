@@ -1,7 +1,7 @@
 """Augmentation: each time an image is shown in training it is changed a little, so that it can't be learned by heart.
 
-A distorted image asks for each of its pixels which place of the original it shows. `random_distortion` draws an answer
-for each image, a sum of two:
+For each pixel of a distorted image the question is which place of the original it shows. `random_distortion` draws the
+answers of an image, each a sum of two:
 
     place = centre + A⁻¹ · (pixel − centre − shift) + displacement[pixel]        A = rotation · scaling · shear
 

@@ -1,7 +1,7 @@
 """The main job: from data and a preset to a trained model, its history and its figures in a directory.
 
-`scripts/train_mnist.py` is the command line of this file. What this file is not: the loop itself is in
-`tinycnn/training.py`, the networks are in `tinycnn/presets.py`.
+`scripts/train_mnist.py` is the command line of this file. What this file is not: the loop itself
+(`tinycnn/training.py`), or the networks (`tinycnn/presets.py`).
 """
 
 import json

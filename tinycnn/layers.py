@@ -45,8 +45,8 @@ class Layer:
 
     name = ""  # given by the model: "conv2d_1"
     dtype: np.dtype | None = None  # given by the model; until then a layer works in the dtype of its input
-    _memory = None
-    _parameters: tuple[Parameter, ...] = ()
+    _memory = None  # what forward leaves for backward, see `remember`
+    _parameters: tuple[Parameter, ...] = ()  # what learns
 
     def build(self, input_shape: Shape, generator: np.random.Generator, dtype: np.dtype, gain: float) -> Shape:
         """Prepare for inputs of this shape (without the batch), create the parameters; return the output's shape.
@@ -153,10 +153,7 @@ class Conv2D(Layer):
                 f"{self.label()}: got images of {input_shape[0]} × {input_shape[1]}, but a kernel of "
                 f"{self.kernel_size} with padding {self.padding} needs larger ones"
             )
-        channels = input_shape[2]
-        self.weight = _new_weight((*self.kernel_size, channels, self.filters), generator, dtype, gain, self.name)
-        self.bias = Parameter(f"{self.name}.bias", np.zeros(self.filters, dtype), np.zeros(self.filters, dtype))
-        self._parameters = (self.weight, self.bias) if self.use_bias else (self.weight,)
+        _create_parameters(self, (*self.kernel_size, input_shape[2], self.filters), generator, gain)
         self._multiply_adds = prod(out) * self.weight.value.size
         return (*out, self.filters)
 
@@ -276,9 +273,7 @@ class Dense(Layer):
         super().build(input_shape, generator, dtype, gain)
         if len(input_shape) != 1:
             raise ValueError(f"{self.label()}: got {input_shape}, but needs one row an image: put Flatten() before it")
-        self.weight = _new_weight((input_shape[0], self.units), generator, dtype, gain, self.name)
-        self.bias = Parameter(f"{self.name}.bias", np.zeros(self.units, dtype), np.zeros(self.units, dtype))
-        self._parameters = (self.weight, self.bias) if self.use_bias else (self.weight,)
+        _create_parameters(self, (input_shape[0], self.units), generator, gain)
         return (self.units,)
 
     def forward(self, x, training=False):
@@ -313,11 +308,14 @@ def _windows(height: int, width: int, size: tuple[int, int], stride: tuple[int, 
     return max(0, (height - size[0]) // stride[0] + 1), max(0, (width - size[1]) // stride[1] + 1)
 
 
-def _new_weight(shape: Shape, generator: np.random.Generator, dtype: np.dtype, gain: float, name: str) -> Parameter:
-    """Normal numbers of variance gain / fan_in, for outputs that sum fan_in inputs: gain 1 keeps the mean square.
+def _create_parameters(layer: Conv2D | Dense, shape: Shape, generator: np.random.Generator, gain: float) -> None:
+    """The weight: normal numbers of variance gain / fan_in, for outputs that sum fan_in inputs: gain 1 keeps the mean
+    square. The bias: zeros, and so they stay without use_bias.
 
     Source: He et al., Delving Deep into Rectifiers (2015), equation 10 (gain 2, where a ReLU takes away half).
     """
-    fan_in = prod(shape[:-1])
-    value = generator.normal(0, sqrt(gain / fan_in), shape).astype(dtype, copy=False)
-    return Parameter(f"{name}.weight", value, np.zeros(shape, dtype))
+    fan_in, dtype = prod(shape[:-1]), layer.dtype
+    weight = generator.normal(0, sqrt(gain / fan_in), shape).astype(dtype, copy=False)
+    layer.weight = Parameter(f"{layer.name}.weight", weight, np.zeros(shape, dtype))
+    layer.bias = Parameter(f"{layer.name}.bias", np.zeros(shape[-1], dtype), np.zeros(shape[-1], dtype))
+    layer._parameters = (layer.weight, layer.bias) if layer.use_bias else (layer.weight,)

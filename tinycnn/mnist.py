@@ -8,7 +8,7 @@ What is not from your own directory must be the original, byte for byte: its SHA
 own anything that can be read is welcome, Fashion-MNIST for example: the class count and the image size come from the
 data. (Distortion, as `small` and `best` have it, wants bytes.)
 
-What this file is not: how to download is in `tinycnn/download.py`; it does not scale, shuffle or augment.
+What this file is not: a downloader (`tinycnn/download.py`); and it does not scale, shuffle or augment.
 """
 
 import hashlib

@@ -4,7 +4,7 @@
     for layer in reversed(layers):  dy = layer.backward(dy)
 
 (Some neighbours do it together, which is faster: `together.py`.) A model also builds its layers (shapes, weights),
-predicts, prints a summary, and saves and loads itself.
+predicts, sums itself up in a table, and saves and loads itself.
 
 What this file is not: no graph of layers, no loss and no optimizer; training is in `tinycnn/training.py`.
 """

@@ -94,7 +94,7 @@ class BatchNorm(Layer):
         if training and not self.frozen:
             if not len(rows):
                 raise ValueError(f"{self.label()}: an empty batch has no mean")
-            # running = momentum · running + (1 − momentum) · batch
+            # and in place: running += (1 − momentum) · (batch − running)
             mean, sigma = kernels.mean_and_sigma(rows, *running, 1 - self.momentum, self.epsilon)
             self.running_mean[:], self.running_variance[:] = running  # which may be copies, of somebody's arrays
         else:

@@ -5,7 +5,7 @@ places, and the ReLU then has a quarter of the work. A convolution before a Batc
 it away again.
 
 The numbers were chosen by the accuracy on 10,000 held-out training images, those of `best` by its loss, which is less
-a matter of luck where so few images are mistaken.
+a matter of luck where so few images are misclassified.
 
 What this file is not: nothing here runs; `tinycnn/experiment.py` does what a recipe says.
 """

@@ -6,7 +6,7 @@ each input. A number x[k] acts on the loss through every output that it goes int
 
     dx[k] = Σ_m dy[m] · ∂y[m] / ∂x[k]           the chain rule, which each backward function writes out
 
-(The loss itself has no dy, that is 1, and its targets need no gradient.)
+(The loss is given no dy: its own would be 1. Its targets need no gradient.)
 
 These functions are slow, keep no state, and work for float32, float64 and complex128 alike. They accept complex numbers
 so that their derivatives can be proven to the last digits (a complex step, see `tinycnn/gradcheck.py`); comparisons

@@ -1,6 +1,6 @@
 """What a training leaves in its directory: the model, the history, the pictures.
 
-What this file is not: the checkpoint, which a training leaves for itself, is in `tinycnn/checkpoint.py`.
+What this file is not: the checkpoint, which a training leaves for itself (`tinycnn/checkpoint.py`).
 """
 
 import csv

@@ -29,7 +29,7 @@ from tinycnn.more_layers import BatchNorm
 
 METHODS = frozenset(("forward", "backward", "parameter_gradients"))
 _together = True  # see `one_by_one`
-# The longest first, for the first that fits is taken. Each but its last layer is one of them as well, or one layer.
+# The longest first, for the first that fits is taken. Each without its last layer is in the list as well, or one layer.
 TOGETHER = (
     [Conv2D, MaxPool2D, ReLU],
     [Conv2D, ReLU, MaxPool2D],
@@ -154,7 +154,7 @@ class Later:
 def _went_together(group: list[Layer], dy: np.ndarray) -> bool:
     """Whether the layers remember one forward of the group, to which such a dy belongs.
 
-    For a group without a `Later` that is seen in `_behind`.
+    Without a `Later`, `_behind` finds out.
     """
     if not _pool_is_behind_relu(group):
         return True
@@ -204,7 +204,7 @@ def _sizes(group: list[Layer]) -> tuple:
 
 
 def _may(group: list[Layer]) -> bool:
-    """Whether the group may go together: one into which somebody has put a method, to listen, wants it to be called.
+    """Whether the group may go together: not if somebody has put a method into a layer, to listen: it is to be called.
 
     A pool's windows must stand side by side, and hold more than a number: else there is little to win.
     """

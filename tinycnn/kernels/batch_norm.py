@@ -6,8 +6,8 @@
 
 The rows are shared out in a fixed number of parts, each summed into a row of its own, and the parts are added in
 order: the sums are equal bit for bit at any number of threads. Where a row of x fills at most half of the L numbers
-that a kernel takes at once, s of them go side by side, as many as have room if that divides their number: in memory,
-x (M, C) is (M / s, W) as well, with W = s · C. A channel then has s sums in a part.
+that a kernel takes at once, s = gcd(M, ⌊L / C⌋) of them go side by side: in memory, x (M, C) is (M / s, W) as well,
+with W = s · C. A channel then has s sums in a part. (Kernels call M / s their M.)
 
 A ReLU behind it can go along (`tinycnn/together.py`): forward in training then writes which numbers it left as they
 were, `active`, as `elementwise.relu` does, and backward's dy counts only there.
@@ -93,14 +93,14 @@ def backward(
 
 @lru_cache(maxsize=1000)
 def _side_by_side(shape: tuple[int, int], dtype: np.dtype) -> tuple[tuple[int, int, int], int, int]:
-    """(M, s, C): x as M rows, each of them s rows of C channels side by side; then L, and what `_repeated` needs."""
+    """(M, s, C): x as M rows, each s rows of C channels side by side; then L, and what `_over_and_over` needs."""
     (M, C), L = shape, row_lanes(dtype)
     s = gcd(M, max(1, L // C))
     return (M // s, s, C), L, L if s > 1 else 0
 
 
 @in_tasks
-def _repeated(row, s, C, scratch, L):
+def _over_and_over(row, s, C, scratch, L):
     """The first C numbers of a row, s times; or the row itself, if s is 1."""
     if s == 1:
         return row
@@ -166,9 +166,9 @@ def _scale_and_shift_task(L: int, dtype: np.dtype, relu: bool):
         W = s * C
         for c in range(0, W, L):
             width, channels = min(L, W - c), min(L, C - c)
-            mean_row = _repeated(read(mean, c, channels, L), s, C, scratch, L)
-            beta_row = _repeated(read(beta, c, channels, L), s, C, scratch, L)
-            scale = _repeated(read(gamma, c, channels, L) / read(sigma, c, channels, L), s, C, scratch, L)
+            mean_row = _over_and_over(read(mean, c, channels, L), s, C, scratch, L)
+            beta_row = _over_and_over(read(beta, c, channels, L), s, C, scratch, L)
+            scale = _over_and_over(read(gamma, c, channels, L) / read(sigma, c, channels, L), s, C, scratch, L)
             for m in range(part * M // parts, (part + 1) * M // parts):
                 row = (read(x, m * W + c, width, L) - mean_row) * scale + beta_row
                 if relu:
@@ -189,7 +189,7 @@ def _gradient_sums_task(L: int, dtype: np.dtype, relu: bool):
         for c in range(0, W, L):
             width = min(L, W - c)
             total, product_total = zeros(x, L), zeros(x, L)
-            mean_row = _repeated(read(mean, c, min(L, C - c), L), s, C, scratch, L)
+            mean_row = _over_and_over(read(mean, c, min(L, C - c), L), s, C, scratch, L)
             for m in range(part * M // PARTS, (part + 1) * M // PARTS):
                 gradient = where_active(dy, active, m * W + c, width, relu, L)
                 total = total + gradient
@@ -221,9 +221,9 @@ def _input_gradient_task(L: int, dtype: np.dtype, relu: bool):
                 write(sums, 2 * PARTS * W + c, dgamma, channels)
                 write(sums, 2 * PARTS * W + C + c, dbeta, channels)
             constant, slope = (zero, zero) if frozen else (dbeta / count, dgamma / (count * sigma_row))
-            constant, slope = _repeated(constant, s, C, scratch, L), _repeated(slope, s, C, scratch, L)
-            scale = _repeated(read(gamma, c, channels, L) / sigma_row, s, C, scratch, L)
-            mean_row = _repeated(read(mean, c, channels, L), s, C, scratch, L)
+            constant, slope = _over_and_over(constant, s, C, scratch, L), _over_and_over(slope, s, C, scratch, L)
+            scale = _over_and_over(read(gamma, c, channels, L) / sigma_row, s, C, scratch, L)
+            mean_row = _over_and_over(read(mean, c, channels, L), s, C, scratch, L)
             for m in range(part * M // parts, (part + 1) * M // parts):
                 centred = read(x, m * W + c, width, L) - mean_row
                 gradient = where_active(dy, active, m * W + c, width, relu, L)

@@ -39,12 +39,7 @@ from tinycnn.kernels.memory import copy, empty
 from tinycnn.kernels.padding import scratch_size_for, set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, parts_for, run, task
 from tinycnn.kernels.pooling import lead
-from tinycnn.kernels.tile_shape import (
-    filled_lanes,
-    holding_tile,
-    register_lanes,
-    tile_shape,
-)
+from tinycnn.kernels.tile_shape import filled_lanes, holding_tile, register_lanes, tile_shape
 from tinycnn.kernels.vector import (
     add_neighbours,
     clear_numbers,
@@ -97,7 +92,7 @@ def convolve(
 
 @lru_cache(maxsize=1000)
 def way_of(x_shape, w_shape, dtype, output_size, stride, offset) -> str:
-    """Which way `convolve` goes, of those in the table above."""
+    """Which way `convolve` goes, of the table above: "direct" is this file's tile, in either form."""
     if stride == (1, 1) and winograd.pays(x_shape, w_shape, output_size):
         return "winograd"
     if narrow_convolution.pays(w_shape, dtype):
@@ -131,7 +126,7 @@ def plan(x_shape, w_shape, dtype, output_size, stride, offset, pool=(1, 1), relu
     channels = L // T  # in a group
     whole = out_channels % channels == 0
     known_rows = rows_of_w if rows_of_w <= FEW else 0
-    known_step = stride[1] * w_shape[2] if known_rows or L // register_lanes(dtype) <= 1 else 0
+    known_step = stride[1] * w_shape[2] if known_rows or register_lanes(dtype) >= L else 0
     kernel = _convolve_task(P, L, T, whole, dtype, *pool, relu, held, known_step, known_rows)
     rows = x_shape[0] * output_size[0] // pool[0]
     pixels = rows * pool[0] * output_size[1]
@@ -184,7 +179,8 @@ def few_enough_to_hold(w_shape: tuple[int, ...], T: int) -> bool:
 
 
 def terms_at_once(w_shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """T, so many of the K terms of each sum are added up side by side, where so few channels leave lanes for it.
+    """T: how many of a sum's K = kernel_w · channels terms are added up side by side, where few output channels leave
+    lanes free.
 
     Lane o · T + t of a row is then the sum over k = t, t + T, t + 2·T, … for channel o, and in the end the T of them
     become one. A step takes T numbers of x, which stand side by side, and T rows of w in one (`in_columns`). With two

@@ -143,17 +143,17 @@ def _weight_gradient_plan(x_shape, w_shape, dtype, output_size, stride, offset, 
 
 
 def _weight_gradient_tile(w_shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int, int]:
-    """(kernel rows, rows of dw below each, numbers in a row, T) of the tile."""
+    """(A, R, L, T): kernel rows of the tile, rows of dw in each, numbers in a row, and T of `terms_at_once`."""
     kernel_h, kernel_w, channels, out_channels = w_shape
     T, usable = terms_at_once(w_shape, dtype), usable_registers()
-    K, lanes = ceil(kernel_w * channels / T), filled_lanes(T * out_channels, dtype)
+    rows_of_dw, lanes = ceil(kernel_w * channels / T), filled_lanes(T * out_channels, dtype)
     if not _holds_pixels(w_shape, T):
-        return 1, *tile_shape(K, T * out_channels, dtype), T
-    if out_channels % (2 * lanes) == 0 and 2 * (kernel_h * K + PIXELS) + 1 <= usable:
-        return kernel_h, K, 2 * lanes, T
-    most = (usable - PIXELS - 1) // K
-    A = min(range(1, min(kernel_h, most) + 1), key=lambda A: (ceil(kernel_h / A) * max(A * K, UNDER_WAY), -A))
-    return A, K, lanes, T
+        return 1, *tile_shape(rows_of_dw, T * out_channels, dtype), T
+    if out_channels % (2 * lanes) == 0 and 2 * (kernel_h * rows_of_dw + PIXELS) + 1 <= usable:
+        return kernel_h, rows_of_dw, 2 * lanes, T
+    most = (usable - PIXELS - 1) // rows_of_dw
+    A = min(range(1, min(kernel_h, most) + 1), key=lambda A: (ceil(kernel_h / A) * max(A * rows_of_dw, UNDER_WAY), -A))
+    return A, rows_of_dw, lanes, T
 
 
 def _holds_pixels(w_shape: tuple[int, ...], T: int) -> bool:
@@ -234,7 +234,7 @@ def _weight_gradient_task(
     held_pixels: so many of dy that stay in registers as well, if `_holds_pixels`, or 0; held_step = stride · C.
     """
     P, channels, S = A * R, L // T, _bias_sums(L // T, dtype)
-    # Where the tile is small, a pixel would wait for the one before: so pixels take turns with a few of them.
+    # A pixel would wait for the sums of the one before: so where the tile is small there are several, used by turns.
     turns = 1 if held_pixels else max(1, UNDER_WAY // (P * ceil(L / register_lanes(dtype))))
     all_sums = turns * P
     behind = relu or pool_h * pool_w > 1  # whether dy comes from behind a ReLU or a pool
@@ -245,14 +245,14 @@ def _weight_gradient_task(
             parts, N, H, W, C, kernel_h, kernel_w, out_h, out_w, O,
             z_h, z_w, stride_h, stride_w, offset_h, offset_w, z_end, sums, rows,
         ) = numbers(sizes, 19)  # fmt: skip
-        K, row, step = (kernel_w * C + T - 1) // T, T * O, stride_w * C
+        rows_of_dw, row, step = (kernel_w * C + T - 1) // T, T * O, stride_w * C
         acc = tile(all_sums, L, x)
         z, start, row_size = x, np.intp(0), W * C
         if z_end:
             z, row_size = scratch, z_w * C
             clear_numbers(scratch, 0, z_end)
-        dw = part * (kernel_h * K * row + O)
-        clear_numbers(of_parts, dw, kernel_h * K * row)
+        dw = part * (kernel_h * rows_of_dw * row + O)
+        clear_numbers(of_parts, dw, kernel_h * rows_of_dw * row)
         clear_numbers(scratch, sums, S * O)
         pixels = (out_h // pool_h) * (out_w // pool_w)  # of dy
 
@@ -274,10 +274,11 @@ def _weight_gradient_task(
                     width = channels if whole else min(channels, O - o)
                     for tile_a in range(0, kernel_h, A):
                         a = min(tile_a, kernel_h - A)
-                        for tile_k in range(0, K, R):
-                            k = min(tile_k, K - R)
+                        for tile_k in range(0, rows_of_dw, R):
+                            k = min(tile_k, rows_of_dw - R)
                             for p in range(P):
-                                acc[p] = read(of_parts, dw + ((a + p // R) * K + k + p % R) * row + o, T * width, L)
+                                place = dw + ((a + p // R) * rows_of_dw + k + p % R) * row + o
+                                acc[p] = read(of_parts, place, T * width, L)
                             for i in range(i_first, i_last):
                                 here = start + (i * stride_h + a) * row_size + k * T
                                 if held_pixels:
@@ -305,7 +306,7 @@ def _weight_gradient_task(
                             for p in range(P):
                                 # The rows before were already summed by the tile before.
                                 if a + p // R >= tile_a and k + p % R >= tile_k:
-                                    place = dw + ((a + p // R) * K + k + p % R) * row + o
+                                    place = dw + ((a + p // R) * rows_of_dw + k + p % R) * row + o
                                     write(of_parts, place, acc[p], T * width)
                 first = n * pixels + i_first // pool_h * (out_w // pool_w)  # dy of these rows again, while it is near
                 last = n * pixels + i_last // pool_h * (out_w // pool_w)
@@ -315,6 +316,6 @@ def _weight_gradient_task(
             total = read(scratch, sums + o, width, channels)
             for p in range(1, S):
                 total = total + read(scratch, sums + p * O + o, width, channels)
-            write(of_parts, dw + kernel_h * K * row + o, total, width)
+            write(of_parts, dw + kernel_h * rows_of_dw * row + o, total, width)
 
     return weight_gradient_tiles

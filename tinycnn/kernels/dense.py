@@ -25,7 +25,7 @@ from tinycnn.kernels.parallel import numbers, parts_for, run, task
 from tinycnn.kernels.tile_shape import register_lanes, tile_shape
 from tinycnn.kernels.vector import multiply_add, read, read_rows, tile, transpose, write, write_rows
 
-FEW = 16  # terms of a sum: as many units as a classifier ends in, when dx is made
+FEW = 16  # terms of a sum: dx of a classifier's last layer has no more, one for each class
 
 
 def dense(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:

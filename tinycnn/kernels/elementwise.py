@@ -3,7 +3,7 @@
 Each formula stands where it is used (`tinycnn/layers.py`, `tinycnn/more_layers.py`). They are here because NumPy would
 walk through the memory once for every operation in them, on one core and with a new array each time.
 
-What this file is not: the optimizers' steps, which go through all parameters at once, are in `optimizers.py`.
+What this file is not: the optimizers' steps, which go through all parameters at once (`optimizers.py`).
 """
 
 from functools import cache

@@ -114,7 +114,7 @@ def _multiply_add_each(context, builder, row: Row, acc_, uses: dict, load, rows:
 
 @intrinsic(prefer_literal=True)
 def sums_of_lanes(typing_context, acc, first, count):
-    """A row: the sums of the numbers of acc[first], acc[first + 1], … so many, at most L; then zeros.
+    """A row: its lane q is the sum of the lanes of acc[first + q] for q < count ≤ L; the other lanes are 0.
 
     Two rows become one, each lane of it the sum of two: rows a and b of four lanes are first
 

@@ -83,10 +83,10 @@ def gathering_pays(dy_shape, flipped_shape, dtype, input_size, stride, offset) -
     if way_of(dy_shape, flipped_shape, dtype, input_size, stride, offset) != "direct":
         return False
     products = O * sum(0 <= offset[1] + j - b < W for j in range(out_w) for b in range(kernel_w))
-    P, T_gathered, K = even_tile(N, IMAGES), terms_at_once((1, 1, O, C), dtype), ceil(kernel_w * O / T)
+    P, T_gathered, rows_of_w = even_tile(N, IMAGES), terms_at_once((1, 1, O, C), dtype), ceil(kernel_w * O / T)
     steps = products / T_gathered
     gathered = ceil(N / P) / N * tile_time(P, T_gathered * C, dtype, steps / W) * steps
-    return gathered < 0.9 * tile_time(W, T * C, dtype, K) * K
+    return gathered < 0.9 * tile_time(W, T * C, dtype, rows_of_w) * rows_of_w
 
 
 def gather(

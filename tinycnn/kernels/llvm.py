@@ -128,10 +128,10 @@ def _is_whole(builder, row: Row, width_):
     return builder.icmp_signed(">=", as_value(width_), ir.Constant(I64, row.lanes))
 
 
-def broadcast(builder, scalar, lanes: int):
-    """A vector with `scalar` in every lane."""
-    undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
-    first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
+def broadcast(builder, number_, lanes: int):
+    """A vector with the number in every lane."""
+    undefined = ir.Constant(ir.VectorType(number_.type, lanes), ir.Undefined)
+    first = builder.insert_element(undefined, number_, ir.Constant(I32, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), None))
 
 
@@ -140,9 +140,9 @@ def pick(builder, a_, b_, lanes):
     return builder.shuffle_vector(a_, b_, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
 
 
-def truncated(builder, integer, row_):
+def truncated(builder, number_, row_):
     """The integer in the (smaller) type of the row's lanes."""
-    return builder.trunc(integer, row_.type.element)
+    return builder.trunc(number_, row_.type.element)
 
 
 def _first_lanes(builder, lanes: int, width_):

@@ -32,9 +32,9 @@ MOST_SUMS = 16  # in a tile: more gain nothing
 def pays(w_shape: tuple[int, ...], dtype: np.dtype) -> bool:
     """Whether this is faster than the tile of convolution.py; the limits are measured.
 
-    Here a chunk takes a multiply-add of rows for each output channel, there so many channels would take at least half
-    as many as they are. And adding up the lanes counts if a tile is over sooner than four chunks; but not for one
-    channel, to which the other tile would add up as many.
+    Here a place in the kernel takes chunks · out_channels multiply-adds of rows, in the other tile at least one for
+    each T of the channels (`terms_at_once`). Adding up the lanes counts if a tile is over sooner than four chunks; but
+    not for one output channel, whose lanes the other tile would have to add up as well.
     """
     kernel_h, kernel_w, channels, out_channels = w_shape
     chunks = ceil(channels / filled_lanes(channels, dtype))
@@ -96,7 +96,8 @@ def _plan(x_shape, w_shape, dtype, output_size, stride, offset, spread):
 def _tile(out_w: int, kernel_w: int, out_channels: int, L: int) -> tuple[int, int]:
     """(P, B): pixels of a tile, and how many t the rows of w are held for, all or one.
 
-    The sums, the rows of w and, because they are read ahead, three of z must fit into the registers.
+    The sums, the rows of w and, because they are read ahead, three of z must fit into the registers. The sums leave as
+    two rows at most, a lane each.
     """
     for B in (kernel_w, 1):
         most = min(MOST_SUMS, 2 * L, usable_registers() - 3 - B * out_channels) // out_channels

@@ -11,7 +11,7 @@ from tinycnn.kernels.vector import clear_numbers, copy_numbers
 
 
 def scratch_size_for(x_shape, z_size, offset) -> int:
-    """The numbers of an image z, to set images of x inside zeros one by one; 0 where x can be read as it is."""
+    """How many numbers the z has in which images of x are set, one by one; 0 where x can be read as it is."""
     as_it_is = offset == (0, 0) and z_size[0] <= x_shape[1] and z_size[1] <= x_shape[2]
     return 0 if as_it_is else prod(z_size) * x_shape[3]
 

@@ -4,11 +4,11 @@ A kernel here is a *task*: a plain sequential function that does one part of the
 
     @task(float32, float32)                              the types behind its pointers, for the compiler
     def double(part, sizes, x, y):                       x and y: flat memory, a pointer each
-        n, parts = numbers(sizes, 2)
+        parts, n = numbers(sizes, 2)
         for i in range(part * n // parts, (part + 1) * n // parts):
             y[i] = 2 * x[i]
 
-    run(double, parts, (n, parts), x, y)                 call it for part = 0 … parts − 1, on all threads
+    run(double, parts, (parts, n), x, y)                 call it for part = 0 … parts − 1, on all threads
 
 A task that needs memory for itself, *scratch memory*, has a pointer to it before the others: run(…, scratch=how many
 numbers).
@@ -229,20 +229,20 @@ def is_last(typing_context, ended, parts):
     """Whether all other parts have asked this before: then what they have written can be read. ended: at first 0."""
 
     def code(context, builder, signature, arguments):
-        before = builder.atomic_rmw("add", arguments[0], ir.Constant(_I64, 1), "acq_rel")
-        return builder.icmp_signed("==", before, builder.sub(arguments[1], ir.Constant(_I64, 1)))
+        before_ = builder.atomic_rmw("add", arguments[0], ir.Constant(_I64, 1), "acq_rel")
+        return builder.icmp_signed("==", before_, builder.sub(arguments[1], ir.Constant(_I64, 1)))
 
     return types.boolean(ended, types.intp), code
 
 
-def _memory_of(builder, array):
+def _memory_of(builder, array_):
     """Machine code for the address of an array's numbers, from the array's id.
 
     In CPython the id is where the object is. It begins with what all objects have, and in an array the address of its
     numbers comes next. (Numba would look at each array's type, shape and strides first: 0.2 µs, nine times a kernel.)
     """
-    field = builder.inttoptr(builder.add(array, ir.Constant(_I64, object.__basicsize__)), _I64.as_pointer())
-    return builder.inttoptr(builder.load(field), _I64.as_pointer())
+    field_ = builder.inttoptr(builder.add(array_, ir.Constant(_I64, object.__basicsize__)), _I64.as_pointer())
+    return builder.inttoptr(builder.load(field_), _I64.as_pointer())
 
 
 @intrinsic
@@ -260,8 +260,8 @@ def _clear(typing_context, array, offset):
     """8 bytes of an array's memory become 0, from its id. (Numba would leave out an assignment that seems unused.)"""
 
     def code(context, builder, signature, arguments):
-        first = builder.bitcast(_memory_of(builder, arguments[0]), ir.IntType(8).as_pointer())
-        builder.store(ir.Constant(_I64, 0), builder.bitcast(builder.gep(first, [arguments[1]]), _I64.as_pointer()))
+        first_ = builder.bitcast(_memory_of(builder, arguments[0]), ir.IntType(8).as_pointer())
+        builder.store(ir.Constant(_I64, 0), builder.bitcast(builder.gep(first_, [arguments[1]]), _I64.as_pointer()))
         return context.get_dummy_value()
 
     return types.void(array, offset), code
@@ -276,12 +276,12 @@ def _call(typing_context, address, part, parts, flags_and_sizes, offset, a, b, c
     """
 
     def code(context, builder, signature, arguments):
-        address, part, parts, sizes, offset, *arrays = arguments
+        address_, part_, parts_, sizes_, offset_, *arrays_ = arguments
         byte = ir.IntType(8).as_pointer()
-        first, *others = [builder.bitcast(_memory_of(builder, array), byte) for array in arrays]
-        values = [part, builder.gep(_memory_of(builder, sizes), [parts]), builder.gep(first, [offset]), *others]
-        function = ir.FunctionType(ir.VoidType(), [value.type for value in values]).as_pointer()
-        builder.call(builder.inttoptr(address, function), values)
+        first_, *others_ = [builder.bitcast(_memory_of(builder, array_), byte) for array_ in arrays_]
+        values_ = [part_, builder.gep(_memory_of(builder, sizes_), [parts_]), builder.gep(first_, [offset_]), *others_]
+        function = ir.FunctionType(ir.VoidType(), [value_.type for value_ in values_]).as_pointer()
+        builder.call(builder.inttoptr(address_, function), values_)
         return context.get_dummy_value()
 
     return types.void(address, part, parts, flags_and_sizes, offset, a, b, c, d, e, f, g, h, i), code
@@ -292,9 +292,9 @@ def _is_first(typing_context, flags, part):
     """Whether nobody has asked for this part before: sets its flag. Of several threads only one is told so."""
 
     def code(context, builder, signature, arguments):
-        flag = builder.gep(arguments[0], [arguments[1]])
-        before = builder.atomic_rmw("xchg", flag, ir.Constant(_I64, 1), "monotonic")
-        return builder.icmp_signed("==", before, ir.Constant(_I64, 0))
+        flag_ = builder.gep(arguments[0], [arguments[1]])
+        before_ = builder.atomic_rmw("xchg", flag_, ir.Constant(_I64, 1), "monotonic")
+        return builder.icmp_signed("==", before_, ir.Constant(_I64, 0))
 
     return types.boolean(flags, part), code
 

@@ -21,11 +21,7 @@ import numpy as np
 
 from tinycnn.kernels import winograd, winograd_backward
 from tinycnn.kernels.convolution import convolve, covers_image, in_columns, plan, way_of
-from tinycnn.kernels.convolution_backward import (
-    convolve_backward,
-    convolve_weight_gradient,
-    direct_weight_gradient,
-)
+from tinycnn.kernels.convolution_backward import convolve_backward, convolve_weight_gradient, direct_weight_gradient
 from tinycnn.kernels.elementwise import BYTE, relu, relu_backward
 from tinycnn.kernels.memory import empty
 from tinycnn.kernels.parallel import run
@@ -33,6 +29,7 @@ from tinycnn.kernels.pooling import max_pool, max_pool_backward
 
 Pair = tuple[int, int]
 NONE = (1, 1)  # the pool where there is none
+MOST_CELLS = 7  # of a window, all in one tile: where there are 16 registers, not many more have room
 WINOGRAD_POOLS = NONE, (2, 2)  # whose windows fill a patch of 4×4
 
 
@@ -82,7 +79,7 @@ def _way(x_shape, w_shape, dtype, output_size, stride, offset, pool, with_relu, 
     alone = way_of(x_shape, w_shape, dtype, output_size, stride, offset)  # how the convolution goes without them
     if alone == "winograd" and pool in WINOGRAD_POOLS:
         return "winograd", shape, None
-    fits = min(shape) > 0 and prod(pool) <= 7  # pixels of a tile
+    fits = min(shape) > 0 and prod(pool) <= MOST_CELLS
     if fits and alone == "direct":
         covered = size[0] * pool[0], size[1] * pool[1]
         plan_of_it = plan(x_shape, w_shape, dtype, covered, stride, offset, pool, with_relu, remember)
@@ -101,7 +98,9 @@ def weight_gradient(
     offset: Pair,
     pool: Pair,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """winners, active: as `convolve_and_pool` returned them. output_size: of the convolution.
+    """The gradients of a convolution, from the dy that came back to the pool and the ReLU behind it.
+
+    winners, active: as `convolve_and_pool` returned them. output_size: of the convolution.
 
     x (N, H, W, C), dy (N, out_h // pool_h, out_w // pool_w, O), contiguous, of one dtype -> dw (kh, kw, C, O), db (O,).
     """
@@ -124,14 +123,14 @@ def backward(
     output_size: Pair,
     w: np.ndarray,
     stride: Pair,
-    padding: Pair,
+    offset: Pair,
     pool: Pair,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `weight_gradient`, and the gradient by x: dx (N, H, W, C), dw (kh, kw, C, O), db (O,)."""
-    by_winograd = way_of(x.shape, w.shape, x.dtype, output_size, stride, padding) == "winograd"
+    by_winograd = way_of(x.shape, w.shape, x.dtype, output_size, stride, offset) == "winograd"
     if by_winograd and pool in WINOGRAD_POOLS:
-        return winograd_backward.convolve_backward(x, dy, w, output_size, padding, winners, active)
-    return convolve_backward(x, _in_front(dy, winners, active, output_size, pool), w, stride, padding)
+        return winograd_backward.convolve_backward(x, dy, w, output_size, offset, winners, active)
+    return convolve_backward(x, _in_front(dy, winners, active, output_size, pool), w, stride, offset)
 
 
 def _in_front(dy, winners, active, output_size, pool) -> np.ndarray:

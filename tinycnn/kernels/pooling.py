@@ -69,10 +69,10 @@ def _max_pool_task(L: int, pool_h: int, pool_w: int, dtype: np.dtype, winner_dty
     @task(dtype, dtype, winner_dtype)
     def max_pool(part, sizes, x, y, winners):
         parts, N, H, W, C, out_h, out_w, stride_h, stride_w = numbers(sizes, 9)
-        for row in range(part * N * out_h // parts, (part + 1) * N * out_h // parts):
-            top = (row // out_h) * H + (row % out_h) * stride_h
+        for line in range(part * N * out_h // parts, (part + 1) * N * out_h // parts):
+            top = (line // out_h) * H + (line % out_h) * stride_h
             for j in range(out_w):
-                here, there = (top * W + j * stride_w) * C, (row * out_w + j) * C
+                here, there = (top * W + j * stride_w) * C, (line * out_w + j) * C
                 for group in range(0, C, L):
                     c = min(group, C - L)  # the last group may repeat channels of the one before it
                     best, winner = read(x, here + c, L, L), zeros(winners, L)

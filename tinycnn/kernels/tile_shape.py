@@ -39,9 +39,9 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = inf, mul
     L is V = 1, 2 or 4 vectors, halves of vectors where they suffice. A step of the tile reads V vectors of w and P
     numbers of x, and does P·V multiply-adds:
 
-        registers   P·V sums, V vectors of w and one number of x must fit into `usable_registers`, or four numbers if
-                    each is used only once, because LLVM reads them ahead
-        time        a core starts two multiply-adds in a cycle (of 64 bytes one, if AMD's Zen 4) and two reads (one of
+        registers   P·V sums, V vectors of w and one number of x must fit into `usable_registers`; with V = 1 four
+                    numbers, for each is used only once, and LLVM reads them ahead
+        time        a core starts two multiply-adds in a cycle (AMD's Zen 4 one, if of 64 bytes) and two reads (one of
                     w counts as two, because it is less near than x), and needs four cycles for a multiply-add:
                     max(P·V, P + 2V, 8) half cycles, and (V + 1) / 2 for the loop; the innermost loop, of so many
                     `steps`, takes some 5·P + 15 to begin, and 10·P·V more if the output's rows are narrower than L,
@@ -49,7 +49,7 @@ def tile_shape(rows: int, columns: int, dtype: np.dtype, steps: float = inf, mul
 
     Tiles that stick out of the output do work for nothing: 13 rows are better one tile of 13 than two of 7. That is why
     the best shape depends on the output. P never exceeds `rows` and MOST_ROWS. It is a multiple of `multiple`, which
-    must be at most 7.
+    must be at most 10, or 16 registers leave no tile.
     """
     lanes = filled_lanes(columns, dtype)
     usable = usable_registers()

@@ -1,7 +1,7 @@
 """3×3 convolution with four times fewer multiplications: Winograd's minimal filtering.
 
 Four neighbouring outputs of a filter of three weights, y[i] = Σ_a d[i + a] · g[a], take 12 multiplications; 6 are
-enough. That is easiest seen on the way back, where four gradients dy and the weights g make those by the six inputs:
+enough. That is easiest seen on the way back, where four gradients dy and the weights g make the six gradients dd:
 
     dd[i + a] += dy[i] · g[a]                the coefficients of a product of two polynomials
 
@@ -15,7 +15,7 @@ the same six multiplications; the sums around them are cheap if many channels sh
 
     y = Aᵀ [(G g) ⊙ (Bᵀ d)]
 
-In the smallest case two outputs take four multiplications for six (the points are 0, 1, −1 and ∞), to be tried by hand:
+The smallest case, to be tried by hand: two outputs by four multiplications, not six (at the points 0, 1, −1 and ∞):
 
     m = (d0 − d2) · g0,  (d1 + d2) · (g0 + g1 + g2) / 2,  (d2 − d1) · (g0 − g1 + g2) / 2,  (d1 − d3) · g2
     y = m0 + m1 + m2,  m1 − m2 − m3
@@ -55,16 +55,7 @@ from tinycnn.kernels.padding import scratch_size_for, set_inside_zeros
 from tinycnn.kernels.parallel import PARTS, in_tasks, numbers, run, task
 from tinycnn.kernels.pooling import lead
 from tinycnn.kernels.tile_shape import masks_are_free, register_lanes, tile_shape, usable_registers
-from tinycnn.kernels.vector import (
-    clear_numbers,
-    multiply_add,
-    read,
-    read_rows,
-    tile,
-    write,
-    write_rows,
-    zeros,
-)
+from tinycnn.kernels.vector import clear_numbers, multiply_add, read, read_rows, tile, write, write_rows, zeros
 
 LEVEL = 2  # of optimisation: level 3 takes a fifth longer to compile and gains nothing, these tiles being small enough
 # Patches that are transformed together: enough to fill tiles, few enough to stay in the cache. Fewer than two groups
@@ -205,7 +196,7 @@ def begins(scratch):
 @in_tasks
 def transform_some_weights(w, i, step, scratch, to, u_step, width, S):
     """G w Gᵀ for `width` pairs of channels. step: numbers from weight to weight in w; u_step: matrix to matrix in U."""
-    for b in range(3):  # the first half of the way, G w, stands where the end of U will
+    for b in range(3):  # G w, 6 × 3, stands for now where columns 3 to 5 of the 6 × 6 numbers will
         column = read_rows(w, i + b * step, 3 * step, 3, width, 3, S)
         write_rows(scratch, to + (3 + b) * u_step, 6 * u_step, 6, width, G(column))
     for a in range(6):
@@ -234,12 +225,12 @@ def transform_patches(x, sizes, first, rows, scratch, half, z_start, S):
             for block in range(0, C, S):
                 c = min(block, C - S)  # the last block may repeat channels of the one before it
                 d = start + 4 * column * C + c
-                for t in range(6):
-                    d_column = read_rows(z, d + t * C, row_size, 6, S, 6, S)
-                    write_rows(scratch, half + t * S, 6 * S, 6, S, B_transposed(d_column))
-                for t in range(6):
-                    d_row = read_rows(scratch, half + 6 * t * S, S, 6, S, 6, S)
-                    write_rows(scratch, v + 6 * t * v_size + q * C + c, v_size, 6, S, B_transposed(d_row))
+                for b in range(6):
+                    d_column = read_rows(z, d + b * C, row_size, 6, S, 6, S)
+                    write_rows(scratch, half + b * S, 6 * S, 6, S, B_transposed(d_column))
+                for a in range(6):
+                    d_row = read_rows(scratch, half + 6 * a * S, S, 6, S, 6, S)
+                    write_rows(scratch, v + 6 * a * v_size + q * C + c, v_size, 6, S, B_transposed(d_row))
 
 
 @in_tasks
@@ -301,9 +292,9 @@ def _write_outputs(scratch, m, half, bias, sizes, first, rows, y, winners, activ
             for block in range(0, O, S):
                 o = min(block, O - S)
                 bias_row = read(bias, o, S, S)
-                for t in range(6):
-                    m_column = read_rows(scratch, here + t * m_size + o, 6 * m_size, 6, S, 6, S)
-                    write_rows(scratch, half + t * S, 6 * S, 4, S, A_transposed(m_column, zeros(scratch, S)))
+                for b in range(6):
+                    m_column = read_rows(scratch, here + b * m_size + o, 6 * m_size, 6, S, 6, S)
+                    write_rows(scratch, half + b * S, 6 * S, 4, S, A_transposed(m_column, zeros(scratch, S)))
                 if pool:
                     to = ((n * (out_h // 2) + i // 2) * (out_w // 2) + 2 * column) * O + o
                     windows = min(2, out_h // 2 - i // 2), min(2, out_w // 2 - 2 * column)

@@ -160,9 +160,9 @@ def _backward_task(
         size = C * O if dw_too else 0
         for i in range(0, size, S):
             width, here = min(S, size - i), sums + i
-            for t in range(6):
-                column = read_rows(scratch, here + t * (size + ODD), 6 * (size + ODD), 6, width, 6, S)
-                write_rows(scratch, half + t * S, 6 * S, 3, S, G_transposed(column))
+            for b in range(6):
+                column = read_rows(scratch, here + b * (size + ODD), 6 * (size + ODD), 6, width, 6, S)
+                write_rows(scratch, half + b * S, 6 * S, 3, S, G_transposed(column))
             for a in range(3):
                 row = read_rows(scratch, half + 6 * a * S, S, 6, S, 6, S)
                 write_rows(of_parts, dw + 3 * a * size + i, size, 3, width, G_transposed(row))
@@ -212,9 +212,9 @@ def _transform_gradients(dy, winners, active, sizes, first, rows, scratch, e, ha
                     total = total + ((dy_row[0] + dy_row[1]) + (dy_row[2] + dy_row[3]))
                     write_rows(scratch, half + 6 * a * S, S, 6, S, A(dy_row))
                 here = e + (row * columns + column) * O + o
-                for t in range(6):
-                    dy_column = read_rows(scratch, half + t * S, 6 * S, 4, S, 4, S)
-                    write_rows(scratch, here + t * e_size, 6 * e_size, 6, width, A(dy_column))
+                for b in range(6):
+                    dy_column = read_rows(scratch, half + b * S, 6 * S, 4, S, 4, S)
+                    write_rows(scratch, here + b * e_size, 6 * e_size, 6, width, A(dy_column))
         write(of_parts, db + o, total, width)
 
 
@@ -254,17 +254,17 @@ def _add_products(scratch, v, v_size, e, e_size, patches, C, O, sums, R, L, whol
     for t in range(36):
         for o in range(0, O, L):
             width = L if whole else min(L, O - o)
-            for tile_k in range(0, C, R):
-                k = min(tile_k, C - R)
-                here = sums + t * (C * O + ODD) + k * O + o
+            for tile_c in range(0, C, R):
+                c = min(tile_c, C - R)
+                here = sums + t * (C * O + ODD) + c * O + o
                 for r in range(R):
                     acc[r] = read(scratch, here + r * O, width, L)
                 for q in range(patches):
                     e_row = read(scratch, e + t * e_size + q * O + o, width, L)
                     for r in range(R):
-                        acc[r] = multiply_add(scratch[v + t * v_size + q * C + k + r], e_row, acc[r])
+                        acc[r] = multiply_add(scratch[v + t * v_size + q * C + c + r], e_row, acc[r])
                 for r in range(R):
-                    if k + r >= tile_k:  # the rows before were already summed by the tile before
+                    if c + r >= tile_c:  # the rows before were already summed by the tile before
                         write(scratch, here + r * O, acc[r], width)
 
 
@@ -285,9 +285,9 @@ def _add_up_patches(dx, sizes, first, rows, scratch, m, half, dz_start, S, whole
             width, zero = S if whole else min(S, C - c), zeros(scratch, S)
             for column in range(columns):
                 here = m + (row * columns + column) * C + c
-                for t in range(6):
-                    m_column = read_rows(scratch, here + t * m_size, 6 * m_size, 6, width, 6, S)
-                    write_rows(scratch, half + (36 * column + t) * S, 6 * S, 6, S, B(m_column))
+                for b in range(6):
+                    m_column = read_rows(scratch, here + b * m_size, 6 * m_size, 6, width, 6, S)
+                    write_rows(scratch, half + (36 * column + b) * S, 6 * S, 6, S, B(m_column))
             for a in range(6):
                 to = start + a * row_size + c
                 left_0 = left_1 = zero  # what the patch to the left adds to this one
