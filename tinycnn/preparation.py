@@ -37,7 +37,7 @@ def preset(name: str) -> Callable[[int], Recipe]:
 
 
 def change(recipe: Recipe, changes: dict) -> Recipe:
-    """The recipe with some numbers replaced. Another optimizer, of another kind of weight decay, does not inherit it."""
+    """The recipe with some numbers replaced. Another optimizer, with another kind of weight decay, inherits none."""
     if unknown := changes.keys() - vars(recipe).keys():
         raise ValueError(f"a recipe has no {', '.join(sorted(unknown))} to change")
     if changes.get("optimizer", recipe.optimizer) != recipe.optimizer:
