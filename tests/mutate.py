@@ -43,7 +43,7 @@ TARGETS = {  # the file: the tests that know it best, the fastest first
     "tinycnn/rebuild.py": ["tests/test_fuzz.py", "-k", "not hundreds"],
     "tinycnn/kernels/batch_norm.py": ["tests/test_kernels.py", "-k", "batch_norm or moments"],
     "tinycnn/kernels/convolution.py": ["tests/test_convolution.py"],
-    "tinycnn/kernels/convolution_backward.py": ["tests/test_convolution.py"],
+    "tinycnn/kernels/convolution_backward.py": ["tests/test_convolution.py", "tests/test_together.py"],
     "tinycnn/kernels/input_gradient.py": ["tests/test_convolution.py", "-k", "across or gathering or as_large or few"],
     "tinycnn/kernels/narrow_convolution.py": [
         "tests/test_convolution.py",
@@ -54,7 +54,12 @@ TARGETS = {  # the file: the tests that know it best, the fastest first
     "tinycnn/kernels/pooled_convolution.py": ["tests/test_together.py"],
     "tinycnn/kernels/dense.py": ["tests/test_kernels.py", "-k", "dense"],
     "tinycnn/kernels/cross_entropy.py": ["tests/test_loss.py"],
-    "tinycnn/kernels/elementwise.py": ["tests/test_kernels.py", "-k", "number_by or sum_of_parts"],
+    "tinycnn/kernels/elementwise.py": [
+        "tests/test_kernels.py",
+        "tests/test_layers.py",
+        "-k",
+        "number_by or sum_of_parts or normalize",
+    ],
     "tinycnn/kernels/memory.py": ["tests/test_memory.py"],
     "tinycnn/kernels/optimizers.py": ["tests/test_optim.py"],
     "tinycnn/kernels/parallel.py": ["tests/test_parallel.py", "tests/test_kernels.py", "tests/test_memory.py"],

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinycnn import Conv2D, Dense, Flatten, Layer, MaxPool2D, ReLU, Sequential, ahead
+from tinycnn import Conv2D, Dense, Flatten, Layer, MaxPool2D, Normalize, ReLU, Sequential, ahead
 from tinycnn.kernels import parallel
 
 LAYERS = "Conv2D(3, kernel_size=2), MaxPool2D(2), ReLU(), Flatten(), Dense(4)"
@@ -31,8 +31,9 @@ ahead.subprocess.Popen = lambda *a, **k: processes.append(start(*a, **k)) or pro
 """
 
 
-def small_model() -> Sequential:
-    return Sequential([Conv2D(3, kernel_size=2), MaxPool2D(2), ReLU(), Flatten(), Dense(4)], input_shape=(6, 6, 1))
+def small_model(*first: Layer) -> Sequential:
+    layers = [*first, Conv2D(3, kernel_size=2), MaxPool2D(2), ReLU(), Flatten(), Dense(4)]
+    return Sequential(layers, input_shape=(6, 6, 1))
 
 
 def step(model: Sequential) -> None:
@@ -96,18 +97,26 @@ def eventually(condition) -> None:
         time.sleep(0.001)
 
 
-def test_the_helper_compiles_what_a_step_needs_from_the_last_task_back(tmp_path):
-    """Exactly the tasks that a step in another process asks for, under the same names; then they are in the cache."""
+@pytest.mark.parametrize("raw", [False, True])
+def test_the_helper_compiles_what_a_step_needs_from_the_last_task_back(raw, tmp_path):
+    """Exactly the tasks that a step in another process asks for, under the same names; then they are in the cache.
+
+    raw: whether the images are bytes, as a network that begins with Normalize takes them.
+    """
+    first_step, model = FIRST_STEP, small_model()
+    if raw:
+        model = small_model(Normalize(0.5, 0.5))
+        first_step = first_step.replace(LAYERS, f"Normalize(0.5, 0.5), {LAYERS}").replace("np.float32", "np.uint8")
     asked_for = """
 import tinycnn.model
 tinycnn.model.before_training_step = lambda model, batch_size: None
 parallel.before_compiling = lambda task: print(task.name)
 model.parameter_gradients(model.forward(x, training=True))
 """
-    needed = python(FIRST_STEP + asked_for, tmp_path / "a")
+    needed = python(first_step + asked_for, tmp_path / "a")
     assert needed.stderr == ""
     assert len(needed.stdout.splitlines()) >= 4
-    network = {**small_model().description(), "batch_size": 5}
+    network = {**model.description(), "batch_size": 5}
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "b"), "PYTHONUNBUFFERED": ""}
     command = [sys.executable, "-c", ahead.COMMAND.format(sys.path)]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -120,7 +129,7 @@ model.parameter_gradients(model.forward(x, training=True))
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*.nbc")}
     # A list of its own for each task, in which two processes can't spoil each other's.
     assert len(list((tmp_path / "b").rglob("*.nbi"))) == len(names) == len(set(names))
-    again = python(FIRST_STEP + "model.parameter_gradients(model.forward(x, training=True))", tmp_path / "b")
+    again = python(first_step + "model.parameter_gradients(model.forward(x, training=True))", tmp_path / "b")
     assert (again.returncode, again.stderr) == (0, "")
     files_now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*.nbc")}
     assert files.items() <= files_now.items()
