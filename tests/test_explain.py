@@ -95,8 +95,23 @@ def test_a_receptive_field_holds_exactly_the_pixels_that_can_act(model):
             np.testing.assert_array_equal(touched, expected)
 
 
+@pytest.mark.parametrize(
+    ("layers", "place", "rows"),
+    [  # worked out by hand: rows of padding in the middle show none of the image
+        ([Conv2D(1, 3, stride=2, padding=1), Conv2D(1, 3, padding=1)], 0, (0, 4)),
+        ([Conv2D(1, 1, stride=3), Conv2D(1, 2, padding=1)], 5, (12, 13)),  # row 13 is seen by nobody
+        ([Conv2D(1, 2), MaxPool2D(1, stride=4), Conv2D(1, 3, padding=2)], 5, (12, 14)),
+        ([Conv2D(1, 2), MaxPool2D(1, stride=4), Conv2D(1, 3, padding=2)], 4, (8, 14)),
+    ],
+)
+def test_padding_in_the_middle_shows_nothing(layers, place, rows):
+    model = Sequential(layers, (14, 14, 1))
+    top, left, bottom, right = receptive_field(model, len(layers) - 1, place, place)
+    assert ((top, bottom), (left, right)) == (rows, rows)
+
+
 def test_the_receptive_field_of_an_output_that_sees_only_padding_is_empty():
     model = Sequential([Conv2D(1, 1, padding=2)], (3, 4, 1))
     assert receptive_field(model, 0, 0, 0) == (0, 0, 0, 0)
     assert receptive_field(model, 0, 2, 2) == (0, 0, 1, 1)
-    assert receptive_field(model, 0, 6, 7) == (3, 4, 3, 4)
+    assert receptive_field(model, 0, 6, 7) == (0, 0, 0, 0)

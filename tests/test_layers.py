@@ -447,10 +447,16 @@ def test_relu_on_its_own_follows_the_input(random):
         (lambda: Dense(-3), "units must be"),
         (lambda: Dropout(1.0), "needs 0 ≤ rate < 1, got 1.0"),
         (lambda: Dropout(-0.1), "rate"),
+        (lambda: Dropout(1 - 1e-10), "rate"),  # in float32 that is 1
+        (lambda: Dropout(None), "rate"),
         (lambda: BatchNorm(momentum=1.5), "momentum"),
+        (lambda: BatchNorm(momentum="0.9"), "momentum"),
         (lambda: BatchNorm(epsilon=0), "epsilon"),
+        (lambda: BatchNorm(epsilon=1e-60), "epsilon"),
+        (lambda: BatchNorm(epsilon=float("inf")), "epsilon"),
         (lambda: Normalize(0.5, 0), "std greater than 0"),
         (lambda: Normalize(float("nan"), 1), "finite mean"),
+        (lambda: Normalize([], []), "one number a channel"),
         (lambda: Conv2D(4, 3).forward(np.zeros((1, 5, 5, 1))), "Conv2D has no parameters yet"),
         (lambda: Dense(4).forward(np.zeros((1, 5))), "Dense has no parameters yet"),
         (lambda: BatchNorm().forward(np.zeros((1, 5))), "BatchNorm has no parameters yet"),
@@ -561,6 +567,16 @@ def test_flatten_takes_any_dtype(dtype, count):
     np.testing.assert_array_equal(y, x.reshape(count, 60))
     np.testing.assert_array_equal(layer.backward(y), x)
     assert not np.shares_memory(x, y)
+
+
+@pytest.mark.parametrize("stride", [(4, 4), (40, 40), (1, 1)])
+def test_a_pool_that_changed_goes_back_as_it_came(stride, random):
+    """What its kernel writes would else be beyond the array."""
+    x, dy = random.normal(size=(3, 8, 8, 5)), random.normal(size=(3, 4, 4, 5))
+    layer, other = MaxPool2D(2), MaxPool2D(2)
+    layer.forward(x, training=True), other.forward(x, training=True)
+    other.pool_size, other.stride = (4, 4), stride
+    np.testing.assert_array_equal(other.backward(dy), layer.backward(dy))
 
 
 @pytest.mark.parametrize("layer", [ReLU, lambda: MaxPool2D(2), lambda: Dropout(0.5), GlobalAveragePool2D])

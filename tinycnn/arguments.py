@@ -3,6 +3,8 @@
 What this file is not: needed to understand anything else.
 """
 
+from numbers import Real
+
 import numpy as np
 
 TOO_LARGE = 1 << 31  # for a size: the kernels count in 64 bits, and multiply two of them
@@ -60,12 +62,12 @@ def new_layers(layers, kind: type) -> list:
 
 
 def not_negative(value: float, name: str) -> float:
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be a number of at least 0, got {value}")
+    if not (isinstance(value, Real) and 0 <= value < float("inf")):
+        raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
     return value
 
 
 def fraction(value: float, name: str) -> float:
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+    if not (isinstance(value, Real) and 0 <= value < 1):
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
     return value

@@ -17,6 +17,7 @@ What this file is not: a part of learning. The steps never see the average.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 
 import numpy as np
 
@@ -40,8 +41,8 @@ class WeightAverage:
 
     def __init__(self, model: Sequential, share: float):
         """Begin with the weights as they are. Raises ValueError unless 0 < share ≤ 1."""
-        if not 0 < share <= 1:
-            raise ValueError(f"share must be above 0 and at most 1, got {share}")
+        if not (isinstance(share, Real) and 0 < share <= 1):
+            raise ValueError(f"share must be above 0 and at most 1, got {share!r}")
         self.model, self.share, self.updates = model, share, 0
         self._averages = [(f"average.{name}", array.copy()) for name, array in model.state()]
 

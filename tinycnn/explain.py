@@ -65,8 +65,7 @@ def receptive_step(model: Sequential, layer: int) -> dict[str, tuple[int, int]]:
     start, step, size = [0, 0], [1, 1], [1, 1]
     for one in reversed(model.layers[: layer + 1]):
         if isinstance(one, (Conv2D, MaxPool2D)):
-            window = one.kernel_size if isinstance(one, Conv2D) else one.pool_size
-            padding = one.padding if isinstance(one, Conv2D) else (0, 0)
+            window, padding = _window_and_padding(one)
             for axis in (0, 1):
                 start[axis] = start[axis] * one.stride[axis] - padding[axis]
                 step[axis] *= one.stride[axis]
@@ -75,14 +74,29 @@ def receptive_step(model: Sequential, layer: int) -> dict[str, tuple[int, int]]:
 
 
 def receptive_field(model: Sequential, layer: int, i: int, j: int) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) of the pixels that output (i, j) of a layer can see, padding cut off.
+    """(top, left, bottom, right) of the pixels that output (i, j) of a layer can see, every padding cut off.
 
-    layer counts from 0. A layer after Flatten or GlobalAveragePool2D sees the whole image.
+    layer counts from 0. A layer after Flatten or GlobalAveragePool2D sees the whole image. All 0: it sees none.
     """
-    height, width = model.input_shape[:2]
     if len(model.output_shapes[layer]) != 3:
-        return 0, 0, height, width
-    sees = receptive_step(model, layer)
-    top, left = (sees["start"][axis] + sees["step"][axis] * place for axis, place in ((0, i), (1, j)))
-    corners = (top, left), (top + sees["size"][0], left + sees["size"][1])
-    return tuple(np.clip(corners, 0, (height, width)).ravel().tolist())
+        return 0, 0, *model.input_shape[:2]
+    rows, columns = (_seen(model, layer, axis, place) for axis, place in ((0, i), (1, j)))
+    if not (rows and columns):
+        return 0, 0, 0, 0
+    return min(rows), min(columns), max(rows) + 1, max(columns) + 1
+
+
+def _seen(model: Sequential, layer: int, axis: int, place: int) -> set[int]:
+    """The rows (axis 0) or columns (1) of the image that this one of a layer's output depends on."""
+    seen, inputs = {place}, [model.input_shape, *model.output_shapes]
+    for number in reversed(range(layer + 1)):
+        one = model.layers[number]
+        if isinstance(one, (Conv2D, MaxPool2D)):
+            window, padding = _window_and_padding(one)
+            first = [i * one.stride[axis] - padding[axis] for i in seen]
+            seen = {i + a for i in first for a in range(window[axis]) if 0 <= i + a < inputs[number][axis]}
+    return seen
+
+
+def _window_and_padding(layer: Conv2D | MaxPool2D) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (layer.kernel_size, layer.padding) if isinstance(layer, Conv2D) else (layer.pool_size, (0, 0))

@@ -39,6 +39,9 @@ class Parameter:
     value: np.ndarray
     grad: np.ndarray
 
+    def __post_init__(self):
+        self.shape = self.value.shape  # which it keeps, whatever arrays somebody may put there
+
 
 class Layer:
     """What all layers share. A layer of your own overrides forward and backward, and of the rest only what differs."""
@@ -106,8 +109,8 @@ class Layer:
             raise ValueError(
                 f"{self.label()} has no parameters yet: put it into a Sequential, which knows its input shape"
             )
-        if parameter.value.shape != parameter.grad.shape:
-            raise ValueError(f"{parameter.name} has shape {parameter.value.shape}, but needs {parameter.grad.shape}")
+        if parameter.value.shape != parameter.shape:
+            raise ValueError(f"{parameter.name} has shape {parameter.value.shape}, but needs {parameter.shape}")
         return contiguous(parameter.value, self.dtype)
 
     def remember(self, output_shape: Shape, *what: np.ndarray) -> None:
@@ -218,12 +221,11 @@ class MaxPool2D(Layer):
         x = self._input(x, fits, "(N, H, W, C) with H, W no smaller than the window {}", self.pool_size)
         y, winners = max_pool(x, self.pool_size, self.stride)
         if training:
-            self.remember(y.shape, winners, x.shape)
+            self.remember(y.shape, winners, x.shape, self.pool_size, self.stride)
         return y
 
     def backward(self, dy):
-        dy, winners, input_shape = self.recall(dy)
-        return max_pool_backward(dy, winners, input_shape, self.pool_size, self.stride)
+        return max_pool_backward(*self.recall(dy))
 
 
 class ReLU(Layer):
@@ -309,8 +311,7 @@ def _windows(height: int, width: int, size: tuple[int, int], stride: tuple[int, 
 
 
 def _create_parameters(layer: Conv2D | Dense, shape: Shape, generator: np.random.Generator, gain: float) -> None:
-    """The weight: normal numbers of variance gain / fan_in, for outputs that sum fan_in inputs: gain 1 keeps the mean
-    square. The bias: zeros, and so they stay without use_bias.
+    """weight: normal numbers of variance gain / fan_in; the sum of fan_in inputs keeps their mean square by gain 1.
 
     Source: He et al., Delving Deep into Rectifiers (2015), equation 10 (gain 2, where a ReLU takes away half).
     """

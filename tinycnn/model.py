@@ -171,15 +171,16 @@ class Sequential:
         x, shapes = np.asarray(x), [self.input_shape]
         if isinstance(self.layers[0], Normalize) and self.input_shape[2:] == (1,):
             shapes.append(self.input_shape[:2])
-        if x.shape[1:] not in shapes:
-            raise ValueError(f"the model needs images of shape (N, {str(self.input_shape)[1:-1]}), got {x.shape}")
+        if x.shape[1:] not in shapes or x.dtype.kind not in "biuf":  # real numbers
+            needs = f"the model needs images of shape (N, {str(self.input_shape)[1:-1]})"
+            raise ValueError(f"{needs}, got {x.shape} of {x.dtype}")
         return x
 
     def _logits(self, x: np.ndarray, batch_size: int) -> np.ndarray:
         x, logits = self._check(x), []
         # Pieces of nearly one size: for a small last one other kernels may be faster, and have to be compiled.
         for batch in np.array_split(x, max(1, ceil(len(x) / whole(batch_size, "batch_size")))):
-            if batch.dtype.kind == "f" and not np.isfinite(batch).all():
+            if batch.dtype.kind == "f" and not (np.abs(batch) <= np.finfo(self.dtype).max).all():
                 raise ValueError("the images hold NaN or infinite pixels")
             logits.append(self.forward(batch))
         if logits[0].ndim != 2:

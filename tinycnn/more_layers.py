@@ -7,6 +7,8 @@ begin. BatchNorm and Dropout do one thing in training and another in inference. 
 What this file is not: necessary to understand backpropagation.
 """
 
+from numbers import Real
+
 import numpy as np
 
 from tinycnn.kernels import batch_norm as kernels
@@ -24,7 +26,7 @@ class Normalize(Layer):
     def __init__(self, mean: float | list[float], std: float | list[float]):
         if not np.all(np.isfinite(mean)) or not np.all(np.isfinite(std) & (np.asarray(std) > 0)):
             raise ValueError(f"Normalize: needs a finite mean and a std greater than 0, got {mean} and {std}")
-        if max(np.ndim(mean), np.ndim(std)) > 1:
+        if max(np.ndim(mean), np.ndim(std)) > 1 or min(np.size(mean), np.size(std)) == 0:
             raise ValueError(f"Normalize: needs numbers or one number a channel, got {mean} and {std}")
         self.mean, self.std = np.asarray(mean).tolist(), np.asarray(std).tolist()
         self.dtype = np.dtype(np.float32)
@@ -67,7 +69,8 @@ class BatchNorm(Layer):
     frozen = False
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5):
-        if not 0 <= momentum <= 1 or not epsilon > 0:
+        numbers = isinstance(momentum, Real) and isinstance(epsilon, Real)
+        if not (numbers and 0 <= momentum <= 1 and 0 < np.float32(epsilon) < np.inf):
             raise ValueError(f"BatchNorm: needs 0 ≤ momentum ≤ 1 and epsilon > 0, got {momentum} and {epsilon}")
         self.momentum, self.epsilon = float(momentum), float(epsilon)
         self.gamma = self.beta = self.running_mean = self.running_variance = None
@@ -132,7 +135,7 @@ class Dropout(Layer):
     """
 
     def __init__(self, rate: float):
-        if not 0 <= rate < 1:
+        if not (isinstance(rate, Real) and rate >= 0 and np.float32(rate) < 1):
             raise ValueError(f"Dropout: needs 0 ≤ rate < 1, got {rate}")
         self.rate = float(rate)
         self.generator = np.random.default_rng(0)

@@ -45,7 +45,7 @@ class SGD:
         self.velocities = [np.zeros_like(p.value) for p in self.parameters]
 
     def step(self) -> None:
-        rates = self.learning_rate, self.momentum, self.nesterov, self.weight_decay
+        rates = not_negative(self.learning_rate, "learning_rate"), self.momentum, self.nesterov, self.weight_decay
         values, grads = [p.value for p in self.parameters], [p.grad for p in self.parameters]
         kernels.sgd(self._places, values, grads, self.velocities, *rates)
 
@@ -83,7 +83,8 @@ class Adam:
         self.squares = [np.zeros_like(p.value) for p in self.parameters]
 
     def step(self) -> None:
+        learning_rate = not_negative(self.learning_rate, "learning_rate")
+        rates = learning_rate, self.beta1, self.beta2, self.epsilon, self.weight_decay
         self.t += 1
-        rates = self.learning_rate, self.beta1, self.beta2, self.epsilon, self.weight_decay
         values, grads = [p.value for p in self.parameters], [p.grad for p in self.parameters]
         kernels.adam(self._places, values, grads, self.means, self.squares, *rates, self.t)

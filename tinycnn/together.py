@@ -125,7 +125,7 @@ def _convolve_and_pool(group: list[Layer], x: np.ndarray, training: bool) -> np.
             relu._memory, pool._memory = Later(group[:2], x), Later(group, x, winners, active)
             return y
         if pool:
-            pool.remember(y.shape, winners, between)
+            pool.remember(y.shape, winners, between, pool.pool_size, pool.stride)
         if relu:
             relu.remember(y.shape, active)
     return y

@@ -80,7 +80,7 @@ def adam(
 ) -> None:
     """Step t of `tinycnn.optim.Adam` on all parameters (lists of arrays): changes all lists but grads in place."""
     step_size, square_correction = learning_rate / (1 - beta1**t), 1 - beta2**t
-    rates = 1 - beta1, 1 - beta2, learning_rate * weight_decay, step_size, square_correction, epsilon
+    rates = beta1, 1 - beta1, beta2, 1 - beta2, learning_rate * weight_decay, step_size, square_correction, epsilon
     _run_on_all(_adam_task, places.find((values, grads, means, squares)), (), rates)
 
 
@@ -109,6 +109,12 @@ def _or_zero(x, least):
     return least - least if abs(x) < least else x
 
 
+@in_tasks
+def _mean_of(before, new, beta, rest):
+    """beta · before + rest · new, rest = 1 − beta: counted from the larger share, which so keeps all its digits."""
+    return before + rest * (new - before) if rest <= beta else new + beta * (before - new)
+
+
 @cache
 def _sgd_task(dtype: np.dtype):
     least = _least(dtype)
@@ -135,8 +141,8 @@ def _adam_task(dtype: np.dtype):
     @task(np.int64, dtype)
     def adam(part, sizes, places, rates):
         parts, count = numbers(sizes, 2)
-        new_mean, new_square, decay = rates[0], rates[1], rates[2]
-        step_size, square_correction, epsilon = rates[3], rates[4], rates[5]
+        beta1, rest1, beta2, rest2 = rates[0], rates[1], rates[2], rates[3]
+        decay, step_size, square_correction, epsilon = rates[4], rates[5], rates[6], rates[7]
         least_root = rounding * epsilon
         least_square = min(least, least_root * least_root)  # without an epsilon 0: 0 / √0 would be NaN
         for row in range(0, 5 * count, 5):
@@ -144,8 +150,8 @@ def _adam_task(dtype: np.dtype):
             grad, mean = memory_at(places[row + 2], rates), memory_at(places[row + 3], rates)
             square = memory_at(places[row + 4], rates)
             for i in range(part * size // parts, (part + 1) * size // parts):
-                mean[i] = _or_zero(mean[i] + new_mean * (grad[i] - mean[i]), least)
-                square[i] = _or_zero(square[i] + new_square * (grad[i] * grad[i] - square[i]), least_square)
+                mean[i] = _or_zero(_mean_of(mean[i], grad[i], beta1, rest1), least)
+                square[i] = _or_zero(_mean_of(square[i], grad[i] * grad[i], beta2, rest2), least_square)
                 value[i] -= decay * value[i]
                 value[i] -= step_size * mean[i] / (np.sqrt(square[i] / square_correction) + epsilon)
 
