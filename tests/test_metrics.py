@@ -140,3 +140,11 @@ def test_confusion_matrix_of_what_is_no_class(labels, predicted):
 
 def test_a_loss_of_0_has_no_sign():
     assert not np.signbit(cross_entropy(np.array([0]), np.array([[1.0]])))
+
+
+def test_confusion_matrix_of_nothing_and_of_no_whole_numbers():
+    np.testing.assert_array_equal(confusion_matrix([], [], classes=2), np.zeros((2, 2)))
+    np.testing.assert_array_equal(confusion_matrix(np.uint64([1]), [False], classes=2), [[0, 0], [1, 0]])
+    for labels, predicted in (([0.7, 1.2], [0, 1]), ([0, 1], [0.7, 1.2]), (["0"], [0])):
+        with pytest.raises(ValueError, match="whole numbers"):
+            confusion_matrix(labels, predicted, classes=2)

@@ -16,7 +16,9 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
     array([[1, 1],
            [0, 1]])
     """
-    labels, predicted = (np.asarray(a).astype(np.intp, casting="same_kind") for a in (labels, predicted))
+    if any(np.size(given) and np.asarray(given).dtype.kind not in "biu" for given in (labels, predicted)):
+        raise ValueError("labels and predicted must be whole numbers")
+    labels, predicted = np.asarray(labels, np.intp), np.asarray(predicted, np.intp)
     if len(labels) and not (0 <= min(labels.min(), predicted.min()) <= max(labels.max(), predicted.max()) < classes):
         raise ValueError(f"labels and predicted must be in 0 … {classes - 1}")
     cells = labels * classes + predicted
