@@ -214,7 +214,7 @@ def test_an_update_asks_for_no_memory():
     assert peak - before < 1 << 16
 
 
-@pytest.mark.parametrize("share", [-0.1, 0.0, 1.01, np.nan])
+@pytest.mark.parametrize("share", [-0.1, 0.0, 1.01, np.nan, "0.5", None])
 def test_a_share_is_above_0_and_at_most_1(share):
     with pytest.raises(ValueError, match="share must be above 0 and at most 1"):
         WeightAverage(make_model(), share)

@@ -102,6 +102,8 @@ def test_a_receptive_field_holds_exactly_the_pixels_that_can_act(model):
         ([Conv2D(1, 1, stride=3), Conv2D(1, 2, padding=1)], 5, (12, 13)),  # row 13 is seen by nobody
         ([Conv2D(1, 2), MaxPool2D(1, stride=4), Conv2D(1, 3, padding=2)], 5, (12, 14)),
         ([Conv2D(1, 2), MaxPool2D(1, stride=4), Conv2D(1, 3, padding=2)], 4, (8, 14)),
+        ([Conv2D(1, 3), Conv2D(1, 1, padding=(1, 0))], 0, (0, 0)),
+        ([Conv2D(1, 3), Conv2D(1, 1, padding=(0, 1))], 0, (0, 0)),
     ],
 )
 def test_padding_in_the_middle_shows_nothing(layers, place, rows):

@@ -449,10 +449,13 @@ def test_relu_on_its_own_follows_the_input(random):
         (lambda: Dropout(-0.1), "rate"),
         (lambda: Dropout(1 - 1e-10), "rate"),  # in float32 that is 1
         (lambda: Dropout(None), "rate"),
+        (lambda: Dropout(10**400), "rate"),
         (lambda: BatchNorm(momentum=1.5), "momentum"),
         (lambda: BatchNorm(momentum="0.9"), "momentum"),
         (lambda: BatchNorm(epsilon=0), "epsilon"),
         (lambda: BatchNorm(epsilon=1e-60), "epsilon"),
+        (lambda: BatchNorm(epsilon=1e300), "epsilon"),
+        (lambda: BatchNorm(epsilon="1e-5"), "epsilon"),
         (lambda: BatchNorm(epsilon=float("inf")), "epsilon"),
         (lambda: Normalize(0.5, 0), "std greater than 0"),
         (lambda: Normalize(float("nan"), 1), "finite mean"),

@@ -187,13 +187,29 @@ def test_arrays_of_another_shape_are_refused(make):
     x = np.ones((2, *model.input_shape), np.float32)
     for parameter in (getattr(layer, name) for name in ("weight", "bias", "gamma", "beta") if hasattr(layer, name)):
         value, grad = parameter.value, parameter.grad
-        for shape in ((3, 3), (*value.shape[:-1], 2), (*value.shape[:-1], 40)):
-            parameter.value, parameter.grad = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        for shape in ((3, 3), (*value.shape[:-1], 2), (*value.shape[:-1], 40), (7, *value.shape)):
+            other = np.zeros(shape, np.float32)
             needs = f"{parameter.name} has shape {shape}, but needs {value.shape}"
-            with pytest.raises(ValueError, match=re.escape(needs)):
-                model.forward(x)
+            for both in ((other, other), (other, grad), (value, other)):
+                parameter.value, parameter.grad = both
+                with pytest.raises(ValueError, match=re.escape(needs)):
+                    model.forward(x)
         parameter.value, parameter.grad = value, grad
-    model.forward(x)
+    y = model.forward(x, training=True)
+    name = "gamma" if isinstance(layer, BatchNorm) else "weight"
+    setattr(layer, name, Parameter("another", np.zeros((3, 3), np.float32), np.zeros((3, 3), np.float32)))
+    for call in (lambda: model.forward(x), lambda: model.backward(y)):
+        with pytest.raises(ValueError, match=r"another has shape \(3, 3\), but needs"):
+            call()
+
+
+def test_images_may_be_any_real_numbers():
+    model = Sequential([Flatten(), Dense(2)], (2, 2, 1))
+    x = np.random.default_rng(0).integers(0, 2, size=(3, 2, 2, 1))
+    for dtype in (bool, np.uint64, np.float16, np.longdouble, ">f8"):
+        np.testing.assert_array_equal(model.predict_proba(x.astype(dtype)), model.predict_proba(x))
+    large = np.full((1, 2, 2, 1), 1e300)
+    assert np.isfinite(Sequential([Flatten(), Dense(2)], (2, 2, 1), dtype=np.float64).predict_proba(large)).all()
 
 
 def test_normalize_needs_one_mean_or_one_a_channel():

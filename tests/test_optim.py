@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -151,6 +152,19 @@ def test_schedules():
     assert [0 <= one_cycle(1.0, n)(s) <= 1 for n in (1, 2) for s in range(n)] == [True] * 3  # also a tiny training
 
 
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.array, Fraction])
+def test_a_rate_may_be_any_kind_of_number(number):
+    """As np.where(step < 3, …, …) gives an array without axes."""
+    values = []
+    for rate in (0.25, number(0.25)):
+        parameter = Parameter("w", np.ones(3, np.float32), np.ones(3, np.float32))
+        optimizer = SGD([parameter], 0.1, momentum=number(0.5))
+        optimizer.learning_rate = rate
+        optimizer.step()
+        values.append(parameter.value)
+    np.testing.assert_array_equal(*values)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("beta1", "beta2"), [(0.0, 0.0), (0.9, 0.0), (0.0, 0.999), (1e-8, 1e-8), (0.3, 0.6)])
 def test_adam_that_hardly_remembers(beta1, beta2, dtype):
@@ -158,18 +172,20 @@ def test_adam_that_hardly_remembers(beta1, beta2, dtype):
     parameter = Parameter("w", np.zeros(1, dtype), np.zeros(1, dtype))
     optimizer, m, v = Adam([parameter], 1.0, beta1, beta2), 0.0, 0.0
     for t, g in enumerate([1.0, 1e-4, -3e-4, 2.0, 1e-6], start=1):
-        before, parameter.grad[0] = float(parameter.value[0]), g
+        parameter.grad[0] = g
+        g, before = float(parameter.grad[0]), float(parameter.value[0])
         optimizer.step()
         m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
+        np.testing.assert_allclose([optimizer.means[0], optimizer.squares[0]], [[m], [v]], rtol=8 * np.finfo(dtype).eps)
         step = m / (1 - beta1**t) / ((v / (1 - beta2**t)) ** 0.5 + 1e-8)
         after = float(parameter.value[0])
-        np.testing.assert_allclose(before - after, step, rtol=1e-3, atol=1e-6 * max(1, abs(after)))
+        np.testing.assert_allclose(before - after, step, rtol=1e-5, atol=1e-6 * max(1, abs(after)))
 
 
 @pytest.mark.parametrize("rate", [None, "0.1", -1.0, float("nan")])
 @pytest.mark.parametrize("make", [SGD, Adam])
-def test_a_rate_that_is_none_is_refused_before_anything_changes(make, rate):
-    """As a schedule returns that has forgotten to."""
+def test_what_is_no_learning_rate_is_refused_before_anything_changes(make, rate):
+    """None is what a schedule without a return statement gives."""
     parameter = Parameter("w", np.ones(3, np.float32), np.ones(3, np.float32))
     optimizer = make([parameter], 0.1)
     optimizer.learning_rate = rate
@@ -187,6 +203,8 @@ def test_a_rate_that_is_none_is_refused_before_anything_changes(make, rate):
         (lambda: SGD([], "0.1"), "learning_rate must be a number of at least 0, got '0.1'"),
         (lambda: SGD([], float("inf")), "learning_rate"),
         (lambda: SGD([], 0.1, momentum=1.0), "momentum must be at least 0 and below 1"),
+        (lambda: SGD([], 0.1, momentum="0.9"), "momentum must be at least 0 and below 1, got '0.9'"),
+        (lambda: SGD([], np.array([0.1])), "learning_rate"),
         (lambda: SGD([], 0.1, weight_decay=-1), "weight_decay"),
         (lambda: Adam([], -1e-3), "learning_rate"),
         (lambda: Adam([], beta1=1), "beta1"),

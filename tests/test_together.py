@@ -284,15 +284,25 @@ def test_what_went_together_is_freed_with_the_model(random):
         gc.enable()
 
 
-@pytest.mark.parametrize("layers", [(ReLU(), MaxPool2D(2)), (MaxPool2D(2), ReLU())])
-def test_a_pool_that_changed_in_between_is_named(random, layers):
-    model = Sequential([Conv2D(4, 3), *layers], (12, 12, 2))
-    model.forward(random.normal(size=(3, 12, 12, 2)).astype(np.float32), training=True)
-    pool = next(layer for layer in layers if isinstance(layer, MaxPool2D))
-    pool.pool_size = pool.stride = (1, 2)
-    for backward in (model.backward, model.parameter_gradients):
-        with pytest.raises(ValueError, match="conv2d_1: got a gradient of shape"):
-            backward(np.ones((3, 5, 5, 4)))
+@pytest.mark.parametrize("changed", [(1, 2), (3, 3), (40, 40)])  # of 5×5 numbers as many 3×3 as 2×2
+@pytest.mark.parametrize("kinds", [(ReLU, MaxPool2D), (MaxPool2D, ReLU), (MaxPool2D,)])
+@pytest.mark.parametrize("side", [5, 12])
+def test_a_pool_that_changed_in_between_goes_back_as_it_came(random, kinds, changed, side):
+    x, gradients = random.normal(size=(3, side + 2, side + 2, 2)).astype(np.float32), []
+    dy = random.normal(size=(3, side // 2, side // 2, 4))
+    for change in (False, True):
+        layers = [kind(2) if kind is MaxPool2D else kind() for kind in kinds]
+        model = Sequential([Conv2D(4, 3), *layers], x.shape[1:])
+        for backward in (model.backward, model.parameter_gradients):
+            model.forward(x, training=True)
+            pool = next(layer for layer in layers if isinstance(layer, MaxPool2D))
+            if change:
+                pool.pool_size = pool.stride = changed
+            backward(dy)
+            pool.pool_size = pool.stride = (2, 2)
+            gradients.append(model.layers[0].weight.grad.copy())
+    for other in gradients[1:]:
+        np.testing.assert_allclose(other, gradients[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_pool_that_does_not_fit_is_named():

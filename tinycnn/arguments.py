@@ -62,12 +62,19 @@ def new_layers(layers, kind: type) -> list:
 
 
 def not_negative(value: float, name: str) -> float:
+    value = _without_axes(value)
     if not (isinstance(value, Real) and 0 <= value < float("inf")):
         raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
     return value
 
 
 def fraction(value: float, name: str) -> float:
+    value = _without_axes(value)
     if not (isinstance(value, Real) and 0 <= value < 1):
         raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
     return value
+
+
+def _without_axes(value):
+    """The number in an array without axes; anything else as it is."""
+    return value[()] if isinstance(value, np.ndarray) else value

@@ -39,9 +39,6 @@ class Parameter:
     value: np.ndarray
     grad: np.ndarray
 
-    def __post_init__(self):
-        self.shape = self.value.shape  # which it keeps, whatever arrays somebody may put there
-
 
 class Layer:
     """What all layers share. A layer of your own overrides forward and backward, and of the rest only what differs."""
@@ -50,6 +47,7 @@ class Layer:
     dtype: np.dtype | None = None  # given by the model; until then a layer works in the dtype of its input
     _memory = None  # what forward leaves for backward, see `remember`
     _parameters: tuple[Parameter, ...] = ()  # what learns
+    _shape: Shape = ()  # of its weight; the bias has the last of it
 
     def build(self, input_shape: Shape, generator: np.random.Generator, dtype: np.dtype, gain: float) -> Shape:
         """Prepare for inputs of this shape (without the batch), create the parameters; return the output's shape.
@@ -103,18 +101,20 @@ class Layer:
         """The array as the kernels take it."""
         return contiguous(array, real_dtype(array.dtype, self.label()) if self.dtype is None else self.dtype)
 
-    def value(self, parameter: Parameter | None) -> np.ndarray:
-        """A parameter's value as the kernels take it; somebody may have put another array there."""
+    def value(self, parameter: Parameter | None, shape: Shape | None = None) -> np.ndarray:
+        """A parameter's value as the kernels take it, of that shape; somebody may have put another array there."""
         if parameter is None:
             raise ValueError(
                 f"{self.label()} has no parameters yet: put it into a Sequential, which knows its input shape"
             )
-        if parameter.value.shape != parameter.shape:
-            raise ValueError(f"{parameter.name} has shape {parameter.value.shape}, but needs {parameter.shape}")
+        found, of_grad = parameter.value.shape, parameter.grad.shape
+        if not found == of_grad == (shape or of_grad):
+            wrong, needed = (of_grad, found) if found == shape else (found, shape or of_grad)
+            raise ValueError(f"{parameter.name} has shape {wrong}, but needs {needed}")
         return contiguous(parameter.value, self.dtype)
 
     def remember(self, output_shape: Shape, *what: np.ndarray) -> None:
-        """What backward will need."""
+        """What backward will need, with the layer's settings, which must stay the same until then."""
         self._memory = (output_shape, *what)
 
     def recall(self, dy: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -169,7 +169,7 @@ class Conv2D(Layer):
 
     def ready(self, x) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
         """x, w and b as the kernels take them, and the size of the output."""
-        w, b = self.value(self.weight), self.value(self.bias)
+        w, b = self.value(self.weight, self._shape), self.value(self.bias, self._shape[-1:])
         x, channels = np.asarray(x), w.shape[2]
         output_size = self._output_size(x.shape[1:]) if x.ndim == 4 else (0, 0)
         fits = min(output_size) >= 1 and x.shape[3] == channels
@@ -178,9 +178,8 @@ class Conv2D(Layer):
 
     def backward(self, dy):
         dy, x = self.recall(dy)
-        dx, self.weight.grad[:], self.bias.grad[:] = convolve_backward(
-            x, dy, self.value(self.weight), self.stride, self.padding
-        )
+        w = self.value(self.weight, self._shape)
+        dx, self.weight.grad[:], self.bias.grad[:] = convolve_backward(x, dy, w, self.stride, self.padding)
         return dx
 
     def parameter_gradients(self, dy):
@@ -279,7 +278,7 @@ class Dense(Layer):
         return (self.units,)
 
     def forward(self, x, training=False):
-        w, b = self.value(self.weight), self.value(self.bias)
+        w, b = self.value(self.weight, self._shape), self.value(self.bias, self._shape[-1:])
         x = np.asarray(x)
         x = self._input(x, x.ndim == 2 and x.shape[1] == len(w), "(N, {})", len(w))
         y = dense(x, w, b)
@@ -288,9 +287,9 @@ class Dense(Layer):
         return y
 
     def backward(self, dy):
+        w = self.value(self.weight, self._shape)
         self.parameter_gradients(dy)
-        dy, _ = self.recall(dy)
-        return dense_input_gradient(dy, self.value(self.weight))
+        return dense_input_gradient(self.recall(dy)[0], w)
 
     def parameter_gradients(self, dy):
         dy, x = self.recall(dy)
@@ -311,11 +310,11 @@ def _windows(height: int, width: int, size: tuple[int, int], stride: tuple[int, 
 
 
 def _create_parameters(layer: Conv2D | Dense, shape: Shape, generator: np.random.Generator, gain: float) -> None:
-    """weight: normal numbers of variance gain / fan_in; the sum of fan_in inputs keeps their mean square by gain 1.
+    """The weights: normal numbers of variance gain / fan_in. By gain 1 sums of fan_in inputs keep their mean square.
 
     Source: He et al., Delving Deep into Rectifiers (2015), equation 10 (gain 2, where a ReLU takes away half).
     """
-    fan_in, dtype = prod(shape[:-1]), layer.dtype
+    layer._shape, fan_in, dtype = shape, prod(shape[:-1]), layer.dtype
     weight = generator.normal(0, sqrt(gain / fan_in), shape).astype(dtype, copy=False)
     layer.weight = Parameter(f"{layer.name}.weight", weight, np.zeros(shape, dtype))
     layer.bias = Parameter(f"{layer.name}.bias", np.zeros(shape[-1], dtype), np.zeros(shape[-1], dtype))

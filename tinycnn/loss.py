@@ -1,7 +1,7 @@
 """The loss: softmax and cross-entropy in one, from logits and labels to a number and its gradient.
 
 The two belong together: the joint gradient of a row is simply p − target, while the softmax alone has a full Jacobian
-and the logarithm alone explodes near 0. Formula: `reference.softmax_cross_entropy`; derivation: its backward.
+and the logarithm alone explodes near 0. Formula and derivation: `reference.softmax_cross_entropy` and its backward.
 
 What this file is not: the model knows nothing of it. The loop in `tinycnn/training.py` brings them together.
 """

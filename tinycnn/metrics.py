@@ -12,6 +12,8 @@ from tinycnn.tables import table
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """counts[i, j] = how many images of class i were taken for class j.  Integers (N,), (N,) -> (classes, classes).
 
+    Raises ValueError for other numbers than whole ones in 0 … classes − 1.
+
     >>> confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), classes=2)
     array([[1, 1],
            [0, 1]])

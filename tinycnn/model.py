@@ -167,11 +167,11 @@ class Sequential:
         return model
 
     def _check(self, x: np.ndarray) -> np.ndarray:
-        """x as an array, after checking its shape."""
+        """x as an array, after checking its shape and dtype."""
         x, shapes = np.asarray(x), [self.input_shape]
         if isinstance(self.layers[0], Normalize) and self.input_shape[2:] == (1,):
             shapes.append(self.input_shape[:2])
-        if x.shape[1:] not in shapes or x.dtype.kind not in "biuf":  # real numbers
+        if x.shape[1:] not in shapes or not np.can_cast(x.dtype, self.dtype, "same_kind"):
             needs = f"the model needs images of shape (N, {str(self.input_shape)[1:-1]})"
             raise ValueError(f"{needs}, got {x.shape} of {x.dtype}")
         return x
@@ -180,8 +180,9 @@ class Sequential:
         x, logits = self._check(x), []
         # Pieces of nearly one size: for a small last one other kernels may be faster, and have to be compiled.
         for batch in np.array_split(x, max(1, ceil(len(x) / whole(batch_size, "batch_size")))):
-            if batch.dtype.kind == "f" and not (np.abs(batch) <= np.finfo(self.dtype).max).all():
-                raise ValueError("the images hold NaN or infinite pixels")
+            most = np.finfo(self.dtype).max
+            if batch.dtype.kind == "f" and not (-most <= batch.min(initial=0) and batch.max(initial=0) <= most):
+                raise ValueError(f"the images hold NaN or infinite pixels (in {self.dtype})")
             logits.append(self.forward(batch))
         if logits[0].ndim != 2:
             raise ValueError(f"the model makes {logits[0].shape[1:]} of an image, not one number for each class")

@@ -70,8 +70,10 @@ class BatchNorm(Layer):
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5):
         numbers = isinstance(momentum, Real) and isinstance(epsilon, Real)
-        if not (numbers and 0 <= momentum <= 1 and 0 < np.float32(epsilon) < np.inf):
-            raise ValueError(f"BatchNorm: needs 0 ≤ momentum ≤ 1 and epsilon > 0, got {momentum} and {epsilon}")
+        if not (numbers and 0 <= momentum <= 1 and 1e-37 <= epsilon <= 1e37):  # what float32 can hold
+            raise ValueError(
+                f"BatchNorm: needs 0 ≤ momentum ≤ 1 and 1e-37 ≤ epsilon ≤ 1e37, got {momentum!r} and {epsilon!r}"
+            )
         self.momentum, self.epsilon = float(momentum), float(epsilon)
         self.gamma = self.beta = self.running_mean = self.running_variance = None
 
@@ -80,7 +82,7 @@ class BatchNorm(Layer):
         channels = input_shape[-1]
         self.gamma = Parameter(f"{self.name}.gamma", np.ones(channels, dtype), np.zeros(channels, dtype))
         self.beta = Parameter(f"{self.name}.beta", np.zeros(channels, dtype), np.zeros(channels, dtype))
-        self._parameters = self.gamma, self.beta
+        self._parameters, self._shape = (self.gamma, self.beta), (channels,)
         self.running_mean, self.running_variance = np.zeros(channels, dtype), np.ones(channels, dtype)
         return input_shape
 
@@ -89,7 +91,7 @@ class BatchNorm(Layer):
 
     def forward_with_relu(self, x, training=False, relu=True) -> tuple[np.ndarray, np.ndarray | None]:
         """What a ReLU makes of forward(x), all at once; and in training what it would remember."""
-        gamma, beta, x = self.value(self.gamma), self.value(self.beta), np.asarray(x)
+        gamma, beta, x = self.value(self.gamma, self._shape), self.value(self.beta, self._shape), np.asarray(x)
         channels = len(gamma)
         x = self._input(x, x.ndim >= 2 and x.shape[-1] == channels, "(..., {})", channels)
         rows = x.reshape(-1, channels)
@@ -97,7 +99,7 @@ class BatchNorm(Layer):
         if training and not self.frozen:
             if not len(rows):
                 raise ValueError(f"{self.label()}: an empty batch has no mean")
-            # and in place: running += (1 − momentum) · (batch − running)
+            # which also changes both in place: running += (1 − momentum) · (batch − running)
             mean, sigma = kernels.mean_and_sigma(rows, *running, 1 - self.momentum, self.epsilon)
             self.running_mean[:], self.running_variance[:] = running  # which may be copies, of somebody's arrays
         else:
@@ -111,7 +113,7 @@ class BatchNorm(Layer):
         """active: of a ReLU behind this, to which dy came back; its own backward is done here as well."""
         dy, x, mean, sigma, frozen = self.recall(dy)
         dx, self.gamma.grad[:], self.beta.grad[:] = kernels.backward(
-            dy.reshape(x.shape), x, mean, sigma, self.value(self.gamma), frozen, active
+            dy.reshape(x.shape), x, mean, sigma, self.value(self.gamma, self._shape), frozen, active
         )
         return dx.reshape(dy.shape)
 
@@ -135,8 +137,8 @@ class Dropout(Layer):
     """
 
     def __init__(self, rate: float):
-        if not (isinstance(rate, Real) and rate >= 0 and np.float32(rate) < 1):
-            raise ValueError(f"Dropout: needs 0 ≤ rate < 1, got {rate}")
+        if not (isinstance(rate, Real) and 0 <= rate < 1 - 2**-25):
+            raise ValueError(f"Dropout: needs 0 ≤ rate < 1, got {rate!r} (rounded to float32)")
         self.rate = float(rate)
         self.generator = np.random.default_rng(0)
 

@@ -29,7 +29,7 @@ from tinycnn.more_layers import BatchNorm
 
 METHODS = frozenset(("forward", "backward", "parameter_gradients"))
 _together = True  # see `one_by_one`
-# The longest first, for the first that fits is taken. Each without its last layer is in the list as well, or one layer.
+# The longest first, for the first that fits is taken. Each without its last layer is in the list too, or one layer.
 TOGETHER = (
     [Conv2D, MaxPool2D, ReLU],
     [Conv2D, ReLU, MaxPool2D],
@@ -89,7 +89,8 @@ def backward(group: list[Layer], dy: np.ndarray) -> np.ndarray:
     if not _may(group) or not _went_together(group, dy):
         return backward(group[:-1], last.backward(dy))
     if isinstance(first, Conv2D):
-        dx, *gradients = pooled_convolution.backward(*_behind(group, dy), first.value(first.weight), *_sizes(group))
+        w = first.value(first.weight, first._shape)
+        dx, *gradients = pooled_convolution.backward(*_behind(group, dy), w, *_sizes(group))
         first.weight.grad[:], first.bias.grad[:] = gradients
         return dx
     if isinstance(first, BatchNorm):
@@ -154,14 +155,15 @@ class Later:
 def _went_together(group: list[Layer], dy: np.ndarray) -> bool:
     """Whether the layers remember one forward of the group, to which such a dy belongs.
 
-    Without a `Later`, `_behind` finds out.
+    Without a `Later`, `_behind` looks at the shapes. A pool that has changed goes back as it came, one by one.
     """
     if not _pool_is_behind_relu(group):
-        return True
+        pools = [layer for layer in group if type(layer) is MaxPool2D]
+        return all(pool.remembered()[3:] == (pool.pool_size, pool.stride) for pool in pools)
     (_, x), *others = group[0].remembered(), *(layer._memory for layer in group[1:])
     if not all(isinstance(later, Later) and later.x is x for later in others):
         return False
-    return np.shape(dy) == others[-1].active.shape
+    return np.shape(dy) == others[-1].active.shape and others[-1].layers[2].pool_size == group[2].pool_size
 
 
 def _behind(group: list[Layer], dy: np.ndarray) -> tuple:
@@ -204,7 +206,7 @@ def _sizes(group: list[Layer]) -> tuple:
 
 
 def _may(group: list[Layer]) -> bool:
-    """Whether the group may go together: not if somebody has put a method into a layer, to listen: it is to be called.
+    """Whether the group may go together: not if a layer has got a method of somebody's own, which is then to be called.
 
     A pool's windows must stand side by side, and hold more than a number: else there is little to win.
     """

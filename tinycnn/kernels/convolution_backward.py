@@ -234,7 +234,7 @@ def _weight_gradient_task(
     held_pixels: so many of dy that stay in registers as well, if `_holds_pixels`, or 0; held_step = stride · C.
     """
     P, channels, S = A * R, L // T, _bias_sums(L // T, dtype)
-    # A pixel would wait for the sums of the one before: so where the tile is small there are several, used by turns.
+    # A pixel would wait for the sums of the one before: so a small tile has several sets of sums, which take turns.
     turns = 1 if held_pixels else max(1, UNDER_WAY // (P * ceil(L / register_lanes(dtype))))
     all_sums = turns * P
     behind = relu or pool_h * pool_w > 1  # whether dy comes from behind a ReLU or a pool

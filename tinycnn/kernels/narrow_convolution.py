@@ -32,9 +32,9 @@ MOST_SUMS = 16  # in a tile: more gain nothing
 def pays(w_shape: tuple[int, ...], dtype: np.dtype) -> bool:
     """Whether this is faster than the tile of convolution.py; the limits are measured.
 
-    Here a place in the kernel takes chunks · out_channels multiply-adds of rows, in the other tile at least one for
-    each T of the channels (`terms_at_once`). Adding up the lanes counts if a tile is over sooner than four chunks; but
-    not for one output channel, whose lanes the other tile would have to add up as well.
+    A place in the kernel takes chunks · out_channels multiply-adds of rows here, and channels / T in the other tile
+    (`terms_at_once`); they are compared with half of the channels. Adding up the lanes counts if a tile is over sooner
+    than four chunks; but not for one output channel, whose lanes the other tile would have to add up as well.
     """
     kernel_h, kernel_w, channels, out_channels = w_shape
     chunks = ceil(channels / filled_lanes(channels, dtype))

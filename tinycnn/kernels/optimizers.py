@@ -111,7 +111,7 @@ def _or_zero(x, least):
 
 @in_tasks
 def _mean_of(before, new, beta, rest):
-    """beta · before + rest · new, rest = 1 − beta: counted from the larger share, which so keeps all its digits."""
+    """beta · before + rest · new, rest = 1 − beta: from the one of the larger share, which so keeps all its digits."""
     return before + rest * (new - before) if rest <= beta else new + beta * (before - new)
 
 

@@ -1,7 +1,7 @@
 """The register tile: the one low-level idea that makes every kernel in this folder fast.
 
 A CPU multiplies fastest when it works on whole vectors (16 float32 numbers with AVX-512) and when the running sums stay
-in its registers. So a kernel works on *rows* of L numbers, its *lanes*, and keeps a *tile* of them, P running sums:
+in its registers. So a kernel works on *rows* of L numbers, each in a *lane*, and keeps a *tile*, P of them, as sums:
 
     acc = tile(P, L, like)                    P rows of L numbers each, in registers (a Tile)
     row = read(a, i, width, L)                row = a[i : i + width] (a Row)

@@ -34,9 +34,8 @@ That runs on the register tile of vector.py. The gradients are the same formula 
 Any six points will do on paper, and the usual 0, ±1, ±2, ∞ give simple matrices. Rounding errors differ, though: with
 0, ±3/4, ±3/2, ∞ they are 0.6 times as large on average, 0.3 times at worst, and about twice those of the direct sum.
 They are relative to the largest number of a patch: one that is a million times the others, or infinite, spoils the
-outputs around it. And outputs that the direct sum makes equal, or 0, are only nearly so here. Where windows see nothing
-but the black beside a stroke, and the bias is still the 0 that it began with, a ReLU lets some of them through that the
-formula stops, and a pool may pass on another of equal numbers than the first.
+outputs around it. And where all that a window sees is 0, and so is the bias, as at first, the output may be 1e-8, and a
+ReLU then lets its gradient pass. Of outputs that should be equal, a pool may choose another than the first.
 
 Sources: Lavin & Gray, Fast algorithms for convolutional neural networks (2016), section 4; for the points Barabasz et
 al., Error analysis and improving the accuracy of Winograd convolution for deep neural networks (2020).
