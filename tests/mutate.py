@@ -15,6 +15,7 @@ import ast
 import csv
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -175,6 +176,7 @@ def main() -> int:
     everything = [(path, mutant) for path in TARGETS for mutant in mutants(path)]
     sample = random.Random(options.seed).sample(everything, min(options.count, len(everything)))
     print(f"{len(sample)} of {len(everything)} mutants")
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 34, 1 << 34))  # bytes: some mutants would take all that there is
 
     copies: Queue[Path] = Queue()
     with tempfile.TemporaryDirectory() as directory:
