@@ -171,9 +171,9 @@ class Sequential:
         x, shapes = np.asarray(x), [self.input_shape]
         if isinstance(self.layers[0], Normalize) and self.input_shape[2:] == (1,):
             shapes.append(self.input_shape[:2])
-        if x.shape[1:] not in shapes or not np.can_cast(x.dtype, self.dtype, "same_kind"):
-            needs = f"the model needs images of shape (N, {str(self.input_shape)[1:-1]})"
-            raise ValueError(f"{needs}, got {x.shape} of {x.dtype}")
+        if x.shape[1:] not in shapes or not (x.dtype.kind in "biuf" or np.can_cast(x.dtype, self.dtype, "same_kind")):
+            needs = str(self.input_shape)[1:-1]
+            raise ValueError(f"the model needs images of shape (N, {needs}), got {x.shape} of {x.dtype}")
         return x
 
     def _logits(self, x: np.ndarray, batch_size: int) -> np.ndarray:

@@ -90,7 +90,7 @@ def backward(group: list[Layer], dy: np.ndarray) -> np.ndarray:
         return backward(group[:-1], last.backward(dy))
     if isinstance(first, Conv2D):
         w = first.value(first.weight, first._shape)
-        dx, *gradients = pooled_convolution.backward(*_behind(group, dy), w, *_sizes(group))
+        dx, *gradients = pooled_convolution.backward(*_behind(group, dy), w, *_sizes(*_parts(group)[:2]))
         first.weight.grad[:], first.bias.grad[:] = gradients
         return dx
     if isinstance(first, BatchNorm):
@@ -105,7 +105,8 @@ def parameter_gradients(group: list[Layer], dy: np.ndarray) -> None:
     if last.parameters() or len(group) == 1:
         last.parameter_gradients(dy)
     elif isinstance(first, Conv2D) and _may(group) and _went_together(group, dy):
-        gradients = pooled_convolution.weight_gradient(*_behind(group, dy), first.kernel_size, *_sizes(group))
+        sizes = first.kernel_size, *_sizes(*_parts(group)[:2])
+        gradients = pooled_convolution.weight_gradient(*_behind(group, dy), *sizes)
         first.weight.grad[:], first.bias.grad[:] = gradients
     else:
         parameter_gradients(group[:-1], last.backward(dy))
@@ -117,7 +118,7 @@ def _convolve_and_pool(group: list[Layer], x: np.ndarray, training: bool) -> np.
     if pool and (output_size[0] < pool.pool_size[0] or output_size[1] < pool.pool_size[1]):
         return pool.forward(conv.forward(x))  # which tells what is wrong
     y, winners, active = pooled_convolution.convolve_and_pool(
-        x, w, b, output_size, *_sizes(group), relu is not None, remember=training
+        x, w, b, output_size, *_sizes(conv, pool), relu is not None, remember=training
     )
     if training:
         between = len(x), *output_size, conv.filters
@@ -199,9 +200,8 @@ def _pool_is_behind_relu(group: list[Layer]) -> bool:
     return len(group) == 3 and type(group[2]) is MaxPool2D
 
 
-def _sizes(group: list[Layer]) -> tuple:
+def _sizes(conv: Conv2D, pool: MaxPool2D | None) -> tuple:
     """The convolution's stride and padding, and the size of the pool's windows."""
-    conv, pool, _ = _parts(group)
     return conv.stride, conv.padding, pool.pool_size if pool else NONE
 
 
