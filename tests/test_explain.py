@@ -97,7 +97,8 @@ def test_a_receptive_field_holds_exactly_the_pixels_that_can_act(model):
 
 @pytest.mark.parametrize(
     ("layers", "place", "rows"),
-    [  # worked out by hand: rows of padding in the middle show none of the image
+    [  # worked out by hand: padding shows none of the image, in the middle as well
+        ([Conv2D(1, 3, padding=1)], 13, (12, 14)),
         ([Conv2D(1, 3, stride=2, padding=1), Conv2D(1, 3, padding=1)], 0, (0, 4)),
         ([Conv2D(1, 1, stride=3), Conv2D(1, 2, padding=1)], 5, (12, 13)),  # row 13 is seen by nobody
         ([Conv2D(1, 2), MaxPool2D(1, stride=4), Conv2D(1, 3, padding=2)], 5, (12, 14)),
@@ -106,7 +107,7 @@ def test_a_receptive_field_holds_exactly_the_pixels_that_can_act(model):
         ([Conv2D(1, 3), Conv2D(1, 1, padding=(0, 1))], 0, (0, 0)),
     ],
 )
-def test_padding_in_the_middle_shows_nothing(layers, place, rows):
+def test_padding_shows_nothing(layers, place, rows):
     model = Sequential(layers, (14, 14, 1))
     top, left, bottom, right = receptive_field(model, len(layers) - 1, place, place)
     assert ((top, bottom), (left, right)) == (rows, rows)
