@@ -47,7 +47,7 @@ class Layer:
     dtype: np.dtype | None = None  # given by the model; until then a layer works in the dtype of its input
     _memory = None  # what forward leaves for backward, see `remember`
     _parameters: tuple[Parameter, ...] = ()  # what learns
-    _shape: Shape = ()  # of its weight; the bias has the last of it
+    _weight_shape: Shape = ()  # the bias has the last of it
 
     def build(self, input_shape: Shape, generator: np.random.Generator, dtype: np.dtype, gain: float) -> Shape:
         """Prepare for inputs of this shape (without the batch), create the parameters; return the output's shape.
@@ -102,7 +102,7 @@ class Layer:
         return contiguous(array, real_dtype(array.dtype, self.label()) if self.dtype is None else self.dtype)
 
     def value(self, parameter: Parameter | None, shape: Shape | None = None) -> np.ndarray:
-        """A parameter's value as the kernels take it, of that shape; somebody may have put another array there."""
+        """A parameter's value as the kernels take it, of that shape (or its gradient's), whoever put it there."""
         if parameter is None:
             raise ValueError(
                 f"{self.label()} has no parameters yet: put it into a Sequential, which knows its input shape"
@@ -169,7 +169,7 @@ class Conv2D(Layer):
 
     def ready(self, x) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
         """x, w and b as the kernels take them, and the size of the output."""
-        w, b = self.value(self.weight, self._shape), self.value(self.bias, self._shape[-1:])
+        w, b = self.value(self.weight, self._weight_shape), self.value(self.bias, self._weight_shape[-1:])
         x, channels = np.asarray(x), w.shape[2]
         output_size = self._output_size(x.shape[1:]) if x.ndim == 4 else (0, 0)
         fits = min(output_size) >= 1 and x.shape[3] == channels
@@ -178,7 +178,7 @@ class Conv2D(Layer):
 
     def backward(self, dy):
         dy, x = self.recall(dy)
-        w = self.value(self.weight, self._shape)
+        w = self.value(self.weight, self._weight_shape)
         dx, self.weight.grad[:], self.bias.grad[:] = convolve_backward(x, dy, w, self.stride, self.padding)
         return dx
 
@@ -278,7 +278,7 @@ class Dense(Layer):
         return (self.units,)
 
     def forward(self, x, training=False):
-        w, b = self.value(self.weight, self._shape), self.value(self.bias, self._shape[-1:])
+        w, b = self.value(self.weight, self._weight_shape), self.value(self.bias, self._weight_shape[-1:])
         x = np.asarray(x)
         x = self._input(x, x.ndim == 2 and x.shape[1] == len(w), "(N, {})", len(w))
         y = dense(x, w, b)
@@ -287,7 +287,7 @@ class Dense(Layer):
         return y
 
     def backward(self, dy):
-        w = self.value(self.weight, self._shape)
+        w = self.value(self.weight, self._weight_shape)
         self.parameter_gradients(dy)
         return dense_input_gradient(self.recall(dy)[0], w)
 
@@ -314,7 +314,7 @@ def _create_parameters(layer: Conv2D | Dense, shape: Shape, generator: np.random
 
     Source: He et al., Delving Deep into Rectifiers (2015), equation 10 (gain 2, where a ReLU takes away half).
     """
-    layer._shape, fan_in, dtype = shape, prod(shape[:-1]), layer.dtype
+    layer._weight_shape, fan_in, dtype = shape, prod(shape[:-1]), layer.dtype
     weight = generator.normal(0, sqrt(gain / fan_in), shape).astype(dtype, copy=False)
     layer.weight = Parameter(f"{layer.name}.weight", weight, np.zeros(shape, dtype))
     layer.bias = Parameter(f"{layer.name}.bias", np.zeros(shape[-1], dtype), np.zeros(shape[-1], dtype))

@@ -18,9 +18,10 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
     array([[1, 1],
            [0, 1]])
     """
-    if any(np.size(given) and np.asarray(given).dtype.kind not in "biu" for given in (labels, predicted)):
+    labels, predicted = np.asarray(labels), np.asarray(predicted)
+    if any(array.size and array.dtype.kind not in "biu" for array in (labels, predicted)):
         raise ValueError("labels and predicted must be whole numbers")
-    labels, predicted = np.asarray(labels, np.intp), np.asarray(predicted, np.intp)
+    labels, predicted = labels.astype(np.intp), predicted.astype(np.intp)
     if len(labels) and not (0 <= min(labels.min(), predicted.min()) <= max(labels.max(), predicted.max()) < classes):
         raise ValueError(f"labels and predicted must be in 0 … {classes - 1}")
     cells = labels * classes + predicted

@@ -82,7 +82,7 @@ class BatchNorm(Layer):
         channels = input_shape[-1]
         self.gamma = Parameter(f"{self.name}.gamma", np.ones(channels, dtype), np.zeros(channels, dtype))
         self.beta = Parameter(f"{self.name}.beta", np.zeros(channels, dtype), np.zeros(channels, dtype))
-        self._parameters, self._shape = (self.gamma, self.beta), (channels,)
+        self._parameters, self._weight_shape = (self.gamma, self.beta), (channels,)
         self.running_mean, self.running_variance = np.zeros(channels, dtype), np.ones(channels, dtype)
         return input_shape
 
@@ -91,8 +91,8 @@ class BatchNorm(Layer):
 
     def forward_with_relu(self, x, training=False, relu=True) -> tuple[np.ndarray, np.ndarray | None]:
         """What a ReLU makes of forward(x), all at once; and in training what it would remember."""
-        gamma, beta, x = self.value(self.gamma, self._shape), self.value(self.beta, self._shape), np.asarray(x)
-        channels = len(gamma)
+        gamma, beta = self.value(self.gamma, self._weight_shape), self.value(self.beta, self._weight_shape)
+        x, channels = np.asarray(x), len(gamma)
         x = self._input(x, x.ndim >= 2 and x.shape[-1] == channels, "(..., {})", channels)
         rows = x.reshape(-1, channels)
         mean, variance = running = self._running(channels)
@@ -113,7 +113,7 @@ class BatchNorm(Layer):
         """active: of a ReLU behind this, to which dy came back; its own backward is done here as well."""
         dy, x, mean, sigma, frozen = self.recall(dy)
         dx, self.gamma.grad[:], self.beta.grad[:] = kernels.backward(
-            dy.reshape(x.shape), x, mean, sigma, self.value(self.gamma, self._shape), frozen, active
+            dy.reshape(x.shape), x, mean, sigma, self.value(self.gamma, self._weight_shape), frozen, active
         )
         return dx.reshape(dy.shape)
 

@@ -89,7 +89,7 @@ def backward(group: list[Layer], dy: np.ndarray) -> np.ndarray:
     if not _may(group) or not _went_together(group, dy):
         return backward(group[:-1], last.backward(dy))
     if isinstance(first, Conv2D):
-        w = first.value(first.weight, first._shape)
+        w = first.value(first.weight, first._weight_shape)
         dx, *gradients = pooled_convolution.backward(*_behind(group, dy), w, *_sizes(*_parts(group)[:2]))
         first.weight.grad[:], first.bias.grad[:] = gradients
         return dx
@@ -160,7 +160,7 @@ def _went_together(group: list[Layer], dy: np.ndarray) -> bool:
     """
     if not _pool_is_behind_relu(group):
         pools = [layer for layer in group if type(layer) is MaxPool2D]
-        return all(pool.remembered()[3:] == (pool.pool_size, pool.stride) for pool in pools)
+        return all(pool.remembered()[-2:] == (pool.pool_size, pool.stride) for pool in pools)
     (_, x), *others = group[0].remembered(), *(layer._memory for layer in group[1:])
     if not all(isinstance(later, Later) and later.x is x for later in others):
         return False
